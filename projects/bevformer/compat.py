@@ -1,0 +1,110 @@
+"""The only file that knows how versions of torch, mmcv and mmdet3d differ.
+
+Importing it makes `import mmdet3d` work; every module that uses mmdet3d imports this one first.
+"""
+
+import os
+import pickle
+import re
+import warnings
+
+import mmcv
+import torch
+from mmcv.utils import digit_version
+
+# mmdet3d 1.0.0rc6 refuses mmcv above this version; it runs on the ones below unchanged.
+_MMDET3D_NEWEST_MMCV = "1.7.0"
+TESTED_MMCV = ("1.6.0", "1.7.0", "1.7.2")
+
+
+def _import_mmdet3d():
+    """Import mmdet3d past its version gate; `mmcv.__version__` is true again afterwards."""
+    true_version = mmcv.__version__
+    if true_version not in TESTED_MMCV:
+        raise ImportError(
+            f"mmcv-full {true_version} is not one of {', '.join(TESTED_MMCV)}: run `make setup`, "
+            "or install the versions named in requirements.txt"
+        )
+    mmcv.__version__ = min(true_version, _MMDET3D_NEWEST_MMCV)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import mmdet3d.datasets
+            import mmdet3d.models  # noqa: F401
+    finally:
+        mmcv.__version__ = true_version
+
+
+_import_mmdet3d()
+
+
+class _PlainPickle:
+    """Stands in for the pickle module in `torch.load` of torch < 1.13: tensors and plain values only."""
+
+    _ALLOWED = {
+        ("collections", "OrderedDict"),
+        ("builtins", "set"),
+        ("torch", "Size"),
+        ("torch", "device"),
+        ("torch._utils", "_rebuild_parameter"),
+        ("torch._utils", "_rebuild_tensor"),
+        ("torch._utils", "_rebuild_tensor_v2"),
+    }
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module, name):
+            is_storage_or_dtype = module == "torch" and (
+                name.endswith("Storage") or isinstance(getattr(torch, name, None), torch.dtype)
+            )
+            if is_storage_or_dtype or (module, name) in _PlainPickle._ALLOWED:
+                return super().find_class(module, name)
+            raise pickle.UnpicklingError(f"Unsupported global: GLOBAL {module}.{name}")
+
+    @staticmethod
+    def load(file, **pickle_load_args):
+        return _PlainPickle.Unpickler(file, **pickle_load_args).load()
+
+
+def load_torch_file(path, map_location="cpu"):
+    """`torch.load` that never runs code from the file: tensors and plain Python values only.
+
+    Args:
+        path: a file that `torch.save` wrote.
+        map_location: as in `torch.load`.
+
+    Returns:
+        What the file holds.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is empty, truncated, not of torch, or holds other objects.
+    """
+    path = str(path)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"checkpoint {path} does not exist")
+    if digit_version(torch.__version__) >= digit_version("1.13.0"):
+        safely = {"weights_only": True}
+    else:
+        safely = {"pickle_module": _PlainPickle}
+    try:
+        return torch.load(path, map_location=map_location, **safely)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
+        if "GLOBAL" in str(error):
+            unsafe = re.search(r"GLOBAL ([\w.]+)", str(error))
+            raise ValueError(
+                f"checkpoint {path} holds a Python object ({unsafe.group(1) if unsafe else '?'}); "
+                "loading it could run code, so only tensors and plain values are read: save it again "
+                "with `meta` made of str, int, float, list and dict"
+            ) from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"checkpoint {path} cannot be read ({reason}): it is truncated or not a torch file; "
+            "copy or download it again"
+        ) from error
+
+
+def make_grad_scaler(**options):
+    """`GradScaler` for float16 training on CUDA; torch 2.3 moved it."""
+    if hasattr(getattr(torch, "amp", None), "GradScaler"):
+        return torch.amp.GradScaler("cuda", **options)
+    return torch.cuda.amp.GradScaler(**options)

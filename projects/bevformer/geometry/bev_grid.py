@@ -1,0 +1,55 @@
+"""The bird's-eye-view grid: where its cells lie.
+
+Shape legend: Q BEV queries (= Hb * Wb, row-major), D pillar heights.
+Row 0 lies at y_min, column 0 at x_min; rows grow with +y (forward), columns with +x (right).
+"""
+
+import torch
+from einops import rearrange, repeat
+
+
+def cell_centres(bev_h, bev_w, device=None):
+    """Centres of the BEV cells as fractions of the grid.
+
+    Args:
+        bev_h: rows of the grid, along y.
+        bev_w: columns of the grid, along x.
+        device: of the result.
+
+    Returns:
+        (Q, 2) float32 (x, y) in (0, 1); half a cell from the border at the ends.
+    """
+    y = (torch.arange(bev_h, dtype=torch.float32, device=device) + 0.5) / bev_h
+    x = (torch.arange(bev_w, dtype=torch.float32, device=device) + 0.5) / bev_w
+    grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
+    return rearrange(torch.stack((grid_x, grid_y), dim=-1), "h w xy -> (h w) xy")
+
+
+def pillar_points(bev_h, bev_w, num_heights, pc_range, device=None):
+    """Points on the vertical pillar over every BEV cell.
+
+    Args:
+        bev_h: rows of the grid, along y.
+        bev_w: columns of the grid, along x.
+        num_heights: D, points a pillar; they span z_min + 0.5 m to z_max - 0.5 m evenly.
+        pc_range: (x_min, y_min, z_min, x_max, y_max, z_max), metres, lidar frame.
+        device: of the result.
+
+    Returns:
+        (Q, D, 3) float32 metres, lidar frame.
+
+    Source: BEVFormer (arXiv 2203.17270), section 3.3; the heights are the official ones.
+    """
+    x_min, y_min, z_min, x_max, y_max, z_max = pc_range
+    height = z_max - z_min
+    z = torch.linspace(0.5, height - 0.5, num_heights, dtype=torch.float32, device=device) + z_min
+    extent = torch.tensor([x_max - x_min, y_max - y_min], dtype=torch.float32, device=device)
+    origin = torch.tensor([x_min, y_min], dtype=torch.float32, device=device)
+    xy = cell_centres(bev_h, bev_w, device) * extent + origin
+    return torch.cat(
+        (
+            repeat(xy, "q xy -> q d xy", d=num_heights),
+            repeat(z, "d -> q d 1", q=bev_h * bev_w),
+        ),
+        dim=-1,
+    )

@@ -1,0 +1,22 @@
+"""nn.Modules whose parameter names are those of the official checkpoints."""
+
+from .decoder_layer import BEVFormerDecoderLayer, CustomMSDeformableAttention
+from .deform_conv import TorchvisionDCNv2
+from .encoder_layer import BEVFormerLayer
+from .frame_context import CameraHits, FrameContext
+from .grid_mask import GridMask
+from .spatial_cross_attention import MSDeformableAttention3D, SpatialCrossAttention
+from .temporal_self_attention import TemporalSelfAttention
+
+__all__ = [
+    "BEVFormerDecoderLayer",
+    "BEVFormerLayer",
+    "CameraHits",
+    "CustomMSDeformableAttention",
+    "FrameContext",
+    "GridMask",
+    "MSDeformableAttention3D",
+    "SpatialCrossAttention",
+    "TemporalSelfAttention",
+    "TorchvisionDCNv2",
+]

@@ -1,0 +1,199 @@
+"""The BEVFormer detector: images of a queue of frames in, losses or boxes out.
+
+Shape legend: B batch, T frames, N cameras, L levels, C channels, Q BEV queries.
+"""
+
+import contextlib
+
+import torch
+from einops import rearrange
+from mmdet3d.core import bbox3d2result
+from mmdet3d.models.detectors import Base3DDetector
+from mmdet.models.builder import DETECTORS, build_backbone, build_head, build_neck
+
+from projects.bevformer.layers import GridMask
+
+from .temporal_memory import TemporalMemory
+
+
+@contextlib.contextmanager
+def frozen(module):
+    """Within it `module` is in eval mode and no gradient is recorded; afterwards all modes are as before."""
+    modes = {child: child.training for child in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for child, training in modes.items():
+            child.training = training
+
+
+@DETECTORS.register_module()
+class BEVFormer(Base3DDetector):
+    """Camera-only 3D detection with a temporal bird's-eye view.
+
+    Args:
+        img_backbone: config of the image backbone.
+        img_neck: config of the neck.
+        pts_bbox_head: config of the BEVFormerHead.
+        use_grid_mask: GridMask augmentation of the training images.
+        video_test_mode: carry the BEV from frame to frame at test time.
+        train_cfg: dict(pts=dict(assigner=...)).
+        test_cfg: dict(pts=...) or None.
+        pretrained: dict(img=URL or path) of backbone weights.
+
+    Attributes:
+        autocast_dtype: None, or the dtype under which forward runs in mixed precision.
+
+    Source: BEVFormer (arXiv 2203.17270).
+    """
+
+    def __init__(
+        self,
+        img_backbone,
+        img_neck,
+        pts_bbox_head,
+        use_grid_mask=False,
+        video_test_mode=False,
+        train_cfg=None,
+        test_cfg=None,
+        pretrained=None,
+        init_cfg=None,
+    ):
+        super().__init__(init_cfg)
+        if pretrained and pretrained.get("img"):
+            checkpoint = dict(type="Pretrained", checkpoint=pretrained["img"])
+            img_backbone = dict(img_backbone, init_cfg=checkpoint)
+        self.img_backbone = build_backbone(img_backbone)
+        self.img_neck = build_neck(img_neck)
+        self.pts_bbox_head = build_head(
+            dict(
+                pts_bbox_head,
+                train_cfg=train_cfg["pts"] if train_cfg else None,
+                test_cfg=test_cfg["pts"] if test_cfg else None,
+            )
+        )
+        self.use_grid_mask = use_grid_mask
+        self.grid_mask = GridMask()
+        self.video_test_mode = video_test_mode
+        self.memory = TemporalMemory()
+        self.autocast_dtype = None
+
+    def reset_memory(self):
+        """Forget the previous frames of all test streams."""
+        self.memory.reset()
+
+    def extract_feat(self, img, img_metas=None):
+        """Image features of one frame.
+
+        Args:
+            img: (B, N, 3, H, W).
+            img_metas: accepted because published code passes it.
+
+        Returns:
+            L tensors (B, N, C, h, w).
+        """
+        batch = img.shape[0]
+        images = rearrange(img, "b n c h w -> (b n) c h w")
+        if self.use_grid_mask:
+            images = self.grid_mask(images)
+        levels = self.img_neck(self.img_backbone(images))
+        return [rearrange(level, "(b n) c h w -> b n c h w", b=batch) for level in levels]
+
+    def forward(self, return_loss=True, img=None, img_metas=None, rescale=False, **ground_truth):
+        """Train or test, under autocast when `autocast_dtype` is set.
+
+        Args:
+            return_loss: train (True) or test (False).
+            img: training: (B, T, N, 3, H, W); testing: a list with one (B, N, 3, H, W) tensor.
+            img_metas: training: B dicts {0: meta, ..., T-1: meta}; testing: a list with B metas.
+            rescale: accepted because mmdet passes it; boxes are in metres.
+            ground_truth: training: gt_bboxes_3d and gt_labels_3d of the last frame.
+
+        Returns:
+            Training: dict of losses. Testing: B results, see `forward_test`.
+        """
+        device = (img if return_loss else img[0]).device.type
+        dtype = self.autocast_dtype
+        precision = torch.autocast(device, dtype=dtype) if dtype else contextlib.nullcontext()
+        with precision:
+            if return_loss:
+                return self.forward_train(img, img_metas, **ground_truth)
+            return self.forward_test(img, img_metas)
+
+    def forward_train(self, img, img_metas, gt_bboxes_3d, gt_labels_3d):
+        """Losses of the last frame of each queue; the frames before it only hand their BEV on.
+
+        Args:
+            img: (B, T, N, 3, H, W).
+            img_metas: B dicts {0: meta, ..., T-1: meta}; can_bus relative within the queue.
+            gt_bboxes_3d: B LiDARInstance3DBoxes with 9 columns.
+            gt_labels_3d: B (G,) long tensors.
+
+        Returns:
+            dict of losses.
+        """
+        history, current = img[:, :-1], img[:, -1]
+        prev_bev = self.obtain_history_bev(history, img_metas)
+        metas = [queue[img.shape[1] - 1] for queue in img_metas]
+        has_prev = [prev_bev is not None and bool(meta["prev_bev_exists"]) for meta in metas]
+        feats = self.extract_feat(current)
+        outputs = self.pts_bbox_head(feats, metas, prev_bev, has_prev=has_prev)
+        return self.pts_bbox_head.loss(gt_bboxes_3d, gt_labels_3d, outputs, img_metas=metas)
+
+    def obtain_history_bev(self, img, img_metas):
+        """BEV of the last history frame, in eval mode and without gradient.
+
+        Args:
+            img: (B, T - 1, N, 3, H, W) history frames.
+            img_metas: B dicts {0: meta, ...} of the queues.
+
+        Returns:
+            (B, Q, C), or None where there is no history.
+        """
+        prev_bev = None
+        with frozen(self):
+            for t in range(img.shape[1]):
+                metas = [queue[t] for queue in img_metas]
+                has_prev = [prev_bev is not None and bool(meta["prev_bev_exists"]) for meta in metas]
+                feats = self.extract_feat(img[:, t])
+                prev_bev = self.pts_bbox_head(
+                    feats, metas, prev_bev, only_bev=True, has_prev=has_prev
+                )
+        return prev_bev
+
+    def forward_test(self, img, img_metas):
+        """Boxes of the next frame of each stream.
+
+        Args:
+            img: a list with one (B, N, 3, H, W) tensor; test-time augmentation is not supported.
+            img_metas: a list with B metas; can_bus absolute, frames of a scene in time order.
+
+        Returns:
+            B dicts {"pts_bbox": {"boxes_3d", "scores_3d", "labels_3d"}} on the CPU.
+
+        Raises:
+            ValueError: more than one augmentation.
+        """
+        if len(img) != 1 or len(img_metas) != 1:
+            raise ValueError(f"BEVFormer tests one augmentation, got {len(img)}")
+        images, metas = img[0], img_metas[0]
+        if not self.video_test_mode:
+            self.memory.reset()
+        prev_bev, has_prev, relative_metas = self.memory.recall(metas)
+        feats = self.extract_feat(images)
+        outputs = self.pts_bbox_head(feats, relative_metas, prev_bev, has_prev=has_prev)
+        self.memory.remember(outputs["bev_embed"], metas)
+        return [
+            dict(pts_bbox=bbox3d2result(*boxes))
+            for boxes in self.pts_bbox_head.get_bboxes(outputs, relative_metas)
+        ]
+
+    def simple_test(self, img, img_metas, rescale=False):
+        """mmdet's name for testing one augmentation; arguments of one, see `forward_test`."""
+        return self.forward_test([img], [img_metas])
+
+    def aug_test(self, imgs, img_metas, rescale=False):
+        """Not supported; raises ValueError."""
+        return self.forward_test(imgs, img_metas)

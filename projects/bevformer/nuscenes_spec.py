@@ -1,0 +1,67 @@
+"""Names and orders that nuScenes and its detection benchmark fix; each defined once."""
+
+# Camera index: the row of `cams_embeds`, the order of `info["cams"]` and of every (B, N, ...) tensor.
+CAMERAS = (
+    "CAM_FRONT",
+    "CAM_FRONT_RIGHT",
+    "CAM_FRONT_LEFT",
+    "CAM_BACK",
+    "CAM_BACK_LEFT",
+    "CAM_BACK_RIGHT",
+)
+
+# Class index: the column of the classification logits.
+CLASSES = (
+    "car",
+    "truck",
+    "construction_vehicle",
+    "bus",
+    "trailer",
+    "barrier",
+    "motorcycle",
+    "bicycle",
+    "pedestrian",
+    "traffic_cone",
+)
+
+# Distance from the ego vehicle, metres, up to which the benchmark counts a class (detection_cvpr_2019).
+CLASS_RANGE = {
+    "car": 50.0,
+    "truck": 50.0,
+    "construction_vehicle": 50.0,
+    "bus": 50.0,
+    "trailer": 50.0,
+    "barrier": 30.0,
+    "motorcycle": 40.0,
+    "bicycle": 40.0,
+    "pedestrian": 40.0,
+    "traffic_cone": 30.0,
+}
+
+# nuScenes category -> detection class; categories that are not listed are not detected.
+CATEGORY_TO_CLASS = {
+    "movable_object.barrier": "barrier",
+    "vehicle.bicycle": "bicycle",
+    "vehicle.bus.bendy": "bus",
+    "vehicle.bus.rigid": "bus",
+    "vehicle.car": "car",
+    "vehicle.construction": "construction_vehicle",
+    "vehicle.motorcycle": "motorcycle",
+    "human.pedestrian.adult": "pedestrian",
+    "human.pedestrian.child": "pedestrian",
+    "human.pedestrian.construction_worker": "pedestrian",
+    "human.pedestrian.police_officer": "pedestrian",
+    "movable_object.trafficcone": "traffic_cone",
+    "vehicle.trailer": "trailer",
+    "vehicle.truck": "truck",
+}
+
+# Columns of the 18-number `can_bus` vector of an info or a meta (original_bevformer, section "can_bus").
+CAN_POSITION = slice(0, 3)  # metres, global frame; in a queue: minus the previous frame's
+CAN_ORIENTATION = slice(3, 7)  # quaternion w, x, y, z
+CAN_ACCELERATION = slice(7, 10)  # m/s^2
+CAN_ROTATION_RATE = slice(10, 13)  # rad/s
+CAN_VELOCITY = slice(13, 16)  # m/s
+CAN_YAW_RAD = 16  # absolute ego yaw in the global frame, [0, 2 pi)
+CAN_YAW_DEG = 17  # ego yaw in degrees; in a queue: minus the previous frame's
+CAN_SIZE = 18
