@@ -83,4 +83,3 @@ data = dict(
         box_type_3d="LiDAR",
     ),
 )
-evaluation = dict(interval=1, pipeline=test_pipeline)

@@ -6,8 +6,8 @@ _base_ = [
 ]
 model = dict(pts_bbox_head=dict(transformer=dict(rotate_center=[100, 100])))
 data = dict(
-    train=dict(can_bus_quaternion="official"),
-    val=dict(can_bus_quaternion="official"),
-    test=dict(can_bus_quaternion="official"),
+    train=dict(can_bus_quaternion="official", can_bus_message="official"),
+    val=dict(can_bus_quaternion="official", can_bus_message="official"),
+    test=dict(can_bus_quaternion="official", can_bus_message="official"),
 )
 load_from = "ckpts/r101_dcn_fcos3d_pretrain.pth"

@@ -7,6 +7,8 @@ import torch
 from einops import rearrange
 from torchvision.transforms.functional import InterpolationMode, rotate
 
+from .precision import full_precision
+
 
 def bev_shift(delta_xy_global, ego_yaw_rad, pc_range):
     """Ego translation since the previous frame as a fraction of the BEV grid.
@@ -59,10 +61,12 @@ def rotate_bev(bev, delta_yaw_deg, bev_hw, center=None):
         raise ValueError(
             f"bev {tuple(bev.shape)} does not fit a {bev_h}x{bev_w} grid and {len(delta_yaw_deg)} angles"
         )
-    maps = rearrange(bev, "b (h w) c -> b c h w", h=bev_h)
+    maps = rearrange(bev.float(), "b (h w) c -> b c h w", h=bev_h)
     center = None if center is None else [float(c) for c in center]
-    turned = [
-        rotate(sample, float(angle), interpolation=InterpolationMode.NEAREST, center=center)
-        for sample, angle in zip(maps, delta_yaw_deg)
-    ]
-    return rearrange(torch.stack(turned), "b c h w -> b (h w) c")
+    # torchvision computes the source cells by a matrix product: in half precision it is off by cells.
+    with full_precision(bev.device):
+        turned = [
+            rotate(sample, float(angle), interpolation=InterpolationMode.NEAREST, center=center)
+            for sample, angle in zip(maps, delta_yaw_deg)
+        ]
+    return rearrange(torch.stack(turned), "b c h w -> b (h w) c").to(bev.dtype)

@@ -5,6 +5,7 @@ from .deform_conv import TorchvisionDCNv2
 from .encoder_layer import BEVFormerLayer
 from .frame_context import CameraHits, FrameContext
 from .grid_mask import GridMask
+from .layer_norm import WeightPrecisionLayerNorm
 from .spatial_cross_attention import MSDeformableAttention3D, SpatialCrossAttention
 from .temporal_self_attention import TemporalSelfAttention
 
@@ -19,4 +20,5 @@ __all__ = [
     "SpatialCrossAttention",
     "TemporalSelfAttention",
     "TorchvisionDCNv2",
+    "WeightPrecisionLayerNorm",
 ]

@@ -1,6 +1,7 @@
 """One layer of the detection decoder, and its attention on the BEV map.
 
-Shape legend: B batch, O object queries, Q BEV queries (= Hb * Wb), C channels, M heads, P points.
+Shape legend: B batch, O object queries, R groups of them, Q BEV queries (= Hb * Wb),
+C channels, M heads, P points.
 """
 
 from einops import rearrange
@@ -119,13 +120,24 @@ class BEVFormerDecoderLayer(BaseModule):
         self.ffns = ModuleList([build_ffn(embed_dims, feedforward_channels, ffn_dropout)])
         self.norms = ModuleList([build_norm_layer(dict(type="LN"), embed_dims)[1] for _ in range(3)])
 
-    def forward(self, query, query_pos, bev, bev_hw, reference_xy):
-        """Refine the object queries; arguments as CustomMSDeformableAttention.forward.
+    def forward(self, query, query_pos, bev, bev_hw, reference_xy, num_groups=1):
+        """Refine the object queries.
+
+        Args:
+            query: (B, R * O, C) object queries.
+            query_pos: (B, R * O, C) their positional part.
+            bev: (B, Q, C) BEV features.
+            bev_hw: rows and columns of the BEV grid.
+            reference_xy: (B, R * O, 2) where each object is sought, fractions of the grid.
+            num_groups: R; queries attend to one another only within their group.
 
         Returns:
-            (B, O, C).
+            (B, R * O, C).
         """
         self_attention, bev_attention = self.attentions
-        query = self.norms[0](self_attention(query, query_pos=query_pos, key_pos=query_pos))
+        grouped = rearrange(query, "b (r o) c -> (b r) o c", r=num_groups)
+        grouped_pos = rearrange(query_pos, "b (r o) c -> (b r) o c", r=num_groups)
+        grouped = self_attention(grouped, query_pos=grouped_pos, key_pos=grouped_pos)
+        query = self.norms[0](rearrange(grouped, "(b r) o c -> b (r o) c", r=num_groups))
         query = self.norms[1](bev_attention(query, query_pos, bev, bev_hw, reference_xy))
         return self.norms[2](self.ffns[0](query))

@@ -1,12 +1,13 @@
 """The detection head: BEV and object queries, box branches, losses, boxes.
 
 Shape legend: B batch, N cameras, C channels, Q BEV queries (= Hb * Wb), O object queries,
-X decoder layers, K classes, G ground truths.
+R groups of object queries, X decoder layers, K classes, G ground truths.
 """
 
 import copy
 
 import torch
+from einops import rearrange
 from mmcv.cnn.bricks.transformer import build_positional_encoding
 from mmcv.runner import BaseModule
 from mmdet.core import build_assigner, build_bbox_coder, reduce_mean
@@ -24,9 +25,10 @@ from projects.bevformer.geometry.boxes import (
     new_to_old_boxes,
     old_to_new_boxes,
 )
+from projects.bevformer.layers import WeightPrecisionLayerNorm
 
 
-@HEADS.register_module()
+@HEADS.register_module(name=["BEVFormerHead", "BEVFormerHead_GroupDETR"])
 class BEVFormerHead(BaseModule):
     """Predicts boxes from multi-camera features.
 
@@ -52,8 +54,11 @@ class BEVFormerHead(BaseModule):
         sync_cls_avg_factor: average the number of positives over all processes.
         code_weights: 10 loss weights of the box code columns.
         num_reg_fcs: hidden layers of the branches.
+        group_detr: R. In training R groups of O queries each are matched on their own, which gives
+            every ground truth R positives; at test time only the first group is used.
 
-    Source: BEVFormer (arXiv 2203.17270), section 3.5; DETR3D (arXiv 2110.06922), section 3.3.
+    Source: BEVFormer (arXiv 2203.17270), section 3.5; DETR3D (arXiv 2110.06922), section 3.3;
+    Group DETR (arXiv 2207.13085).
     """
 
     def __init__(
@@ -76,6 +81,7 @@ class BEVFormerHead(BaseModule):
         sync_cls_avg_factor=False,
         code_weights=(1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2),
         num_reg_fcs=2,
+        group_detr=1,
         init_cfg=None,
     ):
         super().__init__(init_cfg)
@@ -90,6 +96,7 @@ class BEVFormerHead(BaseModule):
         self.num_classes = num_classes
         self.bev_h, self.bev_w = bev_h, bev_w
         self.num_query = num_query
+        self.group_detr = group_detr
         self.with_box_refine = with_box_refine
         self.sync_cls_avg_factor = sync_cls_avg_factor
         self.assigner = build_assigner(train_cfg["assigner"]) if train_cfg else None
@@ -101,7 +108,7 @@ class BEVFormerHead(BaseModule):
         self.transformer = build_transformer(transformer)
         self.positional_encoding = build_positional_encoding(positional_encoding)
         self.bev_embedding = nn.Embedding(bev_h * bev_w, in_channels)
-        self.query_embedding = nn.Embedding(num_query, in_channels * 2)
+        self.query_embedding = nn.Embedding(num_query * group_detr, in_channels * 2)
         self.code_weights = nn.Parameter(
             torch.tensor(code_weights, dtype=torch.float32), requires_grad=False
         )
@@ -131,8 +138,8 @@ class BEVFormerHead(BaseModule):
 
         Returns:
             (B, Q, C) BEV features if `only_bev`, else a dict: bev_embed (B, Q, C),
-            all_cls_scores (X, B, O, K) logits, all_bbox_preds (X, B, O, 10) box codes in metres,
-            old convention; the last two float32.
+            all_cls_scores (X, B, R * O, K) logits, all_bbox_preds (X, B, R * O, 10) box codes in
+            metres, old convention; the last two float32. R is 1 in eval mode.
         """
         batch = mlvl_feats[0].shape[0]
         if has_prev is None:
@@ -145,11 +152,13 @@ class BEVFormerHead(BaseModule):
         )
         if only_bev:
             return bev
+        num_groups = self.group_detr if self.training else 1
         states, references = self.transformer.decode(
             bev,
             bev_hw,
-            self.query_embedding.weight,
+            self.query_embedding.weight[: num_groups * self.num_query],
             self.reg_branches if self.with_box_refine else None,
+            num_groups,
         )
         return dict(
             bev_embed=bev,
@@ -192,22 +201,31 @@ class BEVFormerHead(BaseModule):
             others.
         """
         logits, codes = preds_dicts["all_cls_scores"], preds_dicts["all_bbox_preds"]
-        gt_boxes = [
-            new_to_old_boxes(torch.cat((boxes.gravity_center, boxes.tensor[:, 3:]), dim=1)).to(codes)
-            for boxes in gt_bboxes_list
-        ]
-        gt_labels = [labels.to(codes.device) for labels in gt_labels_list]
+        # Groups are matched like samples of their own: (X, B * R, O, ...).
+        num_groups = logits.shape[2] // self.num_query
+        logits = rearrange(logits, "x b (r o) k -> x (b r) o k", r=num_groups)
+        codes = rearrange(codes, "x b (r o) f -> x (b r) o f", r=num_groups)
+        gt_boxes, gt_labels = [], []
+        for boxes, labels in zip(gt_bboxes_list, gt_labels_list):
+            centred = torch.cat((boxes.gravity_center, boxes.tensor[:, 3:]), dim=1)
+            gt_boxes += [new_to_old_boxes(centred).to(codes)] * num_groups
+            gt_labels += [labels.to(codes.device)] * num_groups
         losses = {}
         last = len(logits) - 1
         for layer in range(len(logits)):
             prefix = "" if layer == last else f"d{layer}."
-            loss_cls, loss_bbox = self._layer_loss(logits[layer], codes[layer], gt_boxes, gt_labels)
+            loss_cls, loss_bbox = self._layer_loss(
+                logits[layer], codes[layer], gt_boxes, gt_labels, num_groups
+            )
             losses[prefix + "loss_cls"] = loss_cls
             losses[prefix + "loss_bbox"] = loss_bbox
         return losses
 
-    def _layer_loss(self, logits, codes, gt_boxes, gt_labels):
-        """Losses of one layer: (B, O, K) logits, (B, O, 10) codes, B (G, 9) boxes, B (G,) labels."""
+    def _layer_loss(self, logits, codes, gt_boxes, gt_labels, num_groups):
+        """Losses of one layer, the mean over the groups.
+
+        (B * R, O, K) logits, (B * R, O, 10) codes, B * R (G, 9) boxes and (G,) labels; R groups.
+        """
         background = self.num_classes
         target_labels = torch.full(logits.shape[:2], background, device=logits.device)  # (B, O)
         matched_codes, matched_targets = [], []
@@ -219,11 +237,11 @@ class BEVFormerHead(BaseModule):
         matched_codes = torch.cat(matched_codes)  # (sum of G, 10)
         matched_targets = torch.cat(matched_targets)
 
-        num_matched = logits.new_tensor([float(len(matched_codes))])
+        num_matched = logits.new_tensor([len(matched_codes) / num_groups])  # of one group
         mean_matched = reduce_mean(num_matched).clamp(min=1).item()
         cls_factor = mean_matched if self.sync_cls_avg_factor else max(num_matched.item(), 1.0)
         loss_cls = self.loss_cls(
-            logits.flatten(0, 1), target_labels.flatten(), avg_factor=cls_factor
+            logits.flatten(0, 1), target_labels.flatten(), avg_factor=cls_factor * num_groups
         )
         # A ground truth with an unknown (NaN) velocity or a zero size teaches no box.
         finite = torch.isfinite(matched_targets).all(dim=-1)
@@ -231,7 +249,7 @@ class BEVFormerHead(BaseModule):
             matched_codes[finite],
             matched_targets[finite],
             self.code_weights.expand_as(matched_targets[finite]),
-            avg_factor=mean_matched,
+            avg_factor=mean_matched * num_groups,
         )
         return torch.nan_to_num(loss_cls), torch.nan_to_num(loss_bbox)
 
@@ -266,7 +284,11 @@ def _torch_only(loss_cls):
 def _cls_branch(channels, num_fcs, num_classes):
     layers = []
     for _ in range(num_fcs):
-        layers += [nn.Linear(channels, channels), nn.LayerNorm(channels), nn.ReLU(inplace=True)]
+        layers += [
+            nn.Linear(channels, channels),
+            WeightPrecisionLayerNorm(channels),
+            nn.ReLU(inplace=True),
+        ]
     return nn.Sequential(*layers, nn.Linear(channels, num_classes))
 
 

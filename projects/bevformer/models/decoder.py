@@ -34,7 +34,9 @@ class DetectionTransformerDecoder(BaseModule):
             layer_cfg["type"] = "BEVFormerDecoderLayer"
         self.layers = ModuleList([build_transformer_layer(layer_cfg) for _ in range(num_layers)])
 
-    def forward(self, query, query_pos, bev, bev_hw, reference_points, reg_branches):
+    def forward(
+        self, query, query_pos, bev, bev_hw, reference_points, reg_branches, num_groups=1
+    ):
         """Decode.
 
         Args:
@@ -44,6 +46,7 @@ class DetectionTransformerDecoder(BaseModule):
             bev_hw: rows and columns of the BEV grid.
             reference_points: (B, O, 3) x, y, z as fractions of the detection range.
             reg_branches: X modules that predict a box code from (B, O, C), or None for no refinement.
+            num_groups: the queries attend to one another only within each of so many groups.
 
         Returns:
             states: (X, B, O, C) queries after each layer.
@@ -52,7 +55,7 @@ class DetectionTransformerDecoder(BaseModule):
         states, references = [], []
         for i, layer in enumerate(self.layers):
             references.append(reference_points)
-            query = layer(query, query_pos, bev, bev_hw, reference_points[..., :2])
+            query = layer(query, query_pos, bev, bev_hw, reference_points[..., :2], num_groups)
             states.append(query)
             if reg_branches is not None:
                 update = reg_branches[i](query)[..., [CX, CY, CZ]].float()

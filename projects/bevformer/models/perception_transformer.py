@@ -13,7 +13,19 @@ from mmdet.models.utils.builder import TRANSFORMER
 from torch import nn
 
 from projects.bevformer.geometry.ego_motion import bev_shift, rotate_bev
+from projects.bevformer.layers import (
+    CustomMSDeformableAttention,
+    MSDeformableAttention3D,
+    TemporalSelfAttention,
+    WeightPrecisionLayerNorm,
+)
 from projects.bevformer.nuscenes_spec import CAN_POSITION, CAN_SIZE, CAN_YAW_DEG, CAN_YAW_RAD
+
+_SELF_INITIALISING = (
+    TemporalSelfAttention,
+    MSDeformableAttention3D,
+    CustomMSDeformableAttention,
+)
 
 
 @TRANSFORMER.register_module()
@@ -73,17 +85,21 @@ class PerceptionTransformer(BaseModule):
             nn.ReLU(),
         )
         if can_bus_norm:
-            self.can_bus_mlp.add_module("norm", nn.LayerNorm(embed_dims))
-        self._init_embeddings()
+            self.can_bus_mlp.add_module("norm", WeightPrecisionLayerNorm(embed_dims))
+        self.init_weights()
 
-    def _init_embeddings(self):
+    def init_weights(self):
+        """Xavier for every matrix, then what the deformable attentions and embeddings want."""
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+        for module in self.modules():
+            if isinstance(module, _SELF_INITIALISING):
+                module.init_weights()
         nn.init.normal_(self.level_embeds)
         nn.init.normal_(self.cams_embeds)
-        nn.init.xavier_uniform_(self.reference_points.weight)
-        nn.init.zeros_(self.reference_points.bias)
-        for module in self.can_bus_mlp:
+        for module in (self.reference_points, *self.can_bus_mlp):
             if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
 
     def get_bev_features(self, feats, bev_queries, bev_pos, bev_hw, img_metas, prev_bev, has_prev):
@@ -147,7 +163,7 @@ class PerceptionTransformer(BaseModule):
             flat.append(tokens + self.level_embeds[level].to(tokens.dtype))
         return torch.cat(flat, dim=2), shapes
 
-    def decode(self, bev, bev_hw, object_queries, reg_branches):
+    def decode(self, bev, bev_hw, object_queries, reg_branches, num_groups=1):
         """Decode objects from a BEV.
 
         Args:
@@ -155,6 +171,7 @@ class PerceptionTransformer(BaseModule):
             bev_hw: rows and columns of the BEV grid.
             object_queries: (O, 2C) learned: positional part, then content part.
             reg_branches: X modules, or None for no refinement.
+            num_groups: the queries attend to one another only within each of so many groups.
 
         Returns:
             states: (X, B, O, C) object states after each layer.
@@ -163,7 +180,9 @@ class PerceptionTransformer(BaseModule):
         batch = bev.shape[0]
         query_pos, query = repeat(object_queries, "o c -> b o c", b=batch).chunk(2, dim=-1)
         reference_points = self.reference_points(query_pos).float().sigmoid()
-        return self.decoder(query, query_pos, bev, bev_hw, reference_points, reg_branches)
+        return self.decoder(
+            query, query_pos, bev, bev_hw, reference_points, reg_branches, num_groups
+        )
 
 
 def _stack_lidar2img(img_metas):

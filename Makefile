@@ -1,0 +1,36 @@
+# make setup | demo | test | lint | clean          PYTHON=/path/to/python3.8 chooses another stack
+#
+# The default python3 gets .venv; a named one gets its own .venv-X.Y beside it.
+PYTHON ?= python3
+ifeq ($(origin PYTHON),command line)
+VENV := .venv-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+else
+VENV := .venv
+endif
+RUN := $(VENV)/bin/python
+DEMO := work_dirs/demo
+
+.PHONY: setup demo test lint clean help
+
+help:
+	@sed -n '1,3s/^# //p' Makefile
+
+setup:
+	@bash requirements/install.sh "$(PYTHON)" "$(VENV)"
+
+# A synthetic data set, its info files, training from the demo weights, evaluation, pictures.
+demo: setup
+	@$(RUN) tools/demo.py --work-dir $(DEMO) $(if $(FROM_SCRATCH),--from-scratch)
+
+test: setup
+	@$(RUN) -m pytest $(TESTS)
+
+lint: setup
+	@$(RUN) -m pip install -q -r requirements/lint.txt
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m codespell_lib README.md docs configs projects tools tests
+	@$(RUN) -m mypy
+
+clean:
+	rm -rf .venv .venv-3.* .cache build *.egg-info

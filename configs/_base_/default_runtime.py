@@ -1,0 +1,17 @@
+# Logs, checkpoints and processes; the same for every recipe.
+checkpoint_config = dict(interval=1)
+log_config = dict(
+    interval=50,
+    hooks=[dict(type="TextLoggerHook"), dict(type="TensorboardLoggerHook")],
+)
+evaluation = dict(interval=1)
+log_level = "INFO"
+load_from = None
+resume_from = None
+workflow = [("train", 1)]
+find_unused_parameters = False
+# float32 unless a config says fp16 = dict(loss_scale="dynamic", dtype="float16"): mixed precision.
+# Data workers: forked, one OpenCV thread each.
+mp_start_method = "fork"
+opencv_num_threads = 0
+custom_imports = dict(imports=["projects.bevformer.plugin"], allow_failed_imports=False)

@@ -1,0 +1,148 @@
+"""Info files: what a frame's record must hold, and which box convention it speaks.
+
+docs/data_format.md lists the fields.
+"""
+
+import os.path as osp
+import pickle
+
+import numpy as np
+
+from projects.bevformer.geometry.boxes import (
+    BOX_CONVENTION_NEW,
+    BOX_CONVENTION_OLD,
+    old_to_new_boxes,
+)
+from projects.bevformer.nuscenes_spec import CAMERAS, CAN_SIZE
+
+_REQUIRED_FIELDS = (
+    "token",
+    "prev",
+    "next",
+    "scene_token",
+    "timestamp",
+    "lidar_path",
+    "cams",
+    "can_bus",
+    "lidar2ego_translation",
+    "lidar2ego_rotation",
+    "ego2global_translation",
+    "ego2global_rotation",
+)
+# What pickle raises on a truncated or foreign file, and looking into something that is not a dict.
+_NOT_AN_INFO_FILE = (
+    pickle.UnpicklingError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ImportError,
+)
+# Classes whose boxes are plainly longer than wide: they tell the conventions apart.
+_LONG_CLASSES = ("car", "truck", "bus")
+_CLEARLY_LONGER = 1.2
+
+
+def load_infos(path):
+    """Read an info file, check it, and bring its boxes to the convention of mmdet3d 1.0.0rc6.
+
+    Args:
+        path: `{tag}_infos_temporal_{train,val,test}.pkl`, written by tools/create_data.py or by the
+            original BEVFormer's.
+
+    Returns:
+        infos: list of dicts, scene after scene in time order; boxes are "lwh_yaw".
+        metadata: the file's own metadata; "box_convention" is "lwh_yaw".
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not an info file, a field is missing, a sample occurs twice, or the box convention
+            is neither stamped nor recognisable.
+    """
+    if not osp.isfile(path):
+        raise FileNotFoundError(
+            f"info file {path} does not exist: write it with tools/create_data.py, or check ann_file"
+        )
+    try:
+        with open(path, "rb") as file:
+            content = pickle.load(file)
+        infos, metadata = content["infos"], content["metadata"]
+        metadata = dict(metadata, version=metadata["version"])
+    except _NOT_AN_INFO_FILE as error:
+        raise ValueError(
+            f'{path} is not an info file {{"infos": [...], "metadata": {{"version": ...}}}} '
+            f"({type(error).__name__}: {error}): write it again with tools/create_data.py"
+        ) from error
+
+    _check_fields(infos, path)
+    if _box_convention(infos, metadata, path) == BOX_CONVENTION_OLD:
+        for info in infos:
+            if "gt_boxes" in info:
+                info["gt_boxes"] = old_to_new_boxes(info["gt_boxes"])
+    metadata["box_convention"] = BOX_CONVENTION_NEW
+    return _in_scene_order(infos), metadata
+
+
+def _check_fields(infos, path):
+    tokens = set()
+    for position, info in enumerate(infos):
+        missing = [field for field in _REQUIRED_FIELDS if field not in info]
+        missing += [camera for camera in CAMERAS if camera not in info.get("cams", ())]
+        if missing:
+            raise ValueError(
+                f"{path}: frame {position} has no {', '.join(missing)}: an info file of stock mmdet3d "
+                "does not do; write it with tools/create_data.py"
+            )
+        if len(info["can_bus"]) != CAN_SIZE:
+            raise ValueError(
+                f"{path}: can_bus of frame {position} has {len(info['can_bus'])} numbers, "
+                f"not {CAN_SIZE}: write the file again with tools/create_data.py"
+            )
+        if info["token"] in tokens:
+            raise ValueError(f"{path}: sample {info['token']} occurs twice")
+        tokens.add(info["token"])
+
+
+def _box_convention(infos, metadata, path):
+    """The stamp where there is one, else what the boxes of long vehicles say."""
+    known = (BOX_CONVENTION_NEW, BOX_CONVENTION_OLD)
+    stamp = metadata.get("box_convention")
+    if stamp is not None:
+        if stamp not in known:
+            raise ValueError(f'{path}: metadata["box_convention"] is {stamp!r}, not one of {known}')
+        return stamp
+
+    if not any(len(info.get("gt_boxes", ())) for info in infos):
+        return BOX_CONVENTION_NEW  # no box, nothing to convert
+    long_boxes = np.concatenate(
+        [
+            info["gt_boxes"][np.isin(info["gt_names"], _LONG_CLASSES)]
+            for info in infos
+            if len(info.get("gt_boxes", ()))
+        ]
+    )
+    ratio = (long_boxes[:, 3] / long_boxes[:, 4]).mean() if len(long_boxes) else 1.0
+    if ratio > _CLEARLY_LONGER:
+        return BOX_CONVENTION_NEW
+    if ratio < 1 / _CLEARLY_LONGER:
+        return BOX_CONVENTION_OLD
+    raise ValueError(
+        f"{path} does not say its box convention, and no car, truck or bus in it tells: set "
+        f'metadata["box_convention"] to "{BOX_CONVENTION_NEW}" (mmdet3d >= 1.0: x, y, z, l, w, h, yaw) '
+        f'or "{BOX_CONVENTION_OLD}" (mmdet3d <= 0.17: x, y, z, w, l, h, -yaw - pi/2), '
+        "or write the file again with tools/create_data.py"
+    )
+
+
+def _in_scene_order(infos):
+    """Scene after scene, each in time order: a temporal model must never see two scenes interleave."""
+    scene_start = {}
+    for info in infos:
+        start = scene_start.get(info["scene_token"], info["timestamp"])
+        scene_start[info["scene_token"]] = min(start, info["timestamp"])
+
+    def scene_then_time(info):
+        return scene_start[info["scene_token"]], info["scene_token"], info["timestamp"]
+
+    return sorted(infos, key=scene_then_time)

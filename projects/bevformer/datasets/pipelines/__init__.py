@@ -1,0 +1,28 @@
+"""Pipeline steps under the names that the published configs use.
+
+Every step takes and returns the dict of one frame. `img` is a list of N (H, W, 3) arrays, one a camera;
+`lidar2img` and `cam2img` are lists of N (4, 4) arrays that follow the images through scaling.
+No step edits an array that it was given.
+"""
+
+from projects.bevformer.datasets.pipelines.color import (
+    NormalizeMultiviewImage,
+    PhotoMetricDistortionMultiViewImage,
+)
+from projects.bevformer.datasets.pipelines.format import CustomCollect3D
+from projects.bevformer.datasets.pipelines.loading import LoadMultiViewImageFromFiles
+from projects.bevformer.datasets.pipelines.objects import ObjectRangeFilter
+from projects.bevformer.datasets.pipelines.size import (
+    PadMultiViewImage,
+    RandomScaleImageMultiViewImage,
+)
+
+__all__ = [
+    "CustomCollect3D",
+    "LoadMultiViewImageFromFiles",
+    "NormalizeMultiviewImage",
+    "ObjectRangeFilter",
+    "PadMultiViewImage",
+    "PhotoMetricDistortionMultiViewImage",
+    "RandomScaleImageMultiViewImage",
+]

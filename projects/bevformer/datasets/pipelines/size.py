@@ -1,0 +1,100 @@
+"""Steps that change the size of the images, and the camera matrices with it."""
+
+import mmcv
+import numpy as np
+from mmdet3d.datasets.builder import PIPELINES
+
+
+@PIPELINES.register_module()
+class RandomScaleImageMultiViewImage:
+    """Scale all images by one factor.
+
+    The published name says random, the published recipes give one factor: frames of a queue must
+    have one size.
+
+    Args:
+        scales: a list with the one factor.
+
+    Raises:
+        ValueError: not exactly one factor.
+    """
+
+    def __init__(self, scales):
+        if len(scales) != 1:
+            raise ValueError(
+                f"RandomScaleImageMultiViewImage takes one scale, got {scales}: "
+                "the frames of a queue must have one size"
+            )
+        self.scale = scales[0]
+
+    def __call__(self, results):
+        """Scale `img`, and scale the pixel rows of `lidar2img` and `cam2img` to match."""
+        height, width = results["img"][0].shape[:2]
+        new_height, new_width = int(height * self.scale), int(width * self.scale)
+        results["img"] = [mmcv.imresize(image, (new_width, new_height)) for image in results["img"]]
+        # The true ratios, in case the size was rounded.
+        scaling = np.diag([new_width / width, new_height / height, 1.0, 1.0])
+        for key in ("lidar2img", "cam2img"):
+            results[key] = [scaling @ matrix for matrix in results[key]]
+        shapes = [image.shape for image in results["img"]]
+        results["img_shape"] = results["ori_shape"] = results["pad_shape"] = shapes
+        return results
+
+    def __repr__(self):
+        return f"RandomScaleImageMultiViewImage(scales=[{self.scale}])"
+
+
+@PIPELINES.register_module()
+class PadMultiViewImage:
+    """Pad all images at the right and at the bottom; pixel coordinates do not move.
+
+    Args:
+        size: (height, width) of the result, or None.
+        size_divisor: the height and width of the result are multiples of it, or None.
+        pad_val: value of the new pixels, all channels.
+
+    Raises:
+        ValueError: not exactly one of `size` and `size_divisor`.
+    """
+
+    def __init__(self, size=None, size_divisor=None, pad_val=0):
+        if (size is None) == (size_divisor is None):
+            raise ValueError("PadMultiViewImage takes either size or size_divisor")
+        self.size = size
+        self.size_divisor = size_divisor
+        self.pad_val = pad_val
+
+    def __call__(self, results):
+        """Pad `img`; `ori_shape` is the size before, `img_shape` and `pad_shape` the size after.
+
+        The network divides pixel coordinates by `img_shape`.
+
+        Raises:
+            ValueError: an image is larger than `size`.
+        """
+        images = results["img"]
+        pad_val = (self.pad_val,) * 3  # OpenCV takes a single number for the first channel only
+        if self.size is None:
+            padded = [
+                mmcv.impad_to_multiple(image, self.size_divisor, pad_val=pad_val)
+                for image in images
+            ]
+        else:
+            height, width = images[0].shape[:2]
+            if height > self.size[0] or width > self.size[1]:
+                raise ValueError(
+                    f"PadMultiViewImage(size={self.size}) got an image of {(height, width)}"
+                )
+            padded = [mmcv.impad(image, shape=self.size, pad_val=pad_val) for image in images]
+        results["img"] = padded
+        results["ori_shape"] = [image.shape for image in images]
+        results["img_shape"] = results["pad_shape"] = [image.shape for image in padded]
+        results["pad_fixed_size"] = self.size
+        results["pad_size_divisor"] = self.size_divisor
+        return results
+
+    def __repr__(self):
+        return (
+            f"PadMultiViewImage(size={self.size}, size_divisor={self.size_divisor}, "
+            f"pad_val={self.pad_val})"
+        )

@@ -1,0 +1,99 @@
+"""Which frames a process reads, and in which order."""
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+
+class SceneSampler(Sampler):
+    """Whole scenes, in time order, for evaluation with a temporal model.
+
+    Each rank gets a contiguous run of scenes, so no scene is cut and one process or many give the
+    same predictions. Runs are balanced by number of frames; with more ranks than scenes some are empty.
+
+    Args:
+        dataset: has `data_infos`, scene after scene in time order.
+        rank: index of this process.
+        world_size: number of processes.
+
+    Raises:
+        ValueError: rank out of range, or the frames of a scene are not contiguous.
+    """
+
+    def __init__(self, dataset, rank=0, world_size=1):
+        _check_rank(rank, world_size)
+        scenes = _split_by_scene([info["scene_token"] for info in dataset.data_infos])
+        # A scene goes to the rank in whose share of all frames its middle lies.
+        total = len(dataset.data_infos)
+        self.indices = [
+            index
+            for scene in scenes
+            if (scene[0] + len(scene) / 2) * world_size // total == rank
+            for index in scene
+        ]
+
+    def __iter__(self):
+        return iter(self.indices)
+
+    def __len__(self):
+        return len(self.indices)
+
+
+class EpochShuffleSampler(Sampler):
+    """All frames once an epoch, shuffled by (seed, epoch), shared out among processes, for training.
+
+    Every rank gets the same number of frames; where the total does not divide, the first frames of the
+    epoch's order are read twice.
+
+    Args:
+        dataset: has a length.
+        rank: index of this process.
+        world_size: number of processes.
+        seed: the same on all ranks.
+
+    Raises:
+        ValueError: rank out of range, or an empty dataset.
+    """
+
+    def __init__(self, dataset, rank=0, world_size=1, seed=0):
+        _check_rank(rank, world_size)
+        if len(dataset) == 0:
+            raise ValueError("the dataset is empty: nothing to sample")
+        self.size = len(dataset)
+        self.rank = rank
+        self.world_size = world_size
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch):
+        """Choose the order of the next iteration."""
+        self.epoch = epoch
+
+    def __iter__(self):
+        generator = torch.Generator()
+        generator.manual_seed(self.seed + self.epoch)
+        order = torch.randperm(self.size, generator=generator).numpy()
+        padded = np.resize(order, len(self) * self.world_size)
+        return iter(padded[self.rank :: self.world_size].tolist())
+
+    def __len__(self):
+        return -(-self.size // self.world_size)
+
+
+def _check_rank(rank, world_size):
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} is not in 0 ... world_size - 1 = {world_size - 1}")
+
+
+def _split_by_scene(scene_tokens):
+    """Runs of equal tokens as ranges of indices."""
+    starts = [
+        index
+        for index, token in enumerate(scene_tokens)
+        if index == 0 or token != scene_tokens[index - 1]
+    ]
+    if len(starts) != len(set(scene_tokens)):
+        raise ValueError(
+            "the frames of a scene are not contiguous: sort data_infos by scene and time"
+        )
+    return [range(start, end) for start, end in zip(starts, starts[1:] + [len(scene_tokens)])]

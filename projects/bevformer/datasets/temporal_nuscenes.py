@@ -1,0 +1,389 @@
+"""nuScenes as queues of frames for training, and frame by frame in time order for testing.
+
+Shape legend: T frames, N cameras, H height, W width, G ground truths.
+"""
+
+import os.path as osp
+import tempfile
+
+import numpy as np
+import torch
+from mmcv.parallel import DataContainer
+from mmdet3d.core.bbox import LiDARInstance3DBoxes
+from mmdet3d.datasets import NuScenesDataset
+from mmdet3d.datasets.builder import DATASETS
+from mmdet3d.utils import get_root_logger
+from scipy.spatial.transform import Rotation
+
+from projects.bevformer.datasets.can_bus import CAN_MOTION
+from projects.bevformer.datasets.evaluation import evaluate_result_file, write_result_file
+from projects.bevformer.datasets.infos import load_infos
+from projects.bevformer.nuscenes_spec import (
+    CAMERAS,
+    CAN_ORIENTATION,
+    CAN_POSITION,
+    CAN_YAW_DEG,
+    CAN_YAW_RAD,
+)
+
+CAMERA_MODALITY = {
+    "use_camera": True,
+    "use_lidar": False,
+    "use_radar": False,
+    "use_map": False,
+    "use_external": False,
+}
+# A class list or a range that leaves nothing would otherwise draw for ever.
+_MAX_REDRAWS = 100
+
+
+@DATASETS.register_module(name=["TemporalNuScenesDataset", "CustomNuScenesDataset"])
+class TemporalNuScenesDataset(NuScenesDataset):
+    """nuScenes for a temporal camera model.
+
+    A training item is a queue of T frames with the annotations of the last one; a test item is one
+    frame, and items follow each other scene after scene in time order. Info records are never edited.
+
+    Args:
+        ann_file: info file, see `load_infos`.
+        pipeline: list of step configs.
+        data_root: folder that the paths in the info file are relative to.
+        classes: class names in the order of the logits; nuScenes' where None.
+        queue_length: T; T - 1 history frames and the current one. 1 is a model without time.
+        bev_size: read by no one; published configs pass it.
+        load_interval: take every so many-th frame.
+        with_velocity: boxes have 9 columns instead of 7.
+        modality: written into result files; camera where None.
+        box_type_3d: as in mmdet3d.
+        filter_empty_gt: in training, draw another frame for a current frame without objects.
+            History frames need none.
+        test_mode: items are test items.
+        eval_version: devkit's evaluation config.
+        use_valid_flag: keep objects with lidar or radar points, else those with lidar points.
+        can_bus_quaternion: "wxyz" writes the ego orientation into `can_bus`; "official" writes w four
+            times, which the official weights were trained on.
+        can_bus_message: "same" takes acceleration, rotation rate and velocity from the CAN message of
+            the position; "official" from the message after, which the official weights were trained on.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load_infos`; no frames; unknown option.
+
+    Source: BEVFormer (arXiv 2203.17270), section 3.5 (training queue).
+    """
+
+    def __init__(
+        self,
+        ann_file,
+        pipeline=None,
+        data_root=None,
+        classes=None,
+        queue_length=4,
+        bev_size=None,
+        load_interval=1,
+        with_velocity=True,
+        modality=None,
+        box_type_3d="LiDAR",
+        filter_empty_gt=True,
+        test_mode=False,
+        eval_version="detection_cvpr_2019",
+        use_valid_flag=False,
+        can_bus_quaternion="wxyz",
+        can_bus_message="same",
+    ):
+        if queue_length < 1:
+            raise ValueError(f"queue_length must be 1 or more, got {queue_length}")
+        _check_option("can_bus_quaternion", can_bus_quaternion, ("wxyz", "official"))
+        _check_option("can_bus_message", can_bus_message, ("same", "official"))
+        if not osp.isfile(ann_file):
+            load_infos(ann_file)  # says what is missing; the parent's message does not
+        self.queue_length = queue_length
+        self.can_bus_quaternion = can_bus_quaternion
+        self.can_bus_message = can_bus_message
+        super().__init__(
+            ann_file=ann_file,
+            pipeline=pipeline,
+            data_root=data_root,
+            classes=classes,
+            load_interval=load_interval,
+            with_velocity=with_velocity,
+            modality=CAMERA_MODALITY if modality is None else modality,
+            box_type_3d=box_type_3d,
+            filter_empty_gt=filter_empty_gt,
+            test_mode=test_mode,
+            eval_version=eval_version,
+            use_valid_flag=use_valid_flag,
+        )
+        # The devkit keeps a dict view here, which spawned workers cannot pickle.
+        self.eval_detection_configs.class_names = list(self.eval_detection_configs.class_names)
+
+    def load_annotations(self, ann_file):
+        """Read `self.ann_file`; called by the parent, with the opened file.
+
+        Returns:
+            list of info dicts, scene after scene in time order, every `load_interval`-th.
+        """
+        infos, self.metadata = load_infos(self.ann_file)
+        if not infos:
+            raise ValueError(
+                f"{self.ann_file} holds no frames: no scene of that split was in the tables "
+                "when tools/create_data.py wrote it"
+            )
+        self.version = self.metadata["version"]
+        self._check_can_bus_message(infos)
+        return infos[:: self.load_interval]
+
+    def _check_can_bus_message(self, infos):
+        """The original's info files mix two CAN messages, and cannot be unmixed."""
+        if self.can_bus_message == "same" and "can_bus_motion_after" not in infos[0]:
+            get_root_logger().warning(
+                f"{self.ann_file} was not written by this project: its can_bus takes acceleration, "
+                "rotation rate and velocity from the CAN message after the key frame, although "
+                'can_bus_message="same"; tools/create_data.py writes both'
+            )
+
+    def __getitem__(self, index):
+        """A training queue or a test frame.
+
+        Raises:
+            ValueError: no drawn frame has an object.
+        """
+        if self.test_mode:
+            return self.prepare_test_data(index)
+        for _ in range(_MAX_REDRAWS):
+            example = self.prepare_train_data(index)
+            if example is not None:
+                return example
+            index = self._rand_another(index)
+        raise ValueError(
+            f"{_MAX_REDRAWS} frames of {self.ann_file} in a row have no object left: check classes, "
+            "point_cloud_range, use_valid_flag, or set filter_empty_gt=False"
+        )
+
+    def prepare_train_data(self, index):
+        """A queue of T frames that ends with frame `index`.
+
+        Returns:
+            None where the current frame has no object and `filter_empty_gt` is set, else a dict:
+            img: DataContainer of (T, N, 3, H, W) float32.
+            img_metas: DataContainer of {0: meta, ..., T - 1: meta}; `can_bus` holds the deltas to the
+                frame before in the queue, `prev_bev_exists` says whether that is of the same scene.
+            gt_bboxes_3d, gt_labels_3d: DataContainers; objects of the last frame.
+        """
+        current = self._run_pipeline(index)
+        if self.filter_empty_gt and not (current["gt_labels_3d"].data != -1).any():
+            return None
+        queue = [self._run_pipeline(i) for i in self._history_indices(index)]
+        queue.append(current)
+
+        example = dict(current)
+        example["img"] = DataContainer(torch.stack([f["img"].data for f in queue]), stack=True)
+        metas = relative_metas([frame["img_metas"].data for frame in queue])
+        example["img_metas"] = DataContainer(dict(enumerate(metas)), cpu_only=True)
+        return example
+
+    def prepare_test_data(self, index):
+        """One frame; `can_bus` is absolute, the model takes the differences."""
+        return self._run_pipeline(index)
+
+    def _run_pipeline(self, index):
+        frame = self.get_data_info(index)
+        self.pre_pipeline(frame)
+        return self.pipeline(frame)
+
+    def _history_indices(self, index):
+        """T - 1 of the T frames before `index`, in time order; frame 0 stands for those before it."""
+        before = np.arange(index - self.queue_length, index)
+        chosen = np.random.choice(before, self.queue_length - 1, replace=False)
+        return np.sort(chosen).clip(min=0).tolist()
+
+    def get_data_info(self, index):
+        """What the pipeline starts from, all of it new objects.
+
+        Returns:
+            dict of sample_idx, prev_idx, next_idx (sample tokens), scene_token, frame_idx,
+            timestamp (s), pts_filename, can_bus (18,), img_filename (N paths),
+            lidar2img, lidar2cam, cam2img (N (4, 4) float64 each); in training also ann_info.
+        """
+        info = self.data_infos[index]
+        frame = {
+            "sample_idx": info["token"],
+            "prev_idx": info["prev"],
+            "next_idx": info["next"],
+            "scene_token": info["scene_token"],
+            "frame_idx": info.get("frame_idx"),
+            "timestamp": info["timestamp"] / 1e6,
+            "pts_filename": self._join_root(info["lidar_path"]),
+            "can_bus": self._can_bus(info),
+        }
+        cameras = [info["cams"][name] for name in CAMERAS]
+        frame["img_filename"] = [self._join_root(camera["data_path"]) for camera in cameras]
+        frame["lidar2cam"] = [_lidar2cam(camera) for camera in cameras]
+        frame["cam2img"] = [_cam2img(camera) for camera in cameras]
+        frame["lidar2img"] = [k @ e for k, e in zip(frame["cam2img"], frame["lidar2cam"])]
+        if not self.test_mode:
+            frame["ann_info"] = self.get_ann_info(index)
+        return frame
+
+    def get_ann_info(self, index):
+        """Annotated objects of a frame.
+
+        Returns:
+            dict of gt_bboxes_3d: G LiDARInstance3DBoxes, 9 columns with velocity (unknown ones are 0);
+            gt_labels_3d: (G,) int64, -1 for what is not a class; gt_names: (G,) str.
+
+        Raises:
+            ValueError: the info file has no annotations (test split).
+        """
+        info = self.data_infos[index]
+        if "gt_boxes" not in info:
+            raise ValueError(f"{self.ann_file} has no annotations: it is of the test split")
+        keep = info["valid_flag"] if self.use_valid_flag else info["num_lidar_pts"] > 0
+        boxes = info["gt_boxes"][keep]
+        names = info["gt_names"][keep]
+        if self.with_velocity:
+            boxes = np.concatenate((boxes, np.nan_to_num(info["gt_velocity"][keep])), axis=1)
+        labels = np.array([self.cat2id.get(name, -1) for name in names], dtype=np.int64)
+        boxes = LiDARInstance3DBoxes(boxes, box_dim=boxes.shape[1], origin=(0.5, 0.5, 0.5))
+        return {
+            "gt_bboxes_3d": boxes.convert_to(self.box_mode_3d),
+            "gt_labels_3d": labels,
+            "gt_names": names,
+        }
+
+    def _join_root(self, path):
+        """Info paths are relative to data_root; older files hold absolute ones or include data_root."""
+        root = self.data_root or ""
+        if osp.normpath(path).startswith(osp.normpath(root) + osp.sep):
+            return path
+        return osp.join(root, path)  # an absolute path stays as it is
+
+    def _can_bus(self, info):
+        """(18,) vector with the ego pose of the tables in place of the CAN bus's own."""
+        can_bus = np.array(info["can_bus"], dtype=np.float64)
+        if self.can_bus_message == "official" and "can_bus_motion_after" in info:
+            can_bus[CAN_MOTION] = info["can_bus_motion_after"]
+        w, x, y, z = info["ego2global_rotation"]
+        official = self.can_bus_quaternion == "official"
+        can_bus[CAN_ORIENTATION] = (w, w, w, w) if official else (w, x, y, z)
+        can_bus[CAN_POSITION] = info["ego2global_translation"]
+        heading = Rotation.from_quat((x, y, z, w)).as_matrix()[:, 0]
+        yaw_rad = np.arctan2(heading[1], heading[0]) % (2 * np.pi)
+        can_bus[CAN_YAW_RAD] = yaw_rad
+        can_bus[CAN_YAW_DEG] = np.rad2deg(yaw_rad)
+        return can_bus
+
+    def format_results(self, results, jsonfile_prefix=None):
+        """Write detections as a nuScenes submission.
+
+        Args:
+            results: one {"pts_bbox": {"boxes_3d", "scores_3d", "labels_3d"}} a frame, in dataset order.
+            jsonfile_prefix: folder to write below; a temporary one where None.
+
+        Returns:
+            result_files: {"pts_bbox": path of results_nusc.json}.
+            tmp_dir: the TemporaryDirectory, or None; the files live as long as it.
+
+        Raises:
+            ValueError: not one result a frame, or a box that the benchmark does not accept.
+        """
+        if len(results) != len(self):
+            raise ValueError(
+                f"{len(results)} results for {len(self)} frames of {self.ann_file}: every frame "
+                "needs one, in order"
+            )
+        tmp_dir = None
+        if jsonfile_prefix is None:
+            tmp_dir = tempfile.TemporaryDirectory()
+            jsonfile_prefix = tmp_dir.name
+        path = write_result_file(
+            [result["pts_bbox"] for result in results],
+            self.data_infos,
+            self.CLASSES,
+            self.eval_detection_configs,
+            self.modality,
+            osp.join(jsonfile_prefix, "pts_bbox"),
+        )
+        return {"pts_bbox": path}, tmp_dir
+
+    def evaluate(
+        self,
+        results,
+        metric="bbox",
+        logger=None,
+        jsonfile_prefix=None,
+        result_names=("pts_bbox",),
+        pipeline=None,
+    ):
+        """Evaluate detections with the nuScenes devkit.
+
+        Args:
+            results: as in `format_results`.
+            metric: "bbox", the only one.
+            logger: gets the devkit's table; the root logger where None.
+            jsonfile_prefix: folder below which results and metrics stay; nothing stays where None.
+            result_names: ("pts_bbox",), the only one.
+            pipeline: read by no one; mmdet3d's evaluation hook passes it.
+
+        Returns:
+            dict of float: "pts_bbox_NuScenes/NDS", ".../mAP", ".../mATE" ..., and per class.
+
+        Raises:
+            ValueError: another metric, or see `format_results` and `evaluate_result_file`.
+        """
+        if metric not in ("bbox", ["bbox"]) or list(result_names) != ["pts_bbox"]:
+            raise ValueError(
+                f'only metric "bbox" of "pts_bbox" can be evaluated, not {metric!r} of {result_names!r}'
+            )
+        result_files, tmp_dir = self.format_results(results, jsonfile_prefix)
+        metrics = evaluate_result_file(
+            result_files["pts_bbox"],
+            version=self.version,
+            split=self.metadata.get("split", "val"),
+            data_root=self.data_root,
+            config=self.eval_detection_configs,
+            logger=get_root_logger() if logger is None else logger,
+        )
+        if tmp_dir is not None:
+            tmp_dir.cleanup()
+        return metrics
+
+
+def relative_metas(metas):
+    """Turn the metas of a queue into what training takes; the given metas stay as they are.
+
+    Args:
+        metas: T metas in time order, `can_bus` absolute.
+
+    Returns:
+        T new metas with `prev_bev_exists`. Position and yaw in degrees in `can_bus` are minus those of
+        the frame before in the queue; 0 for the first frame and after a change of scene.
+    """
+    queue = []
+    previous = None
+    for meta in metas:
+        can_bus = meta["can_bus"].copy()
+        same_scene = previous is not None and previous["scene_token"] == meta["scene_token"]
+        for columns in (CAN_POSITION, CAN_YAW_DEG):
+            can_bus[columns] = can_bus[columns] - previous["can_bus"][columns] if same_scene else 0
+        queue.append({**meta, "can_bus": can_bus, "prev_bev_exists": same_scene})
+        previous = meta
+    return queue
+
+
+def _lidar2cam(camera):
+    rotation = np.asarray(camera["sensor2lidar_rotation"])
+    matrix = np.eye(4)
+    matrix[:3, :3] = rotation.T
+    matrix[:3, 3] = -rotation.T @ camera["sensor2lidar_translation"]
+    return matrix
+
+
+def _cam2img(camera):
+    matrix = np.eye(4)
+    matrix[:3, :3] = camera["cam_intrinsic"]
+    return matrix
+
+
+def _check_option(name, value, allowed):
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")

@@ -1,0 +1,1 @@
+"""Training and evaluation: the only code that knows the Runner, DDP and files."""

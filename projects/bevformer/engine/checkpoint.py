@@ -1,0 +1,203 @@
+"""Checkpoint files: written so that a crash never leaves a broken one, read without running code."""
+
+import contextlib
+import os
+import re
+import time
+from collections import Counter, OrderedDict
+from pathlib import Path
+
+import mmcv
+import torch
+
+from projects.bevformer.compat import load_torch_file
+
+_PLAIN = (str, int, float, bool, type(None))
+
+
+def plain_values(value, name="meta"):
+    """Copy of nested dicts and lists that holds nothing but str, int, float, bool and None.
+
+    Checkpoints that hold more cannot be loaded safely.
+
+    Raises:
+        TypeError: something else is inside; says where.
+    """
+    if type(value) in _PLAIN:
+        return value
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, dict):
+        return {str(key): plain_values(item, f"{name}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_values(item, f"{name}[{i}]") for i, item in enumerate(value)]
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # numpy and torch scalars
+        return plain_values(value.item(), name)
+    raise TypeError(f"{name} is a {type(value).__name__}: checkpoints keep str, int, float, list, dict")
+
+
+def _sync_directory(directory):
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def save_checkpoint(path, detector, optimizer=None, meta=None):
+    """Write a checkpoint; the file appears under its name complete, or not at all.
+
+    Args:
+        path: where to; its folder exists.
+        detector: the bare model.
+        optimizer: saved with its state if given.
+        meta: dict of plain values.
+
+    Raises:
+        TypeError: meta holds other objects.
+        OSError: the disk is full or read-only; an earlier file of that name is left as it was.
+    """
+    path = Path(path)
+    meta = {**(meta or {}), "mmcv_version": mmcv.__version__, "time": time.asctime()}
+    if getattr(detector, "CLASSES", None) is not None:
+        meta["CLASSES"] = list(detector.CLASSES)
+    # nn.Module.state_dict, not mmcv's get_state_dict: that one saves non-persistent buffers too.
+    state = detector.state_dict()
+    weights = OrderedDict((name, value.cpu()) for name, value in state.items())
+    weights._metadata = getattr(state, "_metadata", OrderedDict())
+    checkpoint = {"meta": plain_values(meta), "state_dict": weights}
+    if optimizer is not None:
+        checkpoint["optimizer"] = optimizer.state_dict()
+
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(unfinished, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+        raise
+    _sync_directory(path.parent)
+
+
+def point_latest_at(path):
+    """Let `latest.pth` beside a checkpoint name that checkpoint, without a moment in which it is absent."""
+    path = Path(path)
+    link = path.with_name(f".latest.{os.getpid()}.tmp")
+    with contextlib.suppress(FileNotFoundError):
+        link.unlink()
+    link.symlink_to(path.name)
+    os.replace(link, path.with_name("latest.pth"))
+
+
+def load_checkpoint(path):
+    """Read a checkpoint onto the CPU.
+
+    Returns:
+        dict with at least "state_dict" (names without a leading `module.`) and "meta" (maybe empty).
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: unreadable, unsafe, or no weights inside.
+    """
+    checkpoint = load_torch_file(path)
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f"checkpoint {path} holds a {type(checkpoint).__name__}, not a dict of weights")
+    state = checkpoint.get("state_dict", checkpoint)
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise ValueError(f"checkpoint {path} has no state_dict of tensors: is it a model checkpoint?")
+    weights = OrderedDict((re.sub(r"^module\.", "", name), value) for name, value in state.items())
+    weights._metadata = getattr(state, "_metadata", OrderedDict())
+    if state is checkpoint:
+        return {"state_dict": weights, "meta": {}}
+    return {**checkpoint, "state_dict": weights, "meta": checkpoint.get("meta") or {}}
+
+
+def _by_prefix(names):
+    """`3 pts_bbox_head.transformer, 1 img_neck.fpn_convs`"""
+    counts = Counter(".".join(name.split(".")[:2]) for name in names)
+    return ", ".join(f"{count} {prefix}" for prefix, count in counts.items())
+
+
+def load_weights(detector, checkpoint, path, logger, complete=True):
+    """Put a checkpoint's weights into a model.
+
+    Args:
+        detector: the bare model.
+        checkpoint: what `load_checkpoint` returned.
+        path: its file, for messages.
+        logger: told what was left over.
+        complete: every parameter of the model has to come from the checkpoint (evaluation, resume).
+            Otherwise (`load_from`) those it lacks keep their initial values, and those of another
+            shape are skipped; both are reported.
+
+    Raises:
+        ValueError: not `complete` enough, or nothing fits.
+    """
+    weights, own = checkpoint["state_dict"], detector.state_dict()
+    reshaped = [
+        f"{name} is {tuple(weights[name].shape)} in the file and {tuple(own[name].shape)} in the model"
+        for name in own
+        if name in weights and weights[name].shape != own[name].shape
+    ]
+    # Old checkpoints lack the BatchNorm counters, which nothing reads.
+    missing = [n for n in own if n not in weights and not n.endswith("num_batches_tracked")]
+    surplus = [name for name in weights if name not in own]
+    fitting = OrderedDict(
+        (name, value)
+        for name, value in weights.items()
+        if name in own and value.shape == own[name].shape
+    )
+    fitting._metadata = weights._metadata
+
+    if reshaped and complete:
+        raise ValueError(
+            f"checkpoint {path} was made with another config: {len(reshaped)} shapes differ, "
+            f"{'; '.join(reshaped[:3])}; use the config it was trained with"
+        )
+    if missing and complete:
+        raise ValueError(
+            f"checkpoint {path} lacks {len(missing)} of {len(own)} weights of this model "
+            f"({_by_prefix(missing)}); use the config it was trained with"
+        )
+    if not fitting:
+        raise ValueError(
+            f"checkpoint {path} has no weight that fits this model: it holds {_by_prefix(surplus)}"
+        )
+    detector.load_state_dict(fitting, strict=False)
+
+    logger.info("%s: %d of %d weights loaded", path, len(fitting), len(own))
+    if missing:
+        logger.info("keep their initial values, absent from the file: %s", _by_prefix(missing))
+    if surplus:
+        logger.info("not used, absent from the model: %s", _by_prefix(surplus))
+    if reshaped:
+        logger.warning("skipped, other shape:\n  %s", "\n  ".join(reshaped))
+
+
+def find_latest_checkpoint(work_dir, logger):
+    """Newest checkpoint of a training run that loads.
+
+    Args:
+        work_dir: folder with `epoch_N.pth` or `iter_N.pth`.
+        logger: told which files are broken and skipped.
+
+    Returns:
+        its path, or None.
+    """
+    numbered = []
+    for path in Path(work_dir).glob("*.pth"):
+        match = re.fullmatch(r"(epoch|iter)_(\d+)\.pth", path.name)
+        if match:
+            numbered.append((int(match.group(2)), path))
+    for _, path in sorted(numbered, reverse=True):
+        try:
+            load_checkpoint(path)
+        except (ValueError, OSError) as error:
+            logger.warning("--auto-resume skips %s: %s", path.name, error)
+        else:
+            return path
+    return None

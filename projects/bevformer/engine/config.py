@@ -1,0 +1,131 @@
+"""Reading a config: overrides from the command line, plugins, and what its keys mean together."""
+
+import contextlib
+import difflib
+import importlib
+from pathlib import Path
+
+from mmcv import Config, ConfigDict
+
+_ORIGINAL_PLUGIN = "mmdet3d_plugin"  # published BEVFormer configs name it; this project replaces it
+
+
+@contextlib.contextmanager
+def config_errors(key):
+    """Turn what a registry raises over a wrong config section into a ValueError that names the section."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError) as error:
+        reason = error.args[0] if error.args else type(error).__name__
+        raise ValueError(f"config section `{key}`: {reason}") from error
+
+
+def load_config(path, options=None):
+    """Read a config file, merge overrides and import its plugins.
+
+    Args:
+        path: a Python config.
+        options: dict of dotted keys -> values from `--cfg-options`.
+
+    Returns:
+        mmcv.Config.
+
+    Raises:
+        FileNotFoundError: no such file, or a `_base_` is missing.
+        ValueError: it is not valid Python, a plugin does not import, or an option is misspelt.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"config {path} does not exist")
+    try:
+        cfg = Config.fromfile(str(path))
+    except (SyntaxError, NameError, KeyError, ImportError) as error:
+        reason = error if str(error) else error.__context__  # mmcv raises a bare ImportError
+        raise ValueError(f"config {path} cannot be read: {reason}") from error
+    if options:
+        for key in options:
+            _check_spelling(cfg, key)
+        try:
+            cfg.merge_from_dict(options)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"--cfg-options does not fit the config: {error}") from error
+    _import_plugin_dir(cfg)
+    return cfg
+
+
+def _check_spelling(cfg, dotted_key):
+    """Refuse a new key that looks like an existing one."""
+    node = cfg
+    for part in dotted_key.split("."):
+        if not isinstance(node, (dict, Config)):
+            return
+        if part not in node:
+            close = difflib.get_close_matches(part, list(node.keys()), n=1, cutoff=0.8)
+            if close:
+                raise ValueError(
+                    f"--cfg-options {dotted_key}: the config has no {part!r}, did you mean {close[0]!r}?"
+                )
+            return
+        node = node[part]
+
+
+def _import_plugin_dir(cfg):
+    """Import the package that a published config names by `plugin=True, plugin_dir=...`."""
+    if not cfg.get("plugin"):
+        return
+    directory = Path(cfg.get("plugin_dir", _ORIGINAL_PLUGIN))
+    if directory.name == _ORIGINAL_PLUGIN:
+        module = "projects.bevformer.plugin"
+    else:
+        module = ".".join(directory.parts)
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(f"plugin_dir {directory}: {error}") from error
+
+
+def resolve_work_dir(cfg, config_path, work_dir=None):
+    """Folder for logs, checkpoints and results: command line, then config, then work_dirs/<config>.
+
+    Creates it.
+
+    Raises:
+        OSError: it cannot be made or written.
+    """
+    chosen = Path(work_dir or cfg.get("work_dir") or Path("work_dirs") / Path(config_path).stem)
+    try:
+        chosen.mkdir(parents=True, exist_ok=True)
+        probe = chosen / ".writable"
+        probe.touch()
+        probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(f"work dir {chosen} cannot be written ({error}): choose another --work-dir") from error
+    cfg.work_dir = str(chosen)
+    return chosen
+
+
+def runner_settings(cfg, max_iters=None):
+    """The `runner` dict of a config.
+
+    Args:
+        cfg: has `runner`, or `total_epochs` as older configs do.
+        max_iters: stop after so many iterations instead.
+
+    Raises:
+        ValueError: neither is there, or they contradict each other.
+    """
+    if max_iters is not None:
+        return ConfigDict(type="IterBasedRunner", max_iters=max_iters)
+    runner, total_epochs = cfg.get("runner"), cfg.get("total_epochs")
+    if runner is None and total_epochs is None:
+        raise ValueError(
+            "the config says not how long to train: "
+            "add runner = dict(type='EpochBasedRunner', max_epochs=24)"
+        )
+    if runner is None:
+        return ConfigDict(type="EpochBasedRunner", max_epochs=total_epochs)
+    if total_epochs is not None and runner.get("max_epochs", total_epochs) != total_epochs:
+        raise ValueError(
+            f"total_epochs = {total_epochs} and runner.max_epochs = {runner.max_epochs} contradict "
+            "each other: set both (--cfg-options total_epochs=N runner.max_epochs=N)"
+        )
+    return runner.copy()

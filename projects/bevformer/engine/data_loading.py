@@ -1,0 +1,93 @@
+"""Data sets and loaders of a config."""
+
+from functools import partial
+
+from mmcv.parallel import collate
+from mmdet3d.datasets import build_dataset
+from torch.utils.data import DataLoader
+
+from projects.bevformer.datasets.samplers import EpochShuffleSampler, SceneSampler
+from projects.bevformer.engine.config import config_errors
+from projects.bevformer.engine.distributed import get_rank, get_world_size
+from projects.bevformer.engine.seed import WorkerSeed
+
+_TRAIN_SAMPLERS = ("DistributedGroupSampler", "DistributedSampler", "GroupSampler")
+
+
+def build_train_dataset(cfg):
+    """The data set of `data.train`.
+
+    Raises:
+        ValueError: a config key is wrong, or the data set is empty.
+    """
+    with config_errors("data.train"):
+        dataset = build_dataset(cfg.data.train)
+    return _not_empty(dataset, "data.train", cfg.data.train)
+
+
+def build_test_dataset(cfg, split="test"):
+    """The data set of `data.val` or `data.test`, in test mode.
+
+    Published configs write `samples_per_gpu` there; frames are evaluated one by one all the same.
+
+    Raises:
+        ValueError: a config key is wrong, or the data set is empty.
+    """
+    options = cfg.data[split].copy()
+    options.pop("samples_per_gpu", None)
+    with config_errors(f"data.{split}"):
+        dataset = build_dataset(options, {"test_mode": True})
+    return _not_empty(dataset, f"data.{split}", options)
+
+
+def _not_empty(dataset, key, options):
+    if len(dataset) == 0:
+        raise ValueError(
+            f"{key} has no samples ({options.get('ann_file')}): does the info file belong to this "
+            "split, and was it made from the right version?"
+        )
+    return dataset
+
+
+def workers_per_process(cfg):
+    """Data loading processes beside each training or evaluating process."""
+    return cfg.data.get("workers_per_gpu", 2)
+
+
+def build_train_loader(cfg, dataset, seed):
+    """Shuffled batches; every epoch another order, the same on each run of a seed.
+
+    Raises:
+        ValueError: `data.shuffler_sampler` names an unknown sampler.
+    """
+    sampler_type = cfg.data.get("shuffler_sampler", {}).get("type", "DistributedSampler")
+    if sampler_type not in _TRAIN_SAMPLERS:
+        raise ValueError(
+            f"data.shuffler_sampler.type is {sampler_type!r}: it must be one of {_TRAIN_SAMPLERS} "
+            "(all of them shuffle alike here)"
+        )
+    overrides = cfg.data.get("train_dataloader", {})
+    samples = overrides.get("samples_per_gpu", cfg.data.get("samples_per_gpu", 1))
+    workers = overrides.get("workers_per_gpu", workers_per_process(cfg))
+    persistent = overrides.get("persistent_workers", cfg.data.get("persistent_workers", False))
+    sampler = EpochShuffleSampler(dataset, get_rank(), get_world_size(), seed)
+    return DataLoader(
+        dataset,
+        batch_size=samples,
+        sampler=sampler,
+        num_workers=workers,
+        collate_fn=partial(collate, samples_per_gpu=samples),
+        worker_init_fn=WorkerSeed(get_rank()),
+        persistent_workers=persistent and workers > 0,
+    )
+
+
+def build_test_loader(dataset, workers):
+    """Single frames: whole scenes for each process, in time order."""
+    return DataLoader(
+        dataset,
+        batch_size=1,
+        sampler=SceneSampler(dataset, get_rank(), get_world_size()),
+        num_workers=workers,
+        collate_fn=partial(collate, samples_per_gpu=1),
+    )

@@ -1,0 +1,168 @@
+"""Process groups for torchrun, slurm and mpi, with or without CUDA."""
+
+import datetime
+import os
+import subprocess
+import time
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+
+# The other ranks wait while rank 0 scores the full validation set with the devkit.
+_TIMEOUT = datetime.timedelta(hours=1)
+LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
+
+
+class _Place(NamedTuple):
+    rank: int
+    world_size: int
+    local_rank: int
+    init_method: str
+
+
+def _environment(names, launcher):
+    missing = [name for name in names if name not in os.environ]
+    if missing:
+        raise ValueError(
+            f"--launcher {launcher}: the environment lacks {', '.join(missing)}; start with "
+            "`torchrun --nproc_per_node=N tools/...` for pytorch, `srun` for slurm, `mpirun` for mpi "
+            "(with MASTER_ADDR set), or leave --launcher out for one process"
+        )
+    return [os.environ[name] for name in names]
+
+
+def _place_of_this_process(launcher):
+    """Rank, world size, local rank and rendezvous address as the launcher left them."""
+    port = os.environ.get("MASTER_PORT", "29500")
+    if launcher == "pytorch":
+        names = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"]
+        rank, world_size, local_rank, _, _ = _environment(names, launcher)
+        init_method = "env://"
+    elif launcher == "slurm":
+        names = ["SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NODELIST"]
+        rank, world_size, local_rank, nodes = _environment(names, launcher)
+        address = os.environ.get("MASTER_ADDR")
+        if address is None:
+            command = ["scontrol", "show", "hostnames", nodes]
+            address = subprocess.run(
+                command, check=True, stdout=subprocess.PIPE, universal_newlines=True
+            ).stdout.split()[0]
+        init_method = f"tcp://{address}:{port}"
+    else:
+        names = ["OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"]
+        rank, world_size, local_rank, address = _environment([*names, "MASTER_ADDR"], launcher)
+        init_method = f"tcp://{address}:{port}"
+    return _Place(int(rank), int(world_size), int(local_rank), init_method)
+
+
+def select_device(device=None, gpu_id=0):
+    """Device of a process that runs alone.
+
+    Args:
+        device: "cpu", "cuda", or None for CUDA where there is one.
+        gpu_id: index of the GPU.
+
+    Raises:
+        ValueError: CUDA or that GPU is asked for and not there.
+    """
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        return torch.device("cpu")
+    if gpu_id >= torch.cuda.device_count():
+        raise ValueError(
+            f"GPU {gpu_id} is asked for, {torch.cuda.device_count()} are visible: check `nvidia-smi` "
+            "and CUDA_VISIBLE_DEVICES, or run with --device cpu"
+        )
+    torch.cuda.set_device(gpu_id)
+    return torch.device("cuda", gpu_id)
+
+
+def init_process(launcher="none", device=None, gpu_id=0):
+    """Choose the device of this process and, with a launcher, join the process group.
+
+    Args:
+        launcher: one of LAUNCHERS.
+        device: "cpu", "cuda", or None for CUDA where there is one; nccl on CUDA, gloo on CPU.
+        gpu_id: index of the GPU without a launcher.
+
+    Returns:
+        torch.device of this process.
+
+    Raises:
+        ValueError: the launcher's environment is missing, or there are more processes than GPUs.
+    """
+    if launcher == "none":
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise ValueError(
+                f"torchrun started {os.environ['WORLD_SIZE']} processes: add --launcher pytorch, "
+                "otherwise each of them runs on its own and overwrites the others' files"
+            )
+        return select_device(device, gpu_id)
+    place = _place_of_this_process(launcher)
+    chosen = select_device(device, place.local_rank)
+    dist.init_process_group(
+        backend="nccl" if chosen.type == "cuda" else "gloo",
+        init_method=place.init_method,
+        rank=place.rank,
+        world_size=place.world_size,
+        timeout=_TIMEOUT,
+    )
+    return chosen
+
+
+def is_distributed():
+    """Whether this process belongs to a process group."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def get_rank():
+    """Rank of this process, 0 when it runs alone."""
+    return dist.get_rank() if is_distributed() else 0
+
+
+def get_world_size():
+    """Number of processes, 1 when this one runs alone."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def barrier():
+    """Wait for every process."""
+    if is_distributed():
+        dist.barrier()
+
+
+def all_gather(obj):
+    """Objects of all ranks, in rank order, on every rank. CPU tensors only: they are pickled."""
+    if not is_distributed():
+        return [obj]
+    gathered = [None] * get_world_size()
+    dist.all_gather_object(gathered, obj)
+    return gathered
+
+
+def broadcast(obj):
+    """Rank 0's object, on every rank."""
+    if not is_distributed():
+        return obj
+    holder = [obj]
+    dist.broadcast_object_list(holder, src=0)
+    return holder[0]
+
+
+def broadcast_buffers(module):
+    """Give every rank the buffers (BatchNorm statistics) of rank 0."""
+    if is_distributed():
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+def shut_down():
+    """Leave the process group, if there is one."""
+    if is_distributed():
+        if dist.get_backend() == "gloo":
+            # In torch 1.10 gloo's threads need the GIL to free the tensors of their last collective,
+            # and the group's destructor holds it while it joins them: they go first, or both hang.
+            time.sleep(1)
+        dist.destroy_process_group()

@@ -1,0 +1,152 @@
+"""Predictions for a whole split, the same from one process and from many, and their score."""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from mmcv.cnn import fuse_conv_bn
+from mmdet3d.models import build_model
+
+from projects.bevformer.engine.batch import test_sample_tokens, to_device
+from projects.bevformer.engine.checkpoint import load_checkpoint, load_weights
+from projects.bevformer.engine.config import config_errors
+from projects.bevformer.engine.data_loading import build_test_loader
+from projects.bevformer.engine.distributed import all_gather, get_rank
+from projects.bevformer.engine.log import progress_bar
+from projects.bevformer.engine.precision import autocast_dtype
+from projects.bevformer.engine.report import TP_ERRORS
+
+
+def build_trained_model(cfg, checkpoint_path, dataset, device, logger, fuse=False):
+    """The config's model with the weights of a checkpoint, ready for inference.
+
+    Args:
+        cfg: config with `model` (and maybe `fp16`).
+        checkpoint_path: weights of that model; every one has to be there.
+        dataset: tells the class names.
+        device: where the model goes.
+        logger: told what was loaded.
+        fuse: merge BatchNorm layers into their convolutions.
+
+    Raises:
+        FileNotFoundError: no such checkpoint.
+        ValueError: it is unreadable, of another model, or was trained for other classes.
+    """
+    checkpoint = load_checkpoint(checkpoint_path)
+    trained_for = checkpoint["meta"].get("CLASSES")
+    if trained_for is not None and list(trained_for) != list(dataset.CLASSES):
+        raise ValueError(
+            f"checkpoint {checkpoint_path} was trained for the classes {list(trained_for)}, the config "
+            f"has {list(dataset.CLASSES)}: names and order must agree"
+        )
+    model_cfg = cfg.model.copy()
+    model_cfg["pretrained"] = None  # the checkpoint has all weights
+    with config_errors("model"):
+        detector = build_model(model_cfg, cfg.get("train_cfg"), cfg.get("test_cfg"))
+    load_weights(detector, checkpoint, checkpoint_path, logger)
+    detector.CLASSES = dataset.CLASSES
+    detector.autocast_dtype = autocast_dtype(cfg.get("fp16"), device, logger)
+    if fuse:
+        detector = fuse_conv_bn(detector)
+    return detector.to(device).eval()
+
+
+def predict(detector, dataset, device, workers=2):
+    """Run a temporal detector over a data set in time order.
+
+    Every process takes whole scenes, so that the memory of a scene is never cut; results are keyed
+    by sample token and put back into the order of the data set.
+
+    Args:
+        detector: bare model with `reset_memory()`; its train or eval mode is restored afterwards.
+        dataset: in test mode, with `data_infos`.
+        device: torch.device of the detector.
+        workers: data loading processes.
+
+    Returns:
+        On rank 0 a list of result dicts, one a sample; None on the other ranks.
+
+    Raises:
+        ValueError: frames are left without a result.
+    """
+    loader = build_test_loader(dataset, workers)
+    was_training = detector.training
+    detector.eval()
+    detector.reset_memory()
+    try:
+        results = _predict_shard(detector, loader, device)
+    finally:
+        detector.reset_memory()
+        detector.train(was_training)
+    shards = all_gather(results)
+    if get_rank() != 0:
+        return None
+    by_token = {token: result for shard in shards for token, result in shard.items()}
+    tokens = [info["token"] for info in dataset.data_infos]
+    missing = [token for token in tokens if token not in by_token]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(tokens)} samples have no prediction, the first is {missing[0]}: "
+            "are sample tokens in the info file unique?"
+        )
+    return [by_token[token] for token in tokens]
+
+
+@torch.no_grad()
+def _predict_shard(detector, loader, device):
+    """Sample token -> result of the frames of this process."""
+    results = {}
+    for data in progress_bar(loader, "evaluating", "frame"):
+        batch = to_device(data, device)
+        outputs = detector(return_loss=False, **batch)
+        results.update(zip(test_sample_tokens(batch["img_metas"]), outputs))
+    return results
+
+
+def format_only(dataset, results, out_dir):
+    """Write `results_nusc.json` for the evaluation server, without a score.
+
+    Returns:
+        Path of the file.
+    """
+    out_dir = Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    dataset.format_results(results, jsonfile_prefix=str(out_dir))
+    _lift_result_files(out_dir)
+    return out_dir / "results_nusc.json"
+
+
+def score(dataset, results, out_dir, metric="bbox", **options):
+    """Score predictions with the nuScenes devkit.
+
+    Args:
+        dataset: the data set that was predicted.
+        results: one result dict a sample, in its order.
+        out_dir: gets `results_nusc.json`, `metrics_summary.json` and `metrics_details.json`.
+        metric: handed to `dataset.evaluate`, as are the options.
+
+    Returns:
+        dict: content of the devkit's `metrics_summary.json`.
+    """
+    out_dir = Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    dataset.evaluate(results, metric=metric, jsonfile_prefix=str(out_dir), **options)
+    _lift_result_files(out_dir)
+    with open(out_dir / "metrics_summary.json") as file:
+        return json.load(file)
+
+
+def _lift_result_files(out_dir):
+    """mmdet3d writes into a sub-folder named like the result key; users look in the folder itself."""
+    nested = out_dir / "pts_bbox"
+    if nested.is_dir():
+        for path in nested.iterdir():
+            os.replace(path, out_dir / path.name)
+        nested.rmdir()
+
+
+def headline_metrics(summary):
+    """mAP, NDS and the five true-positive errors under their usual names."""
+    errors = {short: summary["tp_errors"][name] for name, short in TP_ERRORS.items()}
+    return {"mAP": summary["mean_ap"], "NDS": summary["nd_score"], **errors}

@@ -1,0 +1,136 @@
+"""Hooks of a training run: stop at the first loss that is not finite, and evaluate now and then."""
+
+import math
+import os
+import shutil
+from pathlib import Path
+
+from mmcv.runner import HOOKS, Hook, LoggerHook
+
+from projects.bevformer.engine.batch import train_sample_tokens
+from projects.bevformer.engine.distributed import all_gather, barrier, broadcast_buffers, get_rank
+from projects.bevformer.engine.evaluate import headline_metrics, predict, score
+from projects.bevformer.engine.report import metrics_table
+
+
+@HOOKS.register_module()
+class FiniteLossHook(Hook):
+    """Ends training before a NaN or infinite loss reaches the weights.
+
+    The loss that it looks at is the average over all processes, so that all of them stop together.
+    """
+
+    def after_train_iter(self, runner):
+        log_vars = runner.outputs["log_vars"]
+        if math.isfinite(log_vars["loss"]):
+            return
+        loss_here = runner.outputs["loss"].item()
+        tokens = train_sample_tokens(runner.data_batch["img_metas"].data[0])
+        culprits = all_gather([] if math.isfinite(loss_here) else tokens)
+        terms = [name for name, value in log_vars.items() if not math.isfinite(value)]
+        raise RuntimeError(
+            f"loss is not finite at epoch {runner.epoch + 1}, iteration {runner.iter + 1} "
+            f"(terms {', '.join(terms)}; samples {', '.join(sum(culprits, []))}): lower the learning "
+            "rate or look at these samples; the last checkpoint is from before"
+        )
+
+
+@HOOKS.register_module()
+class TemporalEvalHook(Hook):
+    """Evaluates during training; frames of a scene stay in order and on one process.
+
+    Results go to `<work_dir>/eval/epoch_N` (or `iter_N`), the newest `metrics_summary.json` to the
+    work dir as well.
+
+    Args:
+        dataset: the validation set, test mode.
+        device: torch.device of the detector.
+        workers: data loading processes.
+        interval: epochs (iterations without `by_epoch`) between two evaluations.
+        start: first epoch that may be evaluated; None for `interval`.
+        by_epoch: whether the runner counts epochs.
+        metric: handed to `dataset.evaluate`.
+        save_best: "NDS", "mAP" or "auto" (NDS) keeps the best checkpoint as `best_NDS_epoch_N.pth`.
+
+    Raises:
+        ValueError: an impossible interval or an unknown `save_best`.
+    """
+
+    def __init__(
+        self,
+        dataset,
+        device,
+        workers=2,
+        interval=1,
+        start=None,
+        by_epoch=True,
+        metric="bbox",
+        save_best=None,
+    ):
+        if interval < 1:
+            raise ValueError(f"evaluation.interval is {interval}: it must be at least 1")
+        self.dataset = dataset
+        self.device = device
+        self.workers = workers
+        self.interval = interval
+        self.start = interval if start is None else start
+        self.by_epoch = by_epoch
+        self.metric = metric
+        self.best_key = None
+        if save_best is not None:
+            name = save_best.split("/")[-1]  # mmdet3d users write pts_bbox_NuScenes/NDS
+            self.best_key = "NDS" if name == "auto" else name
+            if self.best_key not in ("NDS", "mAP"):
+                raise ValueError(f"evaluation.save_best is {save_best!r}: it must be NDS, mAP or auto")
+
+    def _is_due(self, done):
+        return done >= self.start and (done - self.start) % self.interval == 0
+
+    def after_train_epoch(self, runner):
+        if self.by_epoch and self._is_due(runner.epoch + 1):
+            self._evaluate(runner, f"epoch_{runner.epoch + 1}")
+
+    def after_train_iter(self, runner):
+        if self.by_epoch or not self._is_due(runner.iter + 1):
+            return
+        # The loggers come after this hook: let them write the training losses first.
+        for hook in runner.hooks:
+            if isinstance(hook, LoggerHook):
+                hook.after_train_iter(runner)
+        runner.log_buffer.clear()
+        self._evaluate(runner, f"iter_{runner.iter + 1}")
+
+    def _evaluate(self, runner, name):
+        detector = runner.model.module
+        broadcast_buffers(detector)
+        results = predict(detector, self.dataset, self.device, self.workers)
+        if get_rank() == 0:
+            out_dir = Path(runner.work_dir) / "eval" / name
+            summary = score(self.dataset, results, out_dir, self.metric)
+            shutil.copyfile(
+                out_dir / "metrics_summary.json", Path(runner.work_dir) / "metrics_summary.json"
+            )
+            runner.logger.info("evaluation after %s\n%s", name, metrics_table(summary))
+            headline = headline_metrics(summary)
+            runner.log_buffer.output["eval_iter_num"] = len(self.dataset)
+            runner.log_buffer.output.update(headline)
+            runner.log_buffer.ready = True
+            if self.best_key is not None:
+                self._keep_best(runner, headline[self.best_key])
+        barrier()
+
+    def _keep_best(self, runner, value):
+        messages = runner.meta.setdefault("hook_msgs", {})
+        if value <= messages.get("best_score", -math.inf):
+            return
+        previous = messages.get("best_ckpt")
+        epoch, iteration, _ = runner._progress()
+        number = f"epoch_{epoch}" if self.by_epoch else f"iter_{iteration}"
+        name = f"best_{self.best_key}_{number}.pth"
+        messages.update(best_score=value, best_ckpt=name)
+        runner.save_checkpoint(runner.work_dir, filename_tmpl=name, create_symlink=False)
+        if previous is not None and previous != name:
+            path = os.path.join(runner.work_dir, previous)
+            if os.path.exists(path):
+                os.remove(path)
+        runner.logger.info("best %s so far %.4f, saved as %s", self.best_key, value, name)

@@ -1,0 +1,95 @@
+"""Mixed precision: `fp16 = dict(loss_scale=512. | "dynamic", dtype="float16" | "bfloat16")` in a config."""
+
+import torch
+from mmcv.runner import OptimizerHook
+
+from projects.bevformer.compat import make_grad_scaler
+
+_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def autocast_dtype(fp16, device, logger):
+    """Precision that a config asks for, as this device can run it.
+
+    Args:
+        fp16: the config's `fp16` dict, or None for float32.
+        device: torch.device that runs the model.
+        logger: told when a CPU takes bfloat16 for float16.
+
+    Returns:
+        None, torch.float16 or torch.bfloat16.
+
+    Raises:
+        ValueError: an unknown key or dtype.
+    """
+    if fp16 is None:
+        return None
+    unknown = set(fp16) - {"loss_scale", "dtype"}
+    if unknown:
+        raise ValueError(f"fp16 has unknown keys {sorted(unknown)}: it takes loss_scale and dtype")
+    name = fp16.get("dtype", "float16")
+    if name not in _DTYPES:
+        raise ValueError(f"fp16.dtype is {name!r}: it must be one of {sorted(_DTYPES)}")
+    if name == "float16" and device.type == "cpu":
+        logger.info("fp16: CPUs have no float16 autocast, bfloat16 is used")
+        name = "bfloat16"
+    return _DTYPES[name]
+
+
+class LossScalingOptimizerHook(OptimizerHook):
+    """Backward, gradient clipping and step under a GradScaler, for float16 on CUDA.
+
+    Args:
+        loss_scale: "dynamic", or the fixed factor as a number.
+        grad_clip: arguments of `clip_grad_norm_`, applied to the unscaled gradients.
+    """
+
+    def __init__(self, loss_scale="dynamic", grad_clip=None):
+        super().__init__(grad_clip=grad_clip)
+        self.fixed_scale = None if loss_scale == "dynamic" else float(loss_scale)
+        initial = {} if self.fixed_scale is None else {"init_scale": self.fixed_scale}
+        self.scaler = make_grad_scaler(**initial)
+
+    def before_run(self, runner):
+        if "grad_scaler" in runner.meta:
+            self.scaler.load_state_dict(runner.meta["grad_scaler"])
+
+    def after_train_iter(self, runner):
+        runner.optimizer.zero_grad()
+        self.scaler.scale(runner.outputs["loss"]).backward()
+        self.scaler.unscale_(runner.optimizer)
+        if self.grad_clip is not None:
+            grad_norm = self.clip_grads(runner.model.parameters())
+            if grad_norm is not None:
+                runner.log_buffer.update(
+                    {"grad_norm": float(grad_norm)}, runner.outputs["num_samples"]
+                )
+        self.scaler.step(runner.optimizer)
+        self.scaler.update(self.fixed_scale)
+        runner.meta["grad_scaler"] = self.scaler.state_dict()
+
+
+def optimizer_hook(optimizer_config, fp16, dtype):
+    """Optimizer hook of a config.
+
+    Args:
+        optimizer_config: the config's `optimizer_config`: grad_clip, or a hook with its `type`.
+        fp16: the config's `fp16` dict or None.
+        dtype: what `autocast_dtype` returned; only float16 needs scaled losses.
+
+    Returns:
+        A hook, or a dict with `type` for the registry.
+
+    Raises:
+        ValueError: a hook type that does not go with `fp16`.
+    """
+    options = dict(optimizer_config or {})
+    hook_type = options.get("type", "OptimizerHook")
+    if "Fp16" in hook_type:
+        raise ValueError(f"optimizer_config.type {hook_type}: use `fp16 = dict(loss_scale=...)` instead")
+    if dtype is not torch.float16:
+        return {"type": hook_type, **options}
+    if hook_type != "OptimizerHook":
+        raise ValueError(f"optimizer_config.type {hook_type} cannot be combined with fp16 on CUDA")
+    options.pop("type", None)
+    return LossScalingOptimizerHook(loss_scale=fp16.get("loss_scale", "dynamic"), **options)

@@ -1,0 +1,105 @@
+"""mmcv's runners with safe checkpoints: atomic to write, and no code from them is run on resume."""
+
+from pathlib import Path
+
+from mmcv.runner import EpochBasedRunner, IterBasedRunner
+
+from projects.bevformer.engine.checkpoint import (
+    load_checkpoint,
+    load_weights,
+    point_latest_at,
+    save_checkpoint,
+)
+
+
+class _SafeCheckpoints:
+    """Replaces how mmcv's runners write and read checkpoints."""
+
+    def _progress(self):
+        """Epochs and iterations that are done when a checkpoint hook fires."""
+        raise NotImplementedError
+
+    def save_checkpoint(
+        self, out_dir, filename_tmpl=None, save_optimizer=True, meta=None, create_symlink=True
+    ):
+        """Write `out_dir/filename_tmpl`, and let `latest.pth` name it.
+
+        Args:
+            out_dir: an existing folder.
+            filename_tmpl: with `{}` for the number of epochs (or iterations) done.
+            save_optimizer: keep the optimizer's state, which resuming needs.
+            meta: plain values beside the runner's own.
+            create_symlink: update `latest.pth`.
+        """
+        epoch, iteration, name = self._progress()
+        if filename_tmpl is not None:
+            name = filename_tmpl.format(epoch if self.counts_epochs else iteration)
+        meta = {**(meta or {}), **(self.meta or {})}
+        meta.update(epoch=epoch, iter=iteration, world_size=self.world_size)
+        path = Path(out_dir) / name
+        save_checkpoint(path, self.model.module, self.optimizer if save_optimizer else None, meta)
+        if create_symlink:
+            point_latest_at(path)
+
+    def load_checkpoint(self, filename, map_location="cpu", strict=False, revise_keys=None):
+        """Start from the weights of a file; what it lacks keeps its initial values (reported)."""
+        checkpoint = load_checkpoint(filename)
+        load_weights(self.model.module, checkpoint, filename, self.logger, complete=strict)
+        return checkpoint
+
+    def resume(self, checkpoint, resume_optimizer=True, map_location="cpu"):
+        """Go on with the weights, optimizer state and progress of a checkpoint file.
+
+        mmcv's `resume` would execute the config text in the file as Python.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: it is broken, of another model, or holds no training state.
+        """
+        path, checkpoint = checkpoint, load_checkpoint(checkpoint)
+        meta = checkpoint["meta"]
+        if "epoch" not in meta or "iter" not in meta:
+            raise ValueError(
+                f"checkpoint {path} holds no training state: start from its weights with "
+                "`--cfg-options load_from=...` instead of resuming"
+            )
+        load_weights(self.model.module, checkpoint, path, self.logger)
+        if resume_optimizer:
+            if "optimizer" not in checkpoint:
+                raise ValueError(f"checkpoint {path} has no optimizer state, so it cannot be resumed")
+            try:
+                self.optimizer.load_state_dict(checkpoint["optimizer"])
+            except (ValueError, KeyError) as error:
+                raise ValueError(f"checkpoint {path}: its optimizer does not fit: {error}") from error
+        self._epoch, self._iter = int(meta["epoch"]), int(meta["iter"])
+        previous = int(meta.get("world_size", self.world_size))
+        if previous != self.world_size:
+            self._iter = self._iter * previous // self.world_size
+            self.logger.info("%d processes before, %d now: iteration %d", previous, self.world_size, self._iter)
+        self._inner_iter = 0 if self.counts_epochs else self._iter
+        for key in ("hook_msgs", "grad_scaler"):
+            if key in meta:
+                self.meta[key] = meta[key]
+        self.logger.info("resumed %s: epoch %d, iteration %d", path, self.epoch, self.iter)
+
+
+class SafeEpochBasedRunner(_SafeCheckpoints, EpochBasedRunner):
+    """EpochBasedRunner with safe checkpoints."""
+
+    counts_epochs = True
+
+    def _progress(self):
+        return self.epoch + 1, self.iter, f"epoch_{self.epoch + 1}.pth"
+
+
+class SafeIterBasedRunner(_SafeCheckpoints, IterBasedRunner):
+    """IterBasedRunner with safe checkpoints."""
+
+    counts_epochs = False
+
+    def _progress(self):
+        # Hooks fire before the runner counts the iteration.
+        return self.epoch, self.iter + 1, f"iter_{self.iter + 1}.pth"
+
+
+RUNNERS = {"EpochBasedRunner": SafeEpochBasedRunner, "IterBasedRunner": SafeIterBasedRunner}

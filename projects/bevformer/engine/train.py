@@ -1,0 +1,191 @@
+"""A training run: config in, checkpoints, logs and metrics in its work dir."""
+
+import copy
+import time
+from pathlib import Path
+
+import torch
+from mmcv.runner import DistSamplerSeedHook, build_optimizer
+from mmdet3d.models import build_model
+from mmdet3d.utils import collect_env
+
+from projects.bevformer.engine.checkpoint import find_latest_checkpoint
+from projects.bevformer.engine.config import config_errors, runner_settings
+from projects.bevformer.engine.data_loading import (
+    build_test_dataset,
+    build_train_dataset,
+    build_train_loader,
+    workers_per_process,
+)
+from projects.bevformer.engine.distributed import broadcast, get_rank, get_world_size
+from projects.bevformer.engine.hooks import FiniteLossHook, TemporalEvalHook
+from projects.bevformer.engine.log import get_run_logger
+from projects.bevformer.engine.precision import autocast_dtype, optimizer_hook
+from projects.bevformer.engine.runner import RUNNERS
+from projects.bevformer.engine.seed import choose_seed, set_seed
+from projects.bevformer.engine.training_model import TrainingModel
+
+
+def train(
+    cfg,
+    device,
+    config_name,
+    validate=True,
+    seed=None,
+    diff_seed=False,
+    deterministic=False,
+    auto_resume=False,
+    autoscale_lr=False,
+    max_iters=None,
+):
+    """Train the model of a config.
+
+    Args:
+        cfg: mmcv.Config with `work_dir` set.
+        device: torch.device of this process.
+        config_name: file name under which the merged config is kept in the work dir.
+        validate: evaluate as the config's `evaluation` says.
+        seed: random seed; None draws one, which is logged.
+        diff_seed: add the rank to the seed of this process.
+        deterministic: repeatable cuDNN algorithms.
+        auto_resume: go on from the newest checkpoint of the work dir that loads.
+        autoscale_lr: multiply the learning rate by processes / 8.
+        max_iters: train so many iterations, then save and evaluate once.
+
+    Raises:
+        ValueError: something in the config or a checkpoint is wrong; says what and where.
+        FileNotFoundError: a checkpoint or info file is missing.
+        RuntimeError: the loss is not finite.
+    """
+    work_dir = Path(cfg.work_dir)
+    timestamp = time.strftime("%Y%m%d_%H%M%S")
+    logger = get_run_logger(work_dir / f"{timestamp}.log", cfg.get("log_level", "INFO"))
+    cfg = _short_run(cfg, max_iters) if max_iters is not None else cfg
+    runner_cfg = runner_settings(cfg)
+    if runner_cfg.get("type") not in RUNNERS:
+        raise ValueError(f"runner.type is {runner_cfg.get('type')!r}: it must be one of {list(RUNNERS)}")
+
+    seed = choose_seed(seed)
+    set_seed(seed + get_rank() if diff_seed else seed, deterministic)
+    if cfg.get("cudnn_benchmark", False) and not deterministic:
+        torch.backends.cudnn.benchmark = True
+    meta = _describe_run(cfg, config_name, seed, deterministic, device, logger)
+
+    dataset = build_train_dataset(cfg)
+    loader = build_train_loader(cfg, dataset, seed)
+    resume_from = _resume_from(cfg, auto_resume, logger)
+    detector = _build_detector(cfg, dataset, device, initialize=resume_from is None, logger=logger)
+    meta["CLASSES"] = list(dataset.CLASSES)
+    model = TrainingModel(
+        detector,
+        device,
+        find_unused_parameters=cfg.get("find_unused_parameters", False),
+        broadcast_buffers=cfg.get("broadcast_buffers", False),
+    )
+    if autoscale_lr:
+        cfg.optimizer.lr *= get_world_size() / 8
+    with config_errors("optimizer"):
+        optimizer = build_optimizer(detector, cfg.optimizer)
+
+    runner_type = runner_cfg.pop("type")
+    with config_errors("runner"):
+        runner = RUNNERS[runner_type](
+            model, optimizer=optimizer, work_dir=str(work_dir), logger=logger, meta=meta, **runner_cfg
+        )
+    runner.timestamp = timestamp  # one name for .log and .log.json
+    _register_hooks(runner, cfg, device, validate)
+
+    if resume_from is not None:
+        runner.resume(resume_from)
+    elif cfg.get("load_from"):
+        runner.load_checkpoint(cfg.load_from)
+    workflow = [tuple(phase) for phase in cfg.get("workflow", [("train", 1)])]
+    if [phase for phase, _ in workflow] != ["train"]:
+        raise ValueError(f"workflow {workflow}: only ('train', N) is supported, `evaluation` validates")
+    runner.run([loader], workflow)
+
+
+def _short_run(cfg, max_iters):
+    """The config of a run of so many iterations that saves and evaluates at its end."""
+    cfg = copy.deepcopy(cfg)
+    cfg.total_epochs = None
+    cfg.runner = runner_settings(cfg, max_iters)
+    cfg.checkpoint_config = {**(cfg.get("checkpoint_config") or {}), "interval": max_iters}
+    if cfg.get("evaluation"):
+        cfg.evaluation = {**cfg.evaluation, "interval": max_iters, "start": None}
+    if cfg.get("log_config"):
+        cfg.log_config = {**cfg.log_config, "interval": min(cfg.log_config.interval, max_iters)}
+    return cfg
+
+
+def _describe_run(cfg, config_name, seed, deterministic, device, logger):
+    """Log the environment, keep the config in the work dir; returns the checkpoints' meta."""
+    environment = "\n".join(f"{name}: {value}" for name, value in collect_env().items())
+    logger.info("environment\n%s", environment)
+    logger.info(
+        "%d process(es), device %s, seed %d, deterministic %s",
+        get_world_size(), device, seed, deterministic,
+    )  # fmt: skip
+    config_text = cfg.pretty_text
+    logger.info("config\n%s", config_text)
+    if get_rank() == 0:
+        (Path(cfg.work_dir) / config_name).write_text(config_text)
+    return {
+        "env_info": environment,
+        "config": config_text,
+        "seed": seed,
+        "exp_name": config_name,
+    }
+
+
+def _resume_from(cfg, auto_resume, logger):
+    """Checkpoint to go on from, the same on all ranks, or None."""
+    if cfg.get("resume_from"):
+        return cfg.resume_from
+    if not auto_resume:
+        return None
+    found = find_latest_checkpoint(cfg.work_dir, logger) if get_rank() == 0 else None
+    found = broadcast(found)
+    if found is None:
+        logger.info("--auto-resume: no checkpoint in %s, training starts anew", cfg.work_dir)
+    return found
+
+
+def _build_detector(cfg, dataset, device, initialize, logger):
+    with config_errors("model"):
+        detector = build_model(cfg.model, cfg.get("train_cfg"), cfg.get("test_cfg"))
+    if initialize:
+        detector.init_weights()
+    detector.CLASSES = list(dataset.CLASSES)
+    detector.autocast_dtype = autocast_dtype(cfg.get("fp16"), device, logger)
+    return detector
+
+
+def _register_hooks(runner, cfg, device, validate):
+    # mmcv edits the dicts that it builds hooks from.
+    settings = copy.deepcopy(cfg._cfg_dict)
+    dtype = runner.model.module.autocast_dtype
+    with config_errors("optimizer_config, lr_config, checkpoint_config, log_config, custom_hooks"):
+        runner.register_training_hooks(
+            settings.get("lr_config"),
+            optimizer_hook(settings.get("optimizer_config"), settings.get("fp16"), dtype),
+            settings.get("checkpoint_config"),
+            settings.get("log_config"),
+            settings.get("momentum_config"),
+            custom_hooks_config=settings.get("custom_hooks"),
+        )
+    runner.register_hook(FiniteLossHook(), priority="HIGH")  # before the optimizer hook
+    if runner.counts_epochs:
+        runner.register_hook(DistSamplerSeedHook())
+    if validate and settings.get("evaluation"):
+        options = settings.evaluation
+        options.pop("pipeline", None)  # the pipeline of data.val counts
+        with config_errors("evaluation"):
+            hook = TemporalEvalHook(
+                build_test_dataset(cfg, "val"),
+                device,
+                workers=workers_per_process(cfg),
+                by_epoch=runner.counts_epochs,
+                **options,
+            )
+        runner.register_hook(hook, priority="LOW")

@@ -1,0 +1,106 @@
+"""What the Runner trains: the detector behind DDP.forward, and its losses as one number."""
+
+from collections import OrderedDict
+
+import torch
+import torch.distributed as dist
+from mmcv.parallel import MODULE_WRAPPERS
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from projects.bevformer.engine.batch import to_device
+from projects.bevformer.engine.distributed import get_world_size, is_distributed
+
+
+def total_loss(losses):
+    """Sum the terms of a loss dict.
+
+    Args:
+        losses: name -> tensor or list of tensors, each averaged to a scalar. Names without "loss"
+            are logged and not added.
+
+    Returns:
+        total: scalar tensor with gradient.
+        terms: OrderedDict name -> detached scalar tensor, "loss" last.
+
+    Raises:
+        TypeError: a value is no tensor and no list of tensors.
+    """
+    scalars = OrderedDict()
+    for name, value in losses.items():
+        if isinstance(value, torch.Tensor):
+            scalars[name] = value.mean()
+        elif isinstance(value, (list, tuple)):
+            scalars[name] = sum(part.mean() for part in value)
+        else:
+            raise TypeError(f"loss {name} is a {type(value).__name__}, not a tensor or a list of tensors")
+    total = sum(value for name, value in scalars.items() if "loss" in name)
+    terms = OrderedDict((name, value.detach()) for name, value in scalars.items())
+    terms["loss"] = total.detach()
+    return total, terms
+
+
+def average_over_ranks(terms):
+    """Scalar tensors -> floats averaged over all processes, in one all-reduce and one device sync."""
+    values = torch.stack([value.float() for value in terms.values()])
+    if is_distributed():
+        dist.all_reduce(values)
+        values /= get_world_size()
+    return OrderedDict(zip(terms, values.tolist()))
+
+
+class _LossStep(nn.Module):
+    """The part that DDP wraps: losses come out of `forward`, so that DDP sees every training pass.
+
+    Calling the detector past DDP.forward would leave gradients unsynchronised without an error.
+    """
+
+    def __init__(self, detector):
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, batch):
+        return total_loss(self.detector(return_loss=True, **batch))
+
+
+@MODULE_WRAPPERS.register_module()
+class TrainingModel(nn.Module):
+    """Moves collated batches to the device and hands the Runner losses.
+
+    Args:
+        detector: called with `return_loss=True` and the batch; returns a dict of losses.
+        device: where detector and batches go.
+        find_unused_parameters, broadcast_buffers: as in DistributedDataParallel.
+    """
+
+    def __init__(self, detector, device, find_unused_parameters=False, broadcast_buffers=False):
+        super().__init__()
+        self.device = device
+        self.step = _LossStep(detector.to(device))
+        if is_distributed():
+            self.step = DistributedDataParallel(
+                self.step,
+                find_unused_parameters=find_unused_parameters,
+                broadcast_buffers=broadcast_buffers,
+            )
+
+    @property
+    def module(self):
+        """The bare detector: for inference, checkpoints and hooks."""
+        step = self.step
+        return (step.module if isinstance(step, DistributedDataParallel) else step).detector
+
+    @property
+    def output_device(self):
+        """Where mmcv's text log measures memory; None on a CPU."""
+        return self.device if self.device.type == "cuda" else None
+
+    def train_step(self, data, optimizer=None):
+        """Losses of one batch, as mmcv's runners and optimizer hooks expect them."""
+        batch = to_device(data, self.device)
+        loss, terms = self.step(batch)
+        return {
+            "loss": loss,
+            "log_vars": average_over_ranks(terms),
+            "num_samples": len(batch["img_metas"]),
+        }

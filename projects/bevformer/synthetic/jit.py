@@ -1,0 +1,15 @@
+"""Compilation of the pixel and ray loops."""
+
+import numba
+
+
+def jit(function):
+    """Compile `function` with numba, cached on disk where the installation is writable.
+
+    numba keeps its cache in `__pycache__`, or in the user's cache folder, and refuses to compile at
+    all when it may write to neither; such an installation compiles anew in every process.
+    """
+    try:
+        return numba.njit(cache=True)(function)
+    except RuntimeError:
+        return numba.njit(function)

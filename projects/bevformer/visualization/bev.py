@@ -1,0 +1,159 @@
+"""The bird's-eye view of a sample: boxes, headings, speeds and the ego vehicle, in metres."""
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from pyquaternion import Quaternion
+
+from projects.bevformer.nuscenes_spec import CLASSES
+from projects.bevformer.visualization.boxes import (
+    BOTTOM_FACE,
+    BOTTOM_FRONT_EDGE,
+    drawable_boxes,
+    sample_title,
+)
+
+BEV_RANGE_M = 51.2  # the side of the published BEV grid is twice this
+MIN_ARROW_SPEED = 0.2  # m/s; nuScenes calls what is slower stopped
+FIGURE_SIZE = (10.0, 10.2)  # inches
+DPI = 110
+
+# The nuScenes vehicle is a Renault Zoe; its ego frame lies on the ground below the rear axle.
+_EGO_REAR_M, _EGO_FRONT_M, _EGO_HALF_WIDTH_M = -0.66, 3.43, 0.87
+_EGO_COLOR = "#c0392b"
+_POINT_COLOR = "#b8b8b8"
+_SHORT_NAMES = {
+    "construction_vehicle": "constr",
+    "motorcycle": "moto",
+    "bicycle": "bike",
+    "pedestrian": "ped",
+    "traffic_cone": "cone",
+}
+
+
+def draw_bev(
+    info,
+    predictions,
+    ground_truth,
+    score_threshold=0.3,
+    points_lidar=None,
+    class_names=CLASSES,
+):
+    """Draw one sample from above, the lidar in the middle, x to the right and y upwards.
+
+    A tick leaves each box through its front; an arrow is the way an object moves in one second.
+
+    Args:
+        info: an entry of the info file (`token`, `timestamp` in microseconds, `lidar2ego_*`).
+        predictions: the "pts_bbox" dict of a result, or None.
+        ground_truth: dict of `boxes_3d` and `labels_3d`, or None.
+        score_threshold: predictions below it are left out.
+        points_lidar: (P, >=2) metres, lidar frame, drawn as a backdrop, or None.
+        class_names: the name of each label.
+
+    Returns:
+        matplotlib Figure with an Agg canvas and one Axes; nothing is shown or saved, and pyplot's
+        global state is not touched.
+    """
+    figure = Figure(figsize=FIGURE_SIZE, dpi=DPI)
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes([0.07, 0.055, 0.915, 0.897])
+    _prepare_axes(axes, info)
+    if points_lidar is not None:
+        axes.scatter(points_lidar[:, 0], points_lidar[:, 1], s=0.4, c=_POINT_COLOR, linewidths=0)
+    _draw_ego(axes, info)
+    box_sets = drawable_boxes(predictions, ground_truth, score_threshold)
+    for boxes, label_side in zip(box_sets, ("left", "right")):
+        _draw_boxes(axes, boxes, class_names, label_side)
+    if box_sets:
+        handles = [
+            Line2D([], [], color=_unit_rgb(boxes), label=f"{boxes.title}: {len(boxes)}")
+            for boxes in box_sets
+        ]
+        axes.legend(handles=handles, loc="upper right", fontsize=9, framealpha=0.9)
+    return figure
+
+
+def _prepare_axes(axes, info):
+    axes.set_title("\n".join(sample_title(info)), fontsize=9)
+    axes.set_xlim(-BEV_RANGE_M, BEV_RANGE_M)
+    axes.set_ylim(-BEV_RANGE_M, BEV_RANGE_M)
+    axes.set_aspect("equal")
+    axes.set_xticks(range(-50, 51, 10))
+    axes.set_yticks(range(-50, 51, 10))
+    axes.set_xlabel("x, right of the lidar (m)")
+    axes.set_ylabel("y, ahead of the lidar (m)")
+    axes.grid(color="#ececec", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _draw_ego(axes, info):
+    lidar2ego = Quaternion(info["lidar2ego_rotation"]).rotation_matrix
+    rear, front, half_width = _EGO_REAR_M, _EGO_FRONT_M, _EGO_HALF_WIDTH_M
+    corners_ego = [
+        (rear, half_width),
+        (front, half_width),
+        (front, -half_width),
+        (rear, -half_width),
+    ]
+    heading_ego = [((rear + front) / 2, 0.0), (front + 1.0, 0.0)]
+    points_ego = np.array([(x, y, 0.0) for x, y in corners_ego + heading_ego])
+    # Row vectors times lidar2ego are column vectors times its inverse.
+    points_lidar = (points_ego - info["lidar2ego_translation"]) @ lidar2ego
+    outline, heading = points_lidar[:4, :2], points_lidar[4:, :2]
+    axes.add_collection(
+        PolyCollection([outline], facecolors="#f5d5d0", edgecolors=_EGO_COLOR, linewidths=1.2)
+    )
+    axes.add_collection(LineCollection([heading], colors=_EGO_COLOR, linewidths=1.2))
+
+
+def _draw_boxes(axes, boxes, class_names, label_side):
+    if len(boxes) == 0:
+        return
+    color = _unit_rgb(boxes)
+    outlines = boxes.corners_lidar[:, BOTTOM_FACE, :2]  # (M, 4, 2)
+    centers = outlines.mean(axis=1)  # (M, 2)
+    fronts = boxes.corners_lidar[:, BOTTOM_FRONT_EDGE, :2].mean(axis=1)  # (M, 2)
+    axes.add_collection(
+        PolyCollection(outlines, facecolors=color + (0.15,), edgecolors=color, linewidths=1.2)
+    )
+    ticks = np.stack([centers, centers + 1.25 * (fronts - centers)], axis=1)  # (M, 2, 2)
+    axes.add_collection(LineCollection(ticks, colors=[color], linewidths=1.2))
+
+    # A comparison with NaN, the velocity of an object seen once, is false: no arrow.
+    moving = np.linalg.norm(boxes.velocity_lidar, axis=1) > MIN_ARROW_SPEED
+    axes.quiver(
+        *centers[moving].T,
+        *boxes.velocity_lidar[moving].T,
+        color=color,
+        angles="xy",
+        scale_units="xy",
+        scale=1.0,
+        width=0.0018,
+    )
+    for outline, label in zip(outlines, boxes.labels):
+        name = class_names[label]
+        _draw_label(axes, outline, _SHORT_NAMES.get(name, name), color, label_side)
+
+
+def _draw_label(axes, outline, text, color, side):
+    if side == "right":
+        x, alignment = outline[:, 0].max() + 0.4, "left"
+    else:
+        x, alignment = outline[:, 0].min() - 0.4, "right"
+    axes.text(
+        x,
+        outline[:, 1].mean(),
+        text,
+        color=color,
+        fontsize=6,
+        ha=alignment,
+        va="center",
+        clip_on=True,
+    )
+
+
+def _unit_rgb(boxes):
+    return tuple(channel / 255 for channel in boxes.color_rgb)

@@ -1,0 +1,201 @@
+"""The six camera images of a sample with the boxes as 3D wireframes, in the cameras' arrangement.
+
+Images are uint8 in BGR, as OpenCV reads and writes them.
+"""
+
+import cv2
+import numpy as np
+
+from projects.bevformer.visualization.boxes import (
+    FRONT_FACE,
+    REAR_FACE,
+    drawable_boxes,
+    sample_title,
+)
+from projects.bevformer.visualization.files import join_root, read_image
+
+# As someone sitting in the car sees them; the lower row is what is seen over the shoulder.
+ARRANGEMENT = (
+    ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT"),
+    ("CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT"),
+)
+MAX_VIEW_WIDTH = 800  # pixels; three views make a picture of at most about 2400
+NEAR_PLANE_M = 0.1
+_THIN_LINES_M = 20.0  # objects that lie deeper are small: one pixel, not to cover them
+_FRONT_OPACITY = 0.25
+_GAP = 6  # pixels between views
+_BACKGROUND = (32, 32, 32)
+_TEXT_COLOR = (240, 240, 240)
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+
+# Pairs of corners.
+_FRONT_EDGES = tuple(zip(FRONT_FACE, FRONT_FACE[1:] + FRONT_FACE[:1]))
+_REAR_EDGES = tuple(zip(REAR_FACE, REAR_FACE[1:] + REAR_FACE[:1]))
+_EDGES = _FRONT_EDGES + _REAR_EDGES + tuple(zip(REAR_FACE, FRONT_FACE))
+
+
+def draw_cameras(info, predictions, ground_truth, data_root, score_threshold=0.3):
+    """Draw the boxes into the six camera images of one sample.
+
+    Args:
+        info: an entry of the info file.
+        predictions: the "pts_bbox" dict of a result, or None.
+        ground_truth: dict of `boxes_3d` and `labels_3d`, or None.
+        data_root: folder that the image paths of `info` are relative to.
+        score_threshold: predictions below it are left out.
+
+    Returns:
+        (H, W, 3) uint8 BGR: two rows of three views, each at most MAX_VIEW_WIDTH wide.
+
+    Raises:
+        FileNotFoundError: an image is missing.
+        ValueError: an image cannot be decoded.
+    """
+    box_sets = drawable_boxes(predictions, ground_truth, score_threshold)
+    rows = [[_draw_view(info, name, data_root, box_sets) for name in row] for row in ARRANGEMENT]
+    views = _arrange(rows)
+    return np.concatenate([_header(views.shape[1], info, box_sets), views])
+
+
+def _draw_view(info, camera_name, data_root, box_sets):
+    camera = info["cams"][camera_name]
+    image = read_image(join_root(data_root, camera["data_path"]))
+    scale = min(1.0, MAX_VIEW_WIDTH / image.shape[1])
+    if scale < 1.0:
+        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    lidar2img = np.diag([scale, scale, 1.0, 1.0]) @ lidar_to_image(camera)
+    line_width = max(1, round(image.shape[1] / 400))
+    for boxes in box_sets:
+        draw_boxes(image, boxes, lidar2img, line_width)
+    _draw_caption(image, camera_name)
+    return image
+
+
+def _draw_caption(image, text):
+    font_scale = image.shape[1] / 1200
+    (width, height), pad = cv2.getTextSize(text, _FONT, font_scale, 1)
+    cv2.rectangle(image, (0, 0), (width + 2 * pad, height + 2 * pad), _BACKGROUND, cv2.FILLED)
+    _put_text(image, text, (pad, height + pad), font_scale, _TEXT_COLOR)
+
+
+def _header(width, info, box_sets):
+    """A strip of the picture's width: token and time, then the title of each colour."""
+    header = np.full((max(12, width // 60), width, 3), _BACKGROUND, dtype=np.uint8)
+    texts = [("  ".join(sample_title(info)), _TEXT_COLOR)]
+    texts += [(f"{boxes.title}: {len(boxes)}", boxes.color_rgb[::-1]) for boxes in box_sets]
+    font_scale = width / 3600
+    x, baseline_y = width // 240, round(0.7 * header.shape[0])
+    for text, color_bgr in texts:
+        _put_text(header, text, (x, baseline_y), font_scale, color_bgr)
+        x += cv2.getTextSize(text, _FONT, font_scale, 1)[0][0] + width // 60
+    return header
+
+
+def _put_text(image, text, origin, font_scale, color_bgr):
+    cv2.putText(image, text, origin, _FONT, font_scale, color_bgr, 1, cv2.LINE_AA)
+
+
+def _arrange(rows):
+    views = [view for row in rows for view in row]
+    cell_height = max(view.shape[0] for view in views)
+    cell_width = max(view.shape[1] for view in views)
+    picture = np.full(
+        (
+            len(rows) * (cell_height + _GAP) - _GAP,
+            len(rows[0]) * (cell_width + _GAP) - _GAP,
+            3,
+        ),
+        _BACKGROUND,
+        dtype=np.uint8,
+    )
+    for i, row in enumerate(rows):
+        for j, view in enumerate(row):
+            top, left = i * (cell_height + _GAP), j * (cell_width + _GAP)
+            picture[top : top + view.shape[0], left : left + view.shape[1]] = view
+    return picture
+
+
+def lidar_to_image(camera):
+    """Projection of one camera of an info.
+
+    Args:
+        camera: an entry of `info["cams"]`: `sensor2lidar_rotation` (3, 3) and
+            `sensor2lidar_translation` (3,) map camera points, at the time the camera fired, to the
+            lidar frame of the key frame; `cam_intrinsic` (3, 3) in pixels.
+
+    Returns:
+        (4, 4) float64, maps homogeneous lidar points to (u*d, v*d, d, 1), pixels of the whole
+        image, d the depth in metres.
+    """
+    camera2lidar = np.eye(4)
+    camera2lidar[:3, :3] = camera["sensor2lidar_rotation"]
+    camera2lidar[:3, 3] = camera["sensor2lidar_translation"]
+    camera2image = np.eye(4)
+    camera2image[:3, :3] = camera["cam_intrinsic"]
+    return camera2image @ np.linalg.inv(camera2lidar)
+
+
+def clip_to_near_plane(start, end, near=NEAR_PLANE_M):
+    """Cut a segment at the plane of depth `near`.
+
+    Args:
+        start: (3,) as (u*d, v*d, d), which is linear in space: it can be cut as metric points are.
+        end: (3,) likewise.
+        near: metres.
+
+    Returns:
+        (2, 3) the part with d >= near, or (0, 3) where all of it lies behind.
+    """
+    segment = np.array([start, end], dtype=np.float64)
+    behind = segment[:, 2] < near
+    if behind.all():
+        return segment[:0]
+    if behind.any():
+        fraction = (near - start[2]) / (end[2] - start[2])
+        segment[behind] = start + fraction * (end - start)
+    return segment
+
+
+def draw_boxes(image, boxes, lidar2img, line_width):
+    """Draw wireframes with tinted fronts into `image` (in place).
+
+    Args:
+        image: (H, W, 3) uint8 BGR.
+        boxes: DrawableBoxes.
+        lidar2img: (4, 4), see `lidar_to_image`, in pixels of `image`.
+        line_width: pixels; far boxes have thin lines.
+    """
+    homogeneous = np.concatenate(
+        [boxes.corners_lidar, np.ones(boxes.corners_lidar.shape[:2] + (1,))], axis=2
+    )
+    corners = (homogeneous @ lidar2img.T)[..., :3]  # (M, 8, 3) as (u*d, v*d, d)
+    color_bgr = boxes.color_rgb[::-1]
+
+    tinted = image.copy()
+    for box in corners:
+        # Clipped edges in turn are the clipped face: what is cut off leaves a straight edge.
+        front = [clip_to_near_plane(box[start], box[end]) for start, end in _FRONT_EDGES]
+        front = np.concatenate(front)
+        if len(front):
+            cv2.fillConvexPoly(tinted, _to_pixels(front), color_bgr)
+    cv2.addWeighted(tinted, _FRONT_OPACITY, image, 1 - _FRONT_OPACITY, 0, dst=image)
+
+    for box in corners:
+        width = line_width if box[:, 2].min() < _THIN_LINES_M else 1
+        for start, end in _EDGES:
+            segment = clip_to_near_plane(box[start], box[end])
+            if len(segment):
+                _draw_segment(image, _to_pixels(segment), color_bgr, width)
+
+
+def _to_pixels(points):
+    return np.rint(points[:, :2] / points[:, 2:]).astype(np.int32)
+
+
+def _draw_segment(image, segment, color_bgr, line_width):
+    height, width = image.shape[:2]
+    # A point just before the lens lies up to a million pixels outside: cut before drawing.
+    area = (-line_width, -line_width, width + 2 * line_width, height + 2 * line_width)
+    visible, first, last = cv2.clipLine(area, *segment.tolist())
+    if visible:
+        cv2.line(image, first, last, color_bgr, line_width, cv2.LINE_AA)

@@ -1,0 +1,54 @@
+"""Both pictures of one sample, written to a folder."""
+
+from pathlib import Path
+
+import cv2
+
+from projects.bevformer.nuscenes_spec import CLASSES
+from projects.bevformer.visualization.bev import draw_bev
+from projects.bevformer.visualization.cameras import draw_cameras
+from projects.bevformer.visualization.files import join_root, read_lidar_points
+
+
+def draw_sample(
+    out_dir,
+    info,
+    predictions,
+    ground_truth,
+    data_root,
+    score_threshold=0.3,
+    class_names=CLASSES,
+):
+    """Write `<token>_bev.png` and `<token>_camera.png`.
+
+    Blue is prediction, green is ground truth. Lidar points are a grey backdrop of the first picture
+    where their file exists; a download with cameras only gives the same picture without them.
+
+    Args:
+        out_dir: folder; it is made if it does not exist.
+        info: an entry of `dataset.data_infos`.
+        predictions: the "pts_bbox" dict of a result (`boxes_3d` LiDARInstance3DBoxes of 1.0.0rc6,
+            `scores_3d`, `labels_3d`), or None.
+        ground_truth: dict of `boxes_3d` and `labels_3d`, or None (test split).
+        data_root: folder that the paths of `info` are relative to.
+        score_threshold: predictions below it are left out.
+        class_names: the name of each label.
+
+    Returns:
+        (bev_path, camera_path), both Path.
+
+    Raises:
+        FileNotFoundError: a camera image is missing.
+        ValueError: a camera image cannot be decoded.
+    """
+    out_dir = Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    bev_path = out_dir / f"{info['token']}_bev.png"
+    camera_path = out_dir / f"{info['token']}_camera.png"
+
+    cameras = draw_cameras(info, predictions, ground_truth, data_root, score_threshold)
+    cv2.imwrite(str(camera_path), cameras)
+    points_lidar = read_lidar_points(join_root(data_root, info["lidar_path"]))
+    bev = draw_bev(info, predictions, ground_truth, score_threshold, points_lidar, class_names)
+    bev.canvas.print_png(str(bev_path))
+    return bev_path, camera_path

@@ -1,0 +1,22 @@
+"""Fixtures that several test folders share."""
+
+import pytest
+
+from projects.bevformer.synthetic.data_set import create_data_set
+
+
+@pytest.fixture(scope="session")
+def synthetic_root(tmp_path_factory):
+    """Data root of two synthetic scenes (one of mini_train, one of mini_val) of four key frames.
+
+    Pictures are 225 x 400; the CAN bus lies in `synthetic_root / "can_bus"`.
+    """
+    return create_data_set(
+        tmp_path_factory.mktemp("synthetic") / "data",
+        seed=0,
+        image_hw=(225, 400),
+        frames_per_scene=4,
+        scenes=("scene-0061", "scene-0103"),
+        workers=1,
+        show_progress=False,
+    )

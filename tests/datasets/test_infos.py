@@ -1,0 +1,111 @@
+import numpy as np
+import pytest
+
+from projects.bevformer.datasets.infos import load_infos
+from projects.bevformer.geometry.boxes import new_to_old_boxes
+
+
+def test_reads_what_was_written(two_scenes, write_infos):
+    infos, metadata = load_infos(write_infos(two_scenes, split="val"))
+    assert [info["token"] for info in infos] == [info["token"] for info in two_scenes]
+    assert metadata == {"version": "v1.0-mini", "box_convention": "lwh_yaw", "split": "val"}
+    np.testing.assert_array_equal(infos[0]["gt_boxes"], two_scenes[0]["gt_boxes"])
+
+
+def test_scenes_never_interleave(make_info, write_infos):
+    shuffled = [
+        make_info("scene_b", 1, start_us=1_200_000),
+        make_info("scene_a", 2),
+        make_info("scene_b", 0, start_us=1_200_000),
+        make_info("scene_a", 0),
+        make_info("scene_a", 1),
+    ]
+    infos, _ = load_infos(write_infos(shuffled))
+    order = ["scene_a_0", "scene_a_1", "scene_a_2", "scene_b_0", "scene_b_1"]
+    assert [info["token"] for info in infos] == order
+
+
+@pytest.mark.parametrize("stamp", ["wlh_negyaw", None])
+def test_old_boxes_are_converted(make_info, write_infos, stamp):
+    new, old = make_info(), make_info()
+    old["gt_boxes"] = new_to_old_boxes(old["gt_boxes"])
+    infos, metadata = load_infos(write_infos([old], box_convention=stamp))
+    np.testing.assert_allclose(infos[0]["gt_boxes"], new["gt_boxes"], atol=1e-12)
+    assert metadata["box_convention"] == "lwh_yaw"
+
+
+def test_unstamped_new_boxes_are_recognised(make_info, write_infos):
+    infos, metadata = load_infos(write_infos([make_info()], box_convention=None))
+    np.testing.assert_array_equal(infos[0]["gt_boxes"], make_info()["gt_boxes"])
+    assert metadata["box_convention"] == "lwh_yaw"
+
+
+@pytest.mark.parametrize("change", ["square cars", "no long class"])
+def test_undecidable_convention_is_refused(make_info, write_infos, change):
+    info = make_info()
+    if change == "square cars":
+        info["gt_boxes"][:, 3:5] = 2.0
+    else:
+        info["gt_names"][:] = "barrier"
+    with pytest.raises(ValueError, match='"lwh_yaw".*"wlh_negyaw"'):
+        load_infos(write_infos([info], box_convention=None))
+
+
+def test_no_boxes_need_no_convention(make_info, write_infos):
+    test_split, empty = make_info("scene_a"), make_info("scene_b")
+    del test_split["gt_boxes"]
+    empty["gt_boxes"] = np.zeros((0, 7))
+    assert len(load_infos(write_infos([test_split, empty], box_convention=None))[0]) == 2
+    assert load_infos(write_infos([], box_convention=None))[0] == []
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="create_data.py"):
+        load_infos(str(tmp_path / "none.pkl"))
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda b: b"", lambda b: b[: len(b) // 2], lambda b: b"\x93NUMPY"]
+)
+def test_damaged_file(make_info, write_infos, damage):
+    path = write_infos([make_info()])
+    with open(path, "rb") as file:
+        content = file.read()
+    with open(path, "wb") as file:
+        file.write(damage(content))
+    with pytest.raises(ValueError, match="is not an info file"):
+        load_infos(path)
+
+
+def test_version_must_be_there(make_info, write_infos):
+    with pytest.raises(ValueError, match="version"):
+        load_infos(write_infos([make_info()], version=None))
+
+
+def test_unknown_stamp(make_info, write_infos):
+    with pytest.raises(ValueError, match="box_convention.*'xyz'"):
+        load_infos(write_infos([make_info()], box_convention="xyz"))
+
+
+def test_stock_mmdet3d_file(make_info, write_infos):
+    info = make_info()
+    del info["can_bus"], info["scene_token"]
+    with pytest.raises(ValueError, match="frame 0 has no scene_token, can_bus.*create_data.py"):
+        load_infos(write_infos([info]))
+
+
+def test_missing_camera(make_info, write_infos):
+    info = make_info()
+    del info["cams"]["CAM_BACK"]
+    with pytest.raises(ValueError, match="CAM_BACK"):
+        load_infos(write_infos([info]))
+
+
+def test_wrong_can_bus_length(make_info, write_infos):
+    with pytest.raises(ValueError, match="16 numbers, not 18"):
+        load_infos(write_infos([{**make_info(), "can_bus": np.zeros(16)}]))
+
+
+def test_sample_twice(make_info, write_infos):
+    with pytest.raises(ValueError, match="scene_a_0 occurs twice"):
+        load_infos(write_infos([make_info(), make_info()]))

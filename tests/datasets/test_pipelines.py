@@ -1,0 +1,241 @@
+import cv2
+import mmcv
+import numpy as np
+import pytest
+import torch
+from mmdet3d.core.bbox import LiDARInstance3DBoxes
+from mmdet3d.datasets.builder import PIPELINES
+from mmdet3d.datasets.pipelines import Compose
+
+
+def step(name, **options):
+    return PIPELINES.build(dict(type=name, **options))
+
+
+def frame(height=9, width=16, cameras=2, seed=0):
+    random = np.random.RandomState(seed)
+    matrix = np.array([[10.0, 0, 8, 0], [0, 10, 4.5, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    return {
+        "img": [random.rand(height, width, 3).astype(np.float32) * 255 for _ in range(cameras)],
+        "lidar2img": [matrix.copy() for _ in range(cameras)],
+        "cam2img": [matrix.copy() for _ in range(cameras)],
+    }
+
+
+def assert_leaves_inputs_alone(pipeline_step):
+    results = frame()
+    before = [array for key in results for array in results[key]]
+    copies = [array.copy() for array in before]
+    pipeline_step(results)
+    for array, copy in zip(before, copies):
+        np.testing.assert_array_equal(array, copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("PhotoMetricDistortionMultiViewImage", {}),
+        ("NormalizeMultiviewImage", {"mean": [1, 2, 3], "std": [1, 1, 1]}),
+        ("RandomScaleImageMultiViewImage", {"scales": [0.5]}),
+        ("PadMultiViewImage", {"size_divisor": 32}),
+    ],
+)
+def test_inputs_are_not_edited(name, options):
+    for seed in range(5):
+        np.random.seed(seed)
+        assert_leaves_inputs_alone(step(name, **options))
+
+
+# Loading
+
+
+def write_images(folder, shapes):
+    paths = [str(folder / f"{i}.png") for i in range(len(shapes))]
+    for i, (path, shape) in enumerate(zip(paths, shapes)):
+        cv2.imwrite(path, np.full(shape, 10 * i, np.uint8))
+    return paths
+
+
+def test_load(tmp_path):
+    paths = write_images(tmp_path, [(4, 6, 3)] * 3)
+    results = step("LoadMultiViewImageFromFiles", to_float32=True)({"img_filename": paths})
+    assert [image.mean() for image in results["img"]] == [0, 10, 20]
+    assert all(image.dtype == np.float32 and image.flags.c_contiguous for image in results["img"])
+    assert results["filename"] == paths
+    assert results["img_shape"] == results["ori_shape"] == [(4, 6, 3)] * 3
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", None])
+def test_load_names_the_broken_file(tmp_path, content):
+    paths = write_images(tmp_path, [(4, 6, 3)] * 2)
+    if content is None:
+        with open(paths[1], "rb") as file:
+            content = file.read()[:20]
+    with open(paths[1], "wb") as file:
+        file.write(content)
+    with pytest.raises(ValueError, match="1.png cannot be decoded"):
+        step("LoadMultiViewImageFromFiles")({"img_filename": paths})
+
+
+def test_load_names_the_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="gone.jpg.*data_root"):
+        step("LoadMultiViewImageFromFiles")({"img_filename": [str(tmp_path / "gone.jpg")]})
+
+
+@pytest.mark.parametrize("shape", [(5, 6, 3), (4, 6)])
+def test_load_names_the_image_of_another_shape(tmp_path, shape):
+    paths = write_images(tmp_path, [(4, 6, 3), shape])
+    with pytest.raises(ValueError, match="1.png is"):
+        step("LoadMultiViewImageFromFiles")({"img_filename": paths})
+
+
+# Colour
+
+
+def test_distortion_is_the_published_one():
+    """mmdet's single-image step on the same draws is the reference."""
+    from mmdet.datasets.builder import PIPELINES as MMDET_PIPELINES
+
+    ours = step("PhotoMetricDistortionMultiViewImage")
+    reference = MMDET_PIPELINES.build({"type": "PhotoMetricDistortion"})
+    for seed in range(20):
+        images = frame(seed=seed)["img"]
+        np.random.seed(seed)
+        distorted = ours({"img": images})["img"]
+        np.random.seed(seed)
+        expected = [reference({"img": image})["img"] for image in images]
+        for image, wanted in zip(distorted, expected):
+            assert image.dtype == np.float32
+            np.testing.assert_allclose(image, wanted, rtol=1e-4, atol=1e-2)
+
+
+def test_distortion_draws_for_each_camera():
+    image = frame()["img"][0]
+    np.random.seed(0)
+    distorted = step("PhotoMetricDistortionMultiViewImage")({"img": [image] * 6})["img"]
+    assert len({array.tobytes() for array in distorted}) > 1
+
+
+def test_distortion_needs_float32():
+    with pytest.raises(ValueError, match="to_float32"):
+        step("PhotoMetricDistortionMultiViewImage")({"img": [np.zeros((2, 2, 3), np.uint8)]})
+
+
+@pytest.mark.parametrize("to_rgb", [False, True])
+def test_normalize(to_rgb):
+    image = np.full((2, 2, 3), (10, 20, 30), np.float32)
+    results = step("NormalizeMultiviewImage", mean=[1, 2, 3], std=[1, 2, 4], to_rgb=to_rgb)(
+        {"img": [image]}
+    )
+    channels = (30, 20, 10) if to_rgb else (10, 20, 30)
+    expected = [(channels[0] - 1) / 1, (channels[1] - 2) / 2, (channels[2] - 3) / 4]
+    np.testing.assert_allclose(results["img"][0][0, 0], expected, rtol=1e-6)
+    assert results["img_norm_cfg"]["to_rgb"] is to_rgb
+
+
+# Size
+
+
+def test_scale_moves_pixels_with_the_images():
+    results = step("RandomScaleImageMultiViewImage", scales=[0.5])(frame(height=8, width=16))
+    assert results["img_shape"] == [(4, 8, 3)] * 2
+    for key in ("lidar2img", "cam2img"):
+        np.testing.assert_allclose(results[key][1][:2], [[5, 0, 4, 0], [0, 5, 2.25, 0]])
+        np.testing.assert_array_equal(results[key][1][2:], np.eye(4)[2:])
+
+
+def test_scale_of_a_rounded_size_uses_the_true_ratio():
+    results = step("RandomScaleImageMultiViewImage", scales=[0.5])(frame(height=9, width=16))
+    assert results["img"][0].shape == (4, 8, 3)
+    np.testing.assert_allclose(results["lidar2img"][0][1], [0, 10 * 4 / 9, 2, 0])
+
+
+@pytest.mark.parametrize(("scale", "size"), [(0.5, (450, 800)), (0.8, (720, 1280))])
+def test_published_sizes(scale, size):
+    results = step("RandomScaleImageMultiViewImage", scales=[scale])(frame(900, 1600, cameras=1))
+    assert results["img"][0].shape[:2] == size
+    np.testing.assert_allclose(results["lidar2img"][0][0, 0], 10 * scale, rtol=1e-12)
+
+
+@pytest.mark.parametrize("scales", [[], [0.5, 0.6]])
+def test_scale_takes_one_factor(scales):
+    with pytest.raises(ValueError, match="one scale"):
+        step("RandomScaleImageMultiViewImage", scales=scales)
+
+
+@pytest.mark.parametrize("options", [{"size_divisor": 32}, {"size": (32, 32)}])
+def test_pad_right_and_bottom(options):
+    results = frame()
+    image = results["img"][0]
+    results = step("PadMultiViewImage", pad_val=7, **options)(results)
+    padded = results["img"][0]
+    np.testing.assert_array_equal(padded[:9, :16], image)
+    assert (padded[9:] == 7).all()
+    assert (padded[:, 16:] == 7).all()
+    assert results["img_shape"] == results["pad_shape"] == [(32, 32, 3)] * 2
+    assert results["ori_shape"] == [(9, 16, 3)] * 2
+
+
+@pytest.mark.parametrize("options", [{}, {"size": (32, 32), "size_divisor": 32}])
+def test_pad_takes_one_of_two(options):
+    with pytest.raises(ValueError, match="either"):
+        step("PadMultiViewImage", **options)
+
+
+def test_pad_refuses_larger_images():
+    with pytest.raises(ValueError, match=r"\(9, 16\)"):
+        step("PadMultiViewImage", size=(8, 32))(frame())
+
+
+# Objects and collecting
+
+
+def test_object_range_filter():
+    boxes = torch.zeros(3, 9)
+    boxes[:, 3:6] = 1
+    boxes[:, 0] = torch.tensor([0.0, 60.0, -50.0])
+    boxes[:, 2] = 100.0  # the range is that seen from above
+    boxes[:, 6] = 4.0
+    labels = np.array([4, 5, 6])
+    given = LiDARInstance3DBoxes(boxes, box_dim=9)
+    results = {"gt_bboxes_3d": given, "gt_labels_3d": labels}
+    results = step("ObjectRangeFilter", point_cloud_range=[-51.2, -51.2, -5, 51.2, 51.2, 3])(
+        results
+    )
+    assert results["gt_labels_3d"].tolist() == [4, 6]
+    np.testing.assert_allclose(results["gt_bboxes_3d"].tensor[:, 6], 4.0 - 2 * np.pi, rtol=1e-6)
+    assert (given.tensor[:, 6] == 4.0).all()
+
+
+def test_object_range_filter_without_objects():
+    results = {
+        "gt_bboxes_3d": LiDARInstance3DBoxes(torch.zeros(0, 9), box_dim=9),
+        "gt_labels_3d": np.zeros(0, np.int64),
+    }
+    results = step("ObjectRangeFilter", point_cloud_range=[-1, -1, -1, 1, 1, 1])(results)
+    assert len(results["gt_bboxes_3d"]) == len(results["gt_labels_3d"]) == 0
+
+
+def test_collect_takes_the_temporal_keys():
+    results = {"img": 1, "can_bus": 2, "scene_token": 3, "prev_idx": 4, "something": 5}
+    collected = step("CustomCollect3D", keys=["img"])(results)
+    assert collected["img"] == 1
+    assert collected["img_metas"].data == {"can_bus": 2, "scene_token": 3, "prev_idx": 4}
+
+
+def test_published_names_reach_our_steps_through_mmdet3d():
+    pipeline = Compose(
+        [
+            {"type": "LoadMultiViewImageFromFiles", "to_float32": True},
+            {"type": "ObjectRangeFilter", "point_cloud_range": [0] * 6},
+        ]
+    )
+    assert all(type(s).__module__.startswith("projects.") for s in pipeline.transforms)
+
+
+def test_imread_is_bgr(tmp_path):
+    """The published means are in BGR order."""
+    path = str(tmp_path / "blue.png")
+    mmcv.imwrite(np.full((2, 2, 3), (255, 0, 0), np.uint8), path)
+    image = step("LoadMultiViewImageFromFiles")({"img_filename": [path]})["img"][0]
+    assert image[0, 0].tolist() == [255, 0, 0]

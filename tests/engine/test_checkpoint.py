@@ -1,0 +1,176 @@
+import logging
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from dummy_task import DummyDetector
+
+from projects.bevformer.engine import checkpoint as module
+from projects.bevformer.engine.checkpoint import (
+    find_latest_checkpoint,
+    load_checkpoint,
+    load_weights,
+    plain_values,
+    point_latest_at,
+    save_checkpoint,
+)
+
+LOGGER = logging.getLogger("test")
+
+
+class RunsCode:
+    """Unpickling it makes a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_saved_weights_optimizer_and_meta_come_back(tmp_path):
+    detector = DummyDetector()
+    optimizer = torch.optim.AdamW(detector.parameters())
+    sum(p.sum() for p in detector.parameters()).backward()
+    optimizer.step()
+    detector.CLASSES = ("car", "bus")
+
+    save_checkpoint(tmp_path / "a.pth", detector, optimizer, {"epoch": 3})
+    loaded = load_checkpoint(tmp_path / "a.pth")
+
+    assert loaded["meta"]["epoch"] == 3
+    assert loaded["meta"]["CLASSES"] == ["car", "bus"]
+    assert loaded["optimizer"]["state"].keys() == optimizer.state_dict()["state"].keys()
+    for name, value in detector.state_dict().items():
+        assert torch.equal(loaded["state_dict"][name], value)
+    assert loaded["state_dict"]._metadata == detector.state_dict()._metadata
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
+
+
+def test_non_persistent_buffers_are_not_saved(tmp_path):
+    save_checkpoint(tmp_path / "a.pth", DummyDetector())
+    assert "grid" not in load_checkpoint(tmp_path / "a.pth")["state_dict"]
+
+
+def test_a_failed_save_leaves_the_earlier_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.pth"
+    save_checkpoint(path, DummyDetector(), meta={"epoch": 1})
+
+    def disk_full(obj, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.torch, "save", disk_full)
+    with pytest.raises(OSError, match="No space"):
+        save_checkpoint(path, DummyDetector(), meta={"epoch": 2})
+    assert load_checkpoint(path)["meta"]["epoch"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
+
+
+def test_latest_follows_the_newest(tmp_path):
+    for epoch in (1, 2):
+        save_checkpoint(tmp_path / f"epoch_{epoch}.pth", DummyDetector(), meta={"epoch": epoch})
+        point_latest_at(tmp_path / f"epoch_{epoch}.pth")
+    assert os.readlink(tmp_path / "latest.pth") == "epoch_2.pth"
+    assert load_checkpoint(tmp_path / "latest.pth")["meta"]["epoch"] == 2
+
+
+def test_plain_values_converts_scalars_and_refuses_objects():
+    meta = {"a": np.int64(3), "b": (1, 2.5), "c": {1: None}, "d": torch.tensor(2.0)}
+    plain = plain_values(meta)
+    assert plain == {"a": 3, "b": [1, 2.5], "c": {"1": None}, "d": 2.0}
+    assert type(plain["a"]) is int
+    with pytest.raises(TypeError, match=r"meta\.list\[1\] is a object"):
+        plain_values({"list": [1, object()]})
+
+
+def test_a_checkpoint_that_runs_code_is_refused_and_does_not_run(tmp_path):
+    trap = tmp_path / "trap"
+    torch.save({"state_dict": {}, "meta": RunsCode(trap)}, tmp_path / "a.pth")
+    with open(tmp_path / "b.pth", "wb") as file:
+        pickle.dump(RunsCode(trap), file)
+    for name in ("a.pth", "b.pth"):
+        with pytest.raises(ValueError, match=f"{name}"):
+            load_checkpoint(tmp_path / name)
+    assert not trap.exists()
+
+
+def test_broken_files_are_named(tmp_path):
+    path = tmp_path / "a.pth"
+    with pytest.raises(FileNotFoundError, match=r"a\.pth does not exist"):
+        load_checkpoint(path)
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match="truncated or not a torch file"):
+        load_checkpoint(path)
+    save_checkpoint(path, DummyDetector())
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(ValueError, match="truncated or not a torch file"):
+        load_checkpoint(path)
+    torch.save([1, 2], path)
+    with pytest.raises(ValueError, match="holds a list"):
+        load_checkpoint(path)
+    torch.save({"state_dict": {"a": 1}}, path)
+    with pytest.raises(ValueError, match="no state_dict of tensors"):
+        load_checkpoint(path)
+
+
+def test_bare_state_dicts_and_module_prefixes_load(tmp_path):
+    source, target = DummyDetector(), DummyDetector()
+    torch.save({f"module.{k}": v for k, v in source.state_dict().items()}, tmp_path / "a.pth")
+    load_weights(target, load_checkpoint(tmp_path / "a.pth"), "a.pth", LOGGER)
+    assert torch.equal(source.head.weight, target.head.weight)
+
+
+def weights_of(detector):
+    return {"state_dict": detector.state_dict(), "meta": {}}
+
+
+def test_complete_loading_refuses_other_shapes_and_missing_weights():
+    with pytest.raises(ValueError, match=r"img_backbone\.weight is \(8, 3\) in the file and \(4, 3\)"):
+        load_weights(DummyDetector(4), weights_of(DummyDetector(8)), "a.pth", LOGGER)
+    checkpoint = weights_of(DummyDetector())
+    del checkpoint["state_dict"]["head.weight"]
+    with pytest.raises(ValueError, match=r"lacks 1 of 9 weights .*head\.weight"):
+        load_weights(DummyDetector(), checkpoint, "a.pth", LOGGER)
+
+
+def test_old_checkpoints_without_batchnorm_counters_are_complete():
+    checkpoint = weights_of(DummyDetector())
+    del checkpoint["state_dict"]["norm.num_batches_tracked"]
+    load_weights(DummyDetector(), checkpoint, "a.pth", LOGGER)
+
+
+def test_load_from_takes_what_fits_and_reports_the_rest(caplog):
+    source, target = DummyDetector(), DummyDetector()
+    checkpoint = weights_of(source)
+    checkpoint["state_dict"]["head.weight"] = torch.zeros(2, 2)
+    checkpoint["state_dict"]["fcos.head.scale"] = torch.zeros(1)
+    before = target.head.weight.clone()
+    with caplog.at_level(logging.INFO):
+        load_weights(target, checkpoint, "a.pth", LOGGER, complete=False)
+    assert torch.equal(target.img_backbone.weight, source.img_backbone.weight)
+    assert torch.equal(target.head.weight, before)
+    assert "8 of 9 weights loaded" in caplog.text
+    assert "absent from the model: 1 fcos.head" in caplog.text
+    assert "head.weight is (2, 2) in the file" in caplog.text
+    with pytest.raises(ValueError, match="no weight that fits"):
+        load_weights(target, {"state_dict": _renamed(source)}, "a.pth", LOGGER, complete=False)
+
+
+def _renamed(detector):
+    state = detector.state_dict()
+    for name in list(state):
+        state[f"other.{name}"] = state.pop(name)
+    return state
+
+
+def test_find_latest_skips_broken_files_and_other_names(tmp_path, caplog):
+    assert find_latest_checkpoint(tmp_path, LOGGER) is None
+    for name in ("epoch_2.pth", "epoch_9.pth", "epoch_10.pth", "pretrain.pth", "best_NDS_epoch_11.pth"):
+        save_checkpoint(tmp_path / name, DummyDetector())
+    (tmp_path / "epoch_10.pth").write_bytes(b"PK broken")
+    with caplog.at_level(logging.WARNING):
+        assert find_latest_checkpoint(tmp_path, LOGGER).name == "epoch_9.pth"
+    assert "skips epoch_10.pth" in caplog.text

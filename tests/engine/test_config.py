@@ -1,0 +1,89 @@
+import sys
+
+import pytest
+
+from projects.bevformer.engine.config import (
+    load_config,
+    resolve_work_dir,
+    runner_settings,
+)
+
+
+def test_options_override_and_may_add_keys(config_path):
+    cfg = load_config(
+        config_path,
+        {"optimizer.lr": 0.5, "log_config.hooks.0.interval": 3, "fp16.dtype": "bfloat16"},
+    )
+    assert cfg.optimizer.lr == 0.5
+    assert cfg.log_config.hooks[0].interval == 3
+    assert cfg.fp16.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"), [("optimzer.lr", "optimizer"), ("optimizer.weight_decey", "weight_decay")]
+)
+def test_misspelt_options_are_refused(config_path, key, hint):
+    with pytest.raises(ValueError, match=f"did you mean '{hint}'"):
+        load_config(config_path, {key: 1})
+
+
+def test_unreadable_configs_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.py does not exist"):
+        load_config(tmp_path / "none.py")
+    path = tmp_path / "broken.py"
+    path.write_text("a = (")
+    with pytest.raises(ValueError, match=r"broken\.py cannot be read"):
+        load_config(path)
+    path.write_text("custom_imports = dict(imports=['no_such_module'])")
+    with pytest.raises(ValueError, match="no_such_module"):
+        load_config(path)
+    path.write_text("_base_ = ['./missing_base.py']")
+    with pytest.raises(FileNotFoundError, match="missing_base"):
+        load_config(path)
+
+
+def test_plugin_dir_is_imported(tmp_path, monkeypatch):
+    package = tmp_path / "my_plugin"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    path = tmp_path / "config.py"
+    path.write_text("plugin = True\nplugin_dir = 'my_plugin/'")
+    load_config(path)
+    assert sys.modules.pop("my_plugin").__file__ == str(package / "__init__.py")
+    path.write_text("plugin = True\nplugin_dir = 'not_there/'")
+    with pytest.raises(ValueError, match="plugin_dir not_there"):
+        load_config(path)
+
+
+def test_work_dir_comes_from_flag_then_config_then_config_name(tmp_path, config_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg = load_config(config_path)
+    assert resolve_work_dir(cfg, config_path, tmp_path / "flag") == tmp_path / "flag"
+    assert cfg.work_dir == str(tmp_path / "flag")
+    cfg.work_dir = str(tmp_path / "from_config")
+    assert resolve_work_dir(cfg, config_path) == tmp_path / "from_config"
+    cfg.work_dir = None
+    assert resolve_work_dir(cfg, config_path).resolve() == tmp_path / "work_dirs" / "dummy"
+    assert list((tmp_path / "flag").iterdir()) == []
+
+
+def test_unwritable_work_dir(tmp_path, config_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="work dir .*file/a cannot be written"):
+        resolve_work_dir(load_config(config_path), config_path, tmp_path / "file" / "a")
+
+
+def test_runner_settings(config_path):
+    cfg = load_config(config_path)
+    assert runner_settings(cfg) == {"type": "EpochBasedRunner", "max_epochs": 2}
+    cfg.runner = None
+    assert runner_settings(cfg) == {"type": "EpochBasedRunner", "max_epochs": 2}
+    cfg.runner = {"type": "EpochBasedRunner", "max_epochs": 3}
+    with pytest.raises(ValueError, match=r"total_epochs = 2 and runner\.max_epochs = 3"):
+        runner_settings(cfg)
+    cfg.runner = {"type": "IterBasedRunner", "max_iters": 3}
+    assert runner_settings(cfg).max_iters == 3
+    cfg.runner = cfg.total_epochs = None
+    with pytest.raises(ValueError, match="not how long to train"):
+        runner_settings(cfg)

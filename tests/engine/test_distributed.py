@@ -1,0 +1,112 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from projects.bevformer.engine import distributed
+from projects.bevformer.engine.distributed import init_process, select_device
+
+LAUNCHER_VARIABLES = [
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT",
+    "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NODELIST",
+    "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _no_launcher(monkeypatch):
+    for name in LAUNCHER_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "variable"),
+    [("pytorch", "RANK"), ("slurm", "SLURM_PROCID"), ("mpi", "OMPI_COMM_WORLD_RANK")],
+)
+def test_a_launcher_without_its_environment_is_an_error(launcher, variable):
+    with pytest.raises(ValueError, match=f"--launcher {launcher}: the environment lacks {variable}"):
+        init_process(launcher)
+
+
+def test_torchrun_without_the_flag_is_an_error(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="add --launcher pytorch"):
+        init_process("none")
+
+
+def test_slurm_and_mpi_places(monkeypatch):
+    for name, value in {
+        "MASTER_ADDR": "node1", "MASTER_PORT": "1234", "SLURM_PROCID": "5", "SLURM_NTASKS": "8",
+        "SLURM_LOCALID": "1", "SLURM_NODELIST": "node[1-2]", "OMPI_COMM_WORLD_RANK": "2",
+        "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "0",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    assert distributed._place_of_this_process("slurm") == (5, 8, 1, "tcp://node1:1234")
+    assert distributed._place_of_this_process("mpi") == (2, 4, 0, "tcp://node1:1234")
+
+
+def test_a_gpu_that_is_not_there_is_an_error():
+    with pytest.raises(ValueError, match="GPU 99 is asked for"):
+        select_device("cuda", 99)
+    assert select_device("cpu") == torch.device("cpu")
+
+
+def test_alone_everything_is_rank_zero():
+    assert (distributed.get_rank(), distributed.get_world_size()) == (0, 1)
+    assert distributed.all_gather("a") == ["a"]
+    assert distributed.broadcast("a") == "a"
+
+
+def torchrun(arguments, environment, port, timeout=240):
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}",
+        *map(str, arguments),
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, env=environment, timeout=timeout, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        universal_newlines=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:]
+    return done.stdout
+
+
+@pytest.mark.slow()
+def test_two_processes_stay_bit_equal(tmp_path, tool_environment):
+    here = os.path.dirname(os.path.abspath(__file__))
+    script = os.path.join(here, "two_process_training.py")
+    torchrun([script, tmp_path / "report.json"], tool_environment, port=29641)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["backend"] == "gloo"
+    assert report["gradients_equal"] == [True] * 20
+    assert report["losses_differ_by_rank"]
+    assert report["parameters_equal"]
+    assert report["gradient_is_the_mean_over_ranks"]
+    # The hook ends both ranks, and both name the sample that only rank 1 has read.
+    for message in report["nan_messages"]:
+        assert "loss is not finite" in message
+        assert "samples s0f1)" in message
+
+
+@pytest.mark.slow()
+def test_tools_in_two_processes_give_the_result_file_of_one(tmp_path, config_path, tool_environment):
+    repository = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    train, evaluate = (os.path.join(repository, "tools", name) for name in ("train.py", "eval.py"))
+    launcher = ["--launcher", "pytorch"]
+    torchrun([train, config_path, *launcher, "--seed", 0], tool_environment, port=29642)
+    checkpoint = tmp_path / "work" / "epoch_2.pth"
+
+    flags = [config_path, checkpoint, "--work-dir"]
+    torchrun([evaluate, *flags, tmp_path / "two", *launcher], tool_environment, port=29643)
+    subprocess.run(
+        [sys.executable, evaluate, *map(str, flags), str(tmp_path / "one")],
+        env=tool_environment, check=True, timeout=240,
+    )  # fmt: skip
+    files = [
+        tmp_path / "one" / "results_nusc.json",
+        tmp_path / "two" / "results_nusc.json",
+        tmp_path / "work" / "eval" / "epoch_2" / "results_nusc.json",
+    ]
+    assert len({path.read_bytes() for path in files}) == 1

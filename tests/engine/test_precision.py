@@ -1,0 +1,103 @@
+import logging
+
+import pytest
+import torch
+from dummy_task import DummyDataset, DummyDetector
+from mmcv.parallel import collate
+from mmcv.runner import LogBuffer
+
+from projects.bevformer.engine.precision import (
+    LossScalingOptimizerHook,
+    autocast_dtype,
+    optimizer_hook,
+)
+from projects.bevformer.engine.training_model import TrainingModel
+
+LOGGER = logging.getLogger("test")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("fp16", "device", "expected"),
+    [
+        (None, CUDA, None),
+        ({"loss_scale": 512.0}, CUDA, torch.float16),
+        ({"dtype": "bfloat16"}, CUDA, torch.bfloat16),
+        ({"loss_scale": 512.0}, CPU, torch.bfloat16),
+    ],
+)
+def test_autocast_dtype(fp16, device, expected):
+    assert autocast_dtype(fp16, device, LOGGER) is expected
+
+
+@pytest.mark.parametrize("fp16", [{"dtype": "float8"}, {"lossscale": 1}])
+def test_autocast_dtype_refuses_what_it_does_not_know(fp16):
+    with pytest.raises(ValueError, match="fp16"):
+        autocast_dtype(fp16, CUDA, LOGGER)
+
+
+def test_optimizer_hook_scales_losses_for_float16_only():
+    config = {"grad_clip": {"max_norm": 35}}
+    plain = {"type": "OptimizerHook", **config}
+    assert optimizer_hook(config, None, None) == plain
+    assert optimizer_hook(config, {"loss_scale": 512.0}, torch.bfloat16) == plain
+    hook = optimizer_hook(config, {"loss_scale": 512.0}, torch.float16)
+    assert isinstance(hook, LossScalingOptimizerHook)
+    assert hook.fixed_scale == 512.0
+    assert hook.grad_clip == {"max_norm": 35}
+    assert config == {"grad_clip": {"max_norm": 35}}
+    with pytest.raises(ValueError, match="Fp16OptimizerHook"):
+        optimizer_hook({"type": "Fp16OptimizerHook"}, None, None)
+    with pytest.raises(ValueError, match="GradientCumulative"):
+        optimizer_hook({"type": "GradientCumulativeOptimizerHook"}, {}, torch.float16)
+
+
+class OneStepRunner:
+    """What an optimizer hook sees of a runner."""
+
+    def __init__(self, model, device):
+        self.model = TrainingModel(model, device)
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        self.log_buffer = LogBuffer()
+        self.meta = {}
+        dataset = DummyDataset()
+        batch = collate([dataset[0], dataset[1]], samples_per_gpu=2)
+        self.outputs = self.model.train_step(batch)
+
+
+def step_weights(device, dtype, hook):
+    torch.manual_seed(0)
+    detector = DummyDetector()
+    detector.autocast_dtype = dtype
+    runner = OneStepRunner(detector, device)
+    hook.before_run(runner)
+    hook.after_train_iter(runner)
+    return runner, detector
+
+
+def test_bfloat16_forward_and_float32_weights():
+    from mmcv.runner import OptimizerHook
+
+    runner, detector = step_weights(CPU, torch.bfloat16, OptimizerHook())
+    assert detector.seen_dtypes == [torch.bfloat16]
+    assert {p.grad.dtype for p in detector.parameters()} == {torch.float32}
+
+
+@pytest.mark.gpu()
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("loss_scale", [512.0, "dynamic"])
+def test_scaled_float16_step_is_near_the_float32_step(loss_scale):
+    from mmcv.runner import OptimizerHook
+
+    clip = {"max_norm": 0.5}
+    device = torch.device("cuda", 0)
+    _, exact = step_weights(device, None, OptimizerHook(grad_clip=clip))
+    runner, scaled = step_weights(device, torch.float16, LossScalingOptimizerHook(loss_scale, clip))
+    for a, b in zip(exact.parameters(), scaled.parameters()):
+        assert torch.allclose(a, b, atol=2e-3)
+    assert scaled.seen_dtypes == [torch.float16]
+    assert runner.meta["grad_scaler"]["scale"] == (512.0 if loss_scale == 512.0 else 65536.0)
+    resumed = LossScalingOptimizerHook("dynamic")
+    runner.meta["grad_scaler"]["scale"] = 4.0
+    resumed.before_run(runner)
+    assert resumed.scaler.get_scale() == 4.0

@@ -1,0 +1,159 @@
+"""The command lines of tools/train.py and tools/eval.py, in this process."""
+
+import importlib.util
+import json
+
+import mmcv
+import pytest
+from conftest import REPOSITORY
+
+from projects.bevformer.engine import pictures
+
+
+def load_tool(name):
+    spec = importlib.util.spec_from_file_location(f"tool_{name}", REPOSITORY / "tools" / f"{name}.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    return tool
+
+
+@pytest.fixture(scope="module")
+def train_tool():
+    return load_tool("train")
+
+
+@pytest.fixture(scope="module")
+def eval_tool():
+    return load_tool("eval")
+
+
+@pytest.fixture()
+def call(monkeypatch, quick):
+    """Run a tool with arguments."""
+
+    def call(tool, *arguments):
+        monkeypatch.setattr("sys.argv", ["tool.py", *map(str, arguments)])
+        tool.main()
+
+    return call
+
+
+@pytest.fixture()
+def checkpoint(call, train_tool, config_path, tmp_path):
+    call(train_tool, config_path, "--no-validate", "--device", "cpu", "--seed", "0")
+    return tmp_path / "work" / "epoch_2.pth"
+
+
+def test_eval_prints_the_table_and_writes_the_files(call, eval_tool, config_path, checkpoint, capsys):
+    call(eval_tool, config_path, checkpoint)
+    printed = capsys.readouterr().out
+    assert "| mAP" in printed
+    assert "traffic_cone" in printed
+    assert (checkpoint.parent / "results_nusc.json").exists()
+    assert "nd_score" in json.loads((checkpoint.parent / "metrics_summary.json").read_text())
+
+
+def test_eval_out_format_only_and_prefix(call, eval_tool, config_path, checkpoint, tmp_path):
+    call(
+        eval_tool, config_path, checkpoint, "--format-only", "--out", tmp_path / "raw.pkl",
+        "--eval-options", f"jsonfile_prefix={tmp_path}/elsewhere",
+    )  # fmt: skip
+    assert len(mmcv.load(str(tmp_path / "raw.pkl"))) == 9
+    assert [p.name for p in (tmp_path / "elsewhere").iterdir()] == ["results_nusc.json"]
+
+
+def test_eval_draws_evenly_spaced_samples(
+    call, eval_tool, config_path, checkpoint, tmp_path, monkeypatch
+):
+    drawn = []
+    monkeypatch.setattr(
+        "projects.bevformer.visualization.draw_sample",
+        lambda out_dir, info, predictions, truth, data_root, score_threshold: drawn.append(
+            (out_dir, info["token"], "scores_3d" in predictions, truth, score_threshold)
+        ),
+        raising=False,
+    )
+    call(
+        eval_tool, config_path, checkpoint, "--show-dir", "pictures", "--show-samples", 3,
+        "--show-score-thr", 0.4,
+    )  # fmt: skip
+    tokens = ["s0f0", "s1f1", "s2f3"]
+    assert drawn == [("pictures", token, True, None, 0.4) for token in tokens]
+
+
+def test_ground_truth_is_drawn_where_the_info_has_it(monkeypatch):
+    class Annotated:
+        data_root = "root"
+        data_infos = [{"token": "a", "gt_boxes": []}]
+
+        def get_ann_info(self, index):
+            return {"gt_bboxes_3d": "boxes", "gt_labels_3d": "labels", "gt_names": []}
+
+    calls = []
+    monkeypatch.setattr(
+        "projects.bevformer.visualization.draw_sample", lambda *a: calls.append(a), raising=False
+    )
+    pictures.draw_predictions(Annotated(), [{"pts_bbox": "predictions"}], "out")
+    (arguments,) = calls
+    assert arguments[2:4] == ("predictions", {"boxes_3d": "boxes", "labels_3d": "labels"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--eval", "bbox", "--format-only"], "--eval and --format-only"),
+        (["--out", "x.txt"], "must end in .pkl"),
+        (["--show"], "--show-dir"),
+        (["--show-dir", "x", "--show-samples", "0"], "--show-samples 0"),
+        (["--options", "a=1", "--eval-options", "a=1"], "older name of --eval-options"),
+        (["--launcher", "pytorch"], "environment lacks RANK"),
+        (["--device", "cuda", "--gpu-id", "99"], "GPU 99"),
+        ([], "nothing.pth does not exist"),
+    ],
+)
+def test_eval_errors_are_one_line(call, eval_tool, config_path, monkeypatch, arguments, message):
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(SystemExit) as caught:
+        call(eval_tool, config_path, "nothing.pth", *arguments)
+    text = caught.value.code
+    assert text.startswith("error")
+    assert message in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--cfg-options", "optimzer.lr=1"], "did you mean 'optimizer'"),
+        (["--cfg-options", "a=1", "--options", "a=1"], "older name of --cfg-options"),
+        (["--resume-from", "none.pth"], "none.pth does not exist"),
+        (["--work-dir", __file__], "cannot be written"),
+    ],
+)
+def test_train_errors_are_one_line(call, train_tool, config_path, arguments, message):
+    with pytest.raises(SystemExit) as caught:
+        call(train_tool, config_path, *arguments)
+    assert message in caught.value.code
+    assert "\n" not in caught.value.code
+
+
+def test_a_missing_config_is_one_line_and_debug_shows_the_error(call, train_tool):
+    with pytest.raises(SystemExit, match="config none.py does not exist"):
+        call(train_tool, "none.py")
+    with pytest.raises(FileNotFoundError):
+        call(train_tool, "none.py", "--debug")
+
+
+def test_flags_of_mmdet3d_are_accepted(train_tool, eval_tool):
+    train_tool.parse_args(
+        "c.py --work-dir w --resume-from r --auto-resume --no-validate --gpus 1 --gpu-ids 0 --gpu-id 0 "
+        "--seed 0 --diff-seed --deterministic --options a=1 --launcher slurm --local_rank 0 "
+        "--autoscale-lr".split()
+    )
+    args = eval_tool.parse_args(
+        "c.py x.pth --work-dir w --out o.pkl --fuse-conv-bn --gpu-ids 2 --gpu-id 0 --eval bbox --show "
+        "--show-dir d --gpu-collect --tmpdir t --seed 0 --deterministic --cfg-options a=1 "
+        "--eval-options b=2 --launcher mpi --local-rank 0".split()
+    )
+    assert args.eval_options == {"b": 2}
+    assert eval_tool.chosen_gpu(args) == 2

@@ -1,0 +1,182 @@
+"""Whole runs of `train`, in this process."""
+
+import json
+import os
+
+import pytest
+import torch
+
+from projects.bevformer.engine.checkpoint import load_checkpoint
+from projects.bevformer.engine.config import load_config
+from projects.bevformer.engine.train import train
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture()
+def run(config_path, quick, tmp_path):
+    """Train the dummy config with overrides; returns the work dir."""
+
+    def run(options=None, work_dir="work", **arguments):
+        cfg = load_config(config_path, options)
+        cfg.work_dir = str(tmp_path / work_dir)
+        os.makedirs(cfg.work_dir, exist_ok=True)
+        train(cfg, CPU, "dummy.py", **{"seed": 0, **arguments})
+        return tmp_path / work_dir
+
+    return run
+
+
+def log_records(work_dir):
+    (path,) = work_dir.glob("*.log.json")
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_run_leaves_checkpoints_logs_config_and_metrics(run):
+    work_dir = run()
+    assert os.readlink(work_dir / "latest.pth") == "epoch_2.pth"
+    meta = load_checkpoint(work_dir / "epoch_2.pth")["meta"]
+    assert (meta["epoch"], meta["iter"], meta["seed"], meta["world_size"]) == (2, 10, 0, 1)
+    assert meta["CLASSES"][0] == "car"
+    assert (work_dir / "dummy.py").exists()
+    assert list((work_dir / "tf_logs").iterdir())
+    for epoch in (1, 2):
+        assert (work_dir / "eval" / f"epoch_{epoch}" / "results_nusc.json").exists()
+    last = work_dir / "eval" / "epoch_2" / "metrics_summary.json"
+    assert (work_dir / "metrics_summary.json").read_text() == last.read_text()
+
+    records = log_records(work_dir)
+    training = [r for r in records if r.get("mode") == "train"]
+    validation = [r for r in records if r.get("mode") == "val"]
+    assert [r["iter"] for r in training] == [1, 2, 3, 4, 5] * 2
+    assert {"loss", "loss_cls", "grad_norm", "lr"} <= training[0].keys()
+    assert [r["epoch"] for r in validation] == [1, 2]
+    assert validation[1]["NDS"] == pytest.approx(json.loads(last.read_text())["nd_score"], abs=1e-5)
+
+
+def test_the_backbone_has_its_own_learning_rate(run):
+    work_dir = run({"total_epochs": 1, "runner.max_epochs": 1}, validate=False)
+    groups = load_checkpoint(work_dir / "epoch_1.pth")["optimizer"]["param_groups"]
+    assert {round(group["initial_lr"], 6) for group in groups} == {1e-2, 1e-3}
+    assert not (work_dir / "eval").exists()
+
+
+def test_autoscale_lr_divides_by_eight_for_one_process(run):
+    work_dir = run({"total_epochs": 1, "runner.max_epochs": 1}, validate=False, autoscale_lr=True)
+    groups = load_checkpoint(work_dir / "epoch_1.pth")["optimizer"]["param_groups"]
+    assert max(group["initial_lr"] for group in groups) == pytest.approx(1e-2 / 8)
+
+
+def test_the_same_seed_gives_the_same_weights(run):
+    weights = [
+        load_checkpoint(run(work_dir=name, seed=seed, validate=False) / "epoch_2.pth")["state_dict"]
+        for name, seed in (("a", 3), ("b", 3), ("c", 4))
+    ]
+    assert torch.equal(weights[0]["head.weight"], weights[1]["head.weight"])
+    assert not torch.equal(weights[0]["head.weight"], weights[2]["head.weight"])
+
+
+def test_auto_resume_goes_on_from_the_newest_sound_checkpoint(run):
+    work_dir = run(validate=False)
+    (work_dir / "epoch_2.pth").write_bytes(b"broken")
+    for path in work_dir.glob("*.log.json"):
+        path.unlink()
+    run(validate=False, auto_resume=True)
+    records = log_records(work_dir)
+    assert {r["epoch"] for r in records if r.get("mode") == "train"} == {2}
+    assert load_checkpoint(work_dir / "epoch_2.pth")["meta"]["iter"] == 10
+
+
+def test_resume_does_not_run_the_config_text_of_a_checkpoint(run, tmp_path):
+    work_dir = run(validate=False)
+    checkpoint = torch.load(str(work_dir / "epoch_1.pth"))
+    checkpoint["meta"]["config"] = f"import os; os.mkdir({str(tmp_path / 'trap')!r})"
+    torch.save(checkpoint, str(tmp_path / "evil.pth"))
+    run({"resume_from": str(tmp_path / "evil.pth")}, work_dir="b", validate=False)
+    assert (tmp_path / "b" / "epoch_2.pth").exists()
+    assert not (tmp_path / "trap").exists()
+
+
+def test_resume_refuses_files_without_training_state(run, tmp_path):
+    work_dir = run(validate=False)
+    checkpoint = torch.load(str(work_dir / "epoch_1.pth"))
+    torch.save({"state_dict": checkpoint["state_dict"]}, str(tmp_path / "weights.pth"))
+    with pytest.raises(ValueError, match="holds no training state"):
+        run({"resume_from": str(tmp_path / "weights.pth")}, work_dir="b")
+    run({"load_from": str(tmp_path / "weights.pth")}, work_dir="c", validate=False)
+
+
+def test_progress_is_recounted_for_another_number_of_processes(run, tmp_path):
+    work_dir = run(validate=False)
+    checkpoint = torch.load(str(work_dir / "epoch_1.pth"))
+    checkpoint["meta"].update(world_size=2, iter=3)
+    torch.save(checkpoint, str(tmp_path / "two.pth"))
+    run({"resume_from": str(tmp_path / "two.pth")}, work_dir="b", validate=False)
+    assert load_checkpoint(tmp_path / "b" / "epoch_2.pth")["meta"]["iter"] == 6 + 5
+
+
+def test_a_short_run_saves_and_evaluates_at_its_end(run):
+    work_dir = run(max_iters=3)
+    assert os.readlink(work_dir / "latest.pth") == "iter_3.pth"
+    assert load_checkpoint(work_dir / "iter_3.pth")["meta"]["iter"] == 3
+    assert (work_dir / "eval" / "iter_3" / "metrics_summary.json").exists()
+    assert {r["mode"] for r in log_records(work_dir)[1:]} == {"train", "val"}
+
+
+def test_iteration_runs_resume_where_they_stopped(run):
+    work_dir = run(max_iters=3, validate=False)
+    for path in work_dir.glob("*.log.json"):
+        path.unlink()
+    run(max_iters=5, validate=False, auto_resume=True)
+    assert load_checkpoint(work_dir / "iter_5.pth")["meta"]["iter"] == 5
+
+
+def test_save_best_keeps_one_file(run):
+    work_dir = run({"evaluation.save_best": "NDS", "total_epochs": 3, "runner.max_epochs": 3})
+    (best,) = work_dir.glob("best_NDS_epoch_*.pth")
+    figures = {
+        epoch: json.loads((work_dir / "eval" / f"epoch_{epoch}" / "metrics_summary.json").read_text())
+        for epoch in (1, 2, 3)
+    }
+    highest = max(figures, key=lambda epoch: figures[epoch]["nd_score"])
+    assert best.name == f"best_NDS_epoch_{highest}.pth"
+    assert os.readlink(work_dir / "latest.pth") == "epoch_3.pth"
+
+
+def test_the_interval_of_the_config_counts(run):
+    work_dir = run({"evaluation.interval": 2})
+    assert [path.name for path in (work_dir / "eval").iterdir()] == ["epoch_2"]
+
+
+def test_a_nan_loss_ends_the_run_and_names_the_sample(run):
+    with pytest.raises(RuntimeError, match=r"not finite at epoch 1, iteration \d.*s1f1"):
+        run({"data.train.nan_sample": "s1f1", "data.samples_per_gpu": 1})
+
+
+def test_mixed_precision_trains_and_evaluates(run):
+    work_dir = run({"fp16.loss_scale": 512.0})
+    assert (work_dir / "eval" / "epoch_2" / "metrics_summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"runner.type": "EpochRunner"}, "runner.type is 'EpochRunner'"),
+        ({"model.type": "BEVFormr"}, "config section `model`.*BEVFormr"),
+        ({"data.train.type": "NoDataset"}, r"config section `data\.train`.*NoDataset"),
+        ({"data.train.colour": 1}, r"config section `data\.train`.*colour"),
+        ({"data.train.frames_per_scene": []}, "data.train has no samples"),
+        ({"data.val.frames_per_scene": []}, "data.val has no samples"),
+        ({"data.shuffler_sampler.type": "Odd"}, "shuffler_sampler.type is 'Odd'"),
+        ({"optimizer.type": "Adamm"}, "config section `optimizer`.*Adamm"),
+        ({"evaluation.metrik_": "x"}, "config section `evaluation`.*metrik_"),
+        ({"evaluation.interval": 0}, "evaluation.interval is 0"),
+        ({"evaluation.save_best": "loss"}, "save_best is 'loss'"),
+        ({"workflow": [("train", 1), ("val", 1)]}, "only .*train.* is supported"),
+        ({"resume_from": "no.pth"}, r"no\.pth does not exist"),
+        ({"load_from": "no.pth"}, r"no\.pth does not exist"),
+    ],
+)
+def test_wrong_configs_say_what_and_where(run, options, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        run(options)

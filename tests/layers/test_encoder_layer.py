@@ -1,0 +1,35 @@
+import pytest
+import torch
+from mmcv.cnn.bricks.transformer import build_transformer_layer
+from tiny_bevformer import encoder_config, shake_weights
+
+
+def make_layer():
+    layer = build_transformer_layer(encoder_config()["transformerlayers"])
+    shake_weights(layer)
+    return layer
+
+
+def test_each_step_is_followed_by_its_norm(frame_context, bev_query):
+    layer, context, query = make_layer(), frame_context(), bev_query()
+    temporal, spatial = layer.attentions
+    expected = layer.norms[0](temporal(query, context))
+    expected = layer.norms[1](spatial(expected, context))
+    hidden = layer.ffns[0].layers[0][0](expected).relu()
+    expected = layer.norms[2](expected + layer.ffns[0].layers[1](hidden))
+    torch.testing.assert_close(layer(query, context), expected)
+
+
+def test_nothing_is_edited_in_place(frame_context, bev_query):
+    layer, context, query = make_layer(), frame_context(), bev_query()
+    kept = [query, context.history, context.initial_query, context.bev_pos, context.image_features]
+    before = [tensor.clone() for tensor in kept]
+    layer(query, context)
+    assert all(torch.equal(now, then) for now, then in zip(kept, before))
+
+
+def test_another_operation_order_is_refused():
+    config = dict(encoder_config()["transformerlayers"])
+    config["operation_order"] = ("norm", "self_attn", "norm", "cross_attn", "norm", "ffn")
+    with pytest.raises(ValueError, match="operation_order must be"):
+        build_transformer_layer(config)

@@ -1,0 +1,116 @@
+from dataclasses import replace
+
+import naive_equations
+import numpy as np
+import pytest
+import torch
+from tiny_bevformer import BEV_HW, CAMERAS, CHANNELS, IMAGE_HW, PC_RANGE, make_meta, shake_weights
+
+from projects.bevformer.layers import CameraHits, SpatialCrossAttention
+from projects.bevformer.layers.spatial_cross_attention import gather_queries
+
+
+def make_attention(num_points=4):
+    attention = SpatialCrossAttention(
+        CHANNELS,
+        num_cams=CAMERAS,
+        dropout=0.0,
+        deformable_attention=dict(
+            type="MSDeformableAttention3D",
+            embed_dims=CHANNELS,
+            num_heads=2,
+            num_levels=2,
+            num_points=num_points,
+        ),
+    )
+    shake_weights(attention)
+    return attention
+
+
+def test_gather_queries_by_hand():
+    per_query = torch.tensor([[[1.0], [2.0], [3.0]], [[4.0], [5.0], [6.0]]])
+    index = torch.tensor([[[2, 0], [1, 1]], [[0, 2], [1, 0]]])
+    expected = [[[[3.0], [1.0]], [[2.0], [2.0]]], [[[4.0], [6.0]], [[5.0], [4.0]]]]
+    assert gather_queries(per_query, index).tolist() == expected
+
+
+@pytest.mark.parametrize("sample", [0, 1])
+def test_equals_a_loop(frame_context, bev_query, sample):
+    attention, context, query = make_attention(), frame_context((sample,)), bev_query((sample,))
+    num_queries = query.shape[1]
+    views = context.hits.views_per_query
+    seen_by_none = num_queries - len(context.hits.query_index[context.hits.filled].unique())
+    assert seen_by_none > 0 or (views == 2).any()  # the interesting cases occur
+    expected = naive_equations.spatial_cross_attention(
+        attention,
+        query[0].double().numpy(),
+        context.image_features[0].double().numpy(),
+        context.image_shapes,
+        np.stack(make_meta(sample)["lidar2img"]),
+        IMAGE_HW,
+        [naive_equations.pillar(q, BEV_HW, 2, PC_RANGE) for q in range(num_queries)],
+    )
+    result = attention(query, context)
+    np.testing.assert_allclose(result[0].detach().numpy(), expected, atol=1e-3)
+
+
+def test_two_samples_with_different_visibility_are_two_times_one(frame_context, bev_query):
+    attention, context = make_attention(), frame_context((0, 1), (True, True))
+    assert context.hits.filled[0].sum() != context.hits.filled[1].sum()
+    together = attention(bev_query((0, 1)), context)
+    for sample in (0, 1):
+        alone = attention(bev_query((sample,)), frame_context((sample,)))
+        torch.testing.assert_close(together[sample], alone[0], rtol=1e-5, atol=1e-5)
+
+
+def nowhere_visible(queries, cameras=CAMERAS):
+    """Hits where no camera sees any query."""
+    return CameraHits(
+        query_index=torch.zeros(1, cameras, 1, dtype=torch.long),
+        filled=torch.zeros(1, cameras, 1, dtype=torch.bool),
+        reference_uv=torch.full((1, cameras, 1, 2, 2), 0.5),
+        views_per_query=torch.ones(1, queries, dtype=torch.long),
+    )
+
+
+def test_no_visible_query_adds_the_bias_only(frame_context, bev_query):
+    attention, query = make_attention(), bev_query()
+    context = replace(frame_context(), hits=nowhere_visible(query.shape[1]))
+    result = attention(query, context)
+    torch.testing.assert_close(result, query + attention.output_proj.bias)
+    result.sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in attention.parameters())
+
+
+def test_a_camera_that_sees_nothing_changes_nothing(frame_context, bev_query):
+    attention, context, query = make_attention(), frame_context(), bev_query()
+    blind = nowhere_visible(query.shape[1], 1)
+    slots = context.hits.filled.shape[-1]
+
+    def with_blind_camera(tensor, empty):
+        size = list(empty.shape)
+        size[2] = slots
+        return torch.cat((tensor, empty.expand(size)), dim=1)
+
+    hits = CameraHits(
+        query_index=with_blind_camera(context.hits.query_index, blind.query_index),
+        filled=with_blind_camera(context.hits.filled, blind.filled),
+        reference_uv=with_blind_camera(context.hits.reference_uv, blind.reference_uv),
+        views_per_query=context.hits.views_per_query,
+    )
+    features = torch.cat((context.image_features, context.image_features[:, :1] + 9), dim=1)
+    more = replace(context, hits=hits, image_features=features)
+    torch.testing.assert_close(attention(query, more), attention(query, context))
+
+
+def test_points_that_do_not_divide_among_the_heights_are_refused(frame_context, bev_query):
+    attention = make_attention(num_points=3)
+    with pytest.raises(ValueError, match=r"num_points \(3\)"):
+        attention(bev_query(), frame_context())
+
+
+def test_the_inner_attention_has_no_output_projection():
+    names = {name for name, _ in make_attention().named_children()}
+    inner = {name for name, _ in make_attention().deformable_attention.named_children()}
+    assert names == {"deformable_attention", "output_proj", "dropout"}
+    assert inner == {"sampling_offsets", "attention_weights", "value_proj"}

@@ -1,0 +1,126 @@
+import naive_equations
+import numpy as np
+import pytest
+import torch
+from einops import rearrange
+from mmcv.cnn.bricks.transformer import build_transformer_layer_sequence
+from tiny_bevformer import (
+    BEV_HW,
+    CHANNELS,
+    IMAGE_HW,
+    encoder_config,
+    image_features,
+    make_meta,
+    shake_weights,
+)
+
+QUERIES = BEV_HW[0] * BEV_HW[1]
+SHIFTS = {0: (0.11, -0.06), 1: (-0.2, 0.31)}
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    encoder = build_transformer_layer_sequence(encoder_config())
+    shake_weights(encoder)
+    return encoder
+
+
+def frame(samples=(0,), has_history=(True,)):
+    """Arguments of the encoder; sample b depends on `samples[b]` alone."""
+    noise = [
+        torch.randn(3, QUERIES, CHANNELS, generator=torch.Generator().manual_seed(sample))
+        for sample in samples
+    ]
+    bev_queries, bev_pos, history = torch.stack(noise, dim=1)
+    levels = [torch.cat(level) for level in zip(*[image_features(sample) for sample in samples])]
+    return dict(
+        bev_queries=bev_queries,
+        bev_pos=bev_pos,
+        bev_hw=BEV_HW,
+        image_features=torch.cat(
+            [rearrange(level, "b n c h w -> b n (h w) c") for level in levels], dim=2
+        ),
+        image_shapes=[tuple(level.shape[-2:]) for level in levels],
+        lidar2img=torch.from_numpy(
+            np.stack([np.stack(make_meta(sample)["lidar2img"]) for sample in samples])
+        ).float(),
+        image_hw=IMAGE_HW,
+        history=history if any(has_history) else None,
+        has_history=torch.tensor(has_history),
+        shift=torch.tensor([SHIFTS[sample] for sample in samples]),
+    )
+
+
+@pytest.mark.parametrize("has_history", [True, False])
+def test_equals_loops(encoder, has_history):
+    arguments = frame((0,), (has_history,))
+    expected = naive_equations.encode(
+        encoder,
+        arguments["bev_queries"][0].double().numpy(),
+        arguments["bev_pos"][0].double().numpy(),
+        BEV_HW,
+        arguments["image_features"][0].double().numpy(),
+        arguments["image_shapes"],
+        arguments["lidar2img"][0].double().numpy(),
+        IMAGE_HW,
+        arguments["history"][0].double().numpy() if has_history else None,
+        SHIFTS[0],
+    )
+    result = encoder(**arguments)
+    assert result.shape == (1, QUERIES, CHANNELS)
+    np.testing.assert_allclose(result[0].detach().numpy(), expected, atol=1e-3)
+
+
+def test_two_samples_of_which_one_starts_its_scene_are_two_times_one(encoder):
+    together = encoder(**frame((0, 1), (False, True)))
+    for sample, has_history in ((0, False), (1, True)):
+        alone = encoder(**frame((sample,), (has_history,)))
+        torch.testing.assert_close(together[sample], alone[0], rtol=1e-4, atol=1e-5)
+
+
+def test_only_the_previous_frame_is_shifted(encoder):
+    context = encoder.frame_context(**frame((0, 1), (False, True)))
+    previous, current = context.reference_bev.unbind(dim=1)
+    assert torch.equal(previous[0], current[0])
+    torch.testing.assert_close(previous[1] - current[1], torch.tensor([SHIFTS[1]] * QUERIES))
+    torch.testing.assert_close(current[0], current[1])
+    torch.testing.assert_close(current[0, 0], torch.tensor([0.5 / BEV_HW[1], 0.5 / BEV_HW[0]]))
+
+
+def test_the_shift_matters(encoder):
+    arguments = frame()
+    still = dict(arguments, shift=torch.zeros(1, 2))
+    assert not torch.allclose(encoder(**arguments), encoder(**still), atol=1e-3)
+
+
+def test_cameras_that_see_nothing_leave_finite_features(encoder):
+    arguments = frame()
+    # Looking at the sky: every pillar point lies behind the image plane.
+    sky = torch.eye(4)
+    sky[2, 2], sky[2, 3] = 1.0, -100.0
+    arguments["lidar2img"] = sky.expand(1, 2, 4, 4)
+    assert not encoder.frame_context(**arguments).hits.filled.any()
+    result = encoder(**arguments)
+    assert torch.isfinite(result).all()
+    other = dict(arguments, image_features=arguments["image_features"] + 5)
+    assert torch.equal(encoder(**other), result)
+
+
+def test_no_argument_is_edited(encoder):
+    arguments = frame((0, 1), (False, True))
+    before = {k: v.clone() for k, v in arguments.items() if torch.is_tensor(v)}
+    encoder(**arguments)
+    assert all(torch.equal(arguments[key], value) for key, value in before.items())
+
+
+def test_gradients_reach_every_weight(encoder):
+    encoder.zero_grad()
+    encoder(**frame()).square().sum().backward()
+    for name, parameter in encoder.named_parameters():
+        assert torch.isfinite(parameter.grad).all(), name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_intermediate_results_are_refused():
+    with pytest.raises(ValueError, match="last layer"):
+        build_transformer_layer_sequence(dict(encoder_config(), return_intermediate=True))

@@ -1,0 +1,100 @@
+"""The one-way rule of the package: who may import whom."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "projects" / "bevformer"
+NAME = "projects.bevformer"
+
+# Modules beside the packages that everyone but geometry and ops may import.
+COMMON = {"geometry", "nuscenes_spec", "compat"}
+
+ALLOWED = {
+    "geometry": set(),
+    "ops": {"geometry"},
+    "layers": COMMON | {"ops"},
+    "models": COMMON | {"ops", "layers", "matching"},
+    "matching": COMMON,
+    "datasets": COMMON,
+    "synthetic": COMMON,
+    "visualization": COMMON,
+    "engine": COMMON | {"ops", "layers", "models", "matching", "datasets", "visualization"},
+    "plugin.py": {"models", "datasets", "engine"},
+    "nuscenes_spec.py": set(),
+    "compat.py": set(),
+    "__init__.py": set(),
+}
+MM_PACKAGES = {"mmcv", "mmdet", "mmdet3d", "mmseg", "mmengine"}
+
+
+def imported_modules(source, package):
+    """Dotted names of all modules that a source file imports, wherever in it.
+
+    Args:
+        source: text of the file.
+        package: dotted name of the package that it lies in, for relative imports.
+    """
+    modules = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")
+            base = ".".join(parts[: len(parts) - node.level + 1]) if node.level else ""
+            module = ".".join(part for part in (base, node.module) if part)
+            modules |= {f"{module}.{alias.name}" for alias in node.names}
+    return modules
+
+
+def own_parts(modules):
+    """The parts of this package (geometry, ops, ...) among dotted names."""
+    return {module.split(".")[2] for module in modules if module.startswith(NAME + ".")}
+
+
+def package_files():
+    return sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+
+
+def modules_of(file):
+    package = ".".join((NAME, *Path(file).parent.parts))
+    return imported_modules((PACKAGE / file).read_text(encoding="utf-8"), package)
+
+
+@pytest.mark.parametrize("file", package_files())
+def test_imports_go_one_way(file):
+    part = file.split("/")[0]
+    assert part in ALLOWED, f"{part} has no place in the one-way rule: name it here"
+    forbidden = own_parts(modules_of(file)) - ALLOWED[part] - {part}
+    assert not forbidden, f"{part} must not import {sorted(forbidden)}"
+
+
+@pytest.mark.parametrize(
+    "file", [file for file in package_files() if file.startswith(("geometry/", "ops/"))]
+)
+def test_geometry_and_ops_import_nothing_of_openmmlab(file):
+    roots = {module.split(".")[0] for module in modules_of(file)}
+    assert not roots & MM_PACKAGES
+
+
+@pytest.mark.parametrize("file", package_files())
+def test_the_package_imports_neither_tools_nor_tests(file):
+    roots = {module.split(".")[0] for module in modules_of(file)}
+    assert not roots & {"tools", "tests", "benchmarks"}
+
+
+def test_all_ways_of_importing_are_seen():
+    source = (
+        "import mmcv.ops\n"
+        "from projects.bevformer import layers, ops\n"
+        "from projects.bevformer.engine.train import run\n"
+        "from ..models import decoder\n"
+        "from .boxes import encode\n"
+        "def later():\n"
+        "    from projects.bevformer.datasets import infos\n"
+    )
+    modules = imported_modules(source, f"{NAME}.geometry")
+    assert "mmcv.ops" in modules
+    assert own_parts(modules) == {"layers", "ops", "engine", "models", "geometry", "datasets"}

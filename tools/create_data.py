@@ -1,0 +1,70 @@
+#!/usr/bin/env python
+"""nuScenes tables and CAN bus -> the info files that training and evaluation read.
+
+python tools/create_data.py nuscenes --root-path ./data/nuscenes --out-dir ./data/nuscenes \
+    --extra-tag nuscenes --version v1.0 --canbus ./data
+"""
+
+import argparse
+import functools
+import os.path as osp
+import sys
+
+from tqdm import tqdm
+
+sys.path.insert(0, osp.dirname(osp.dirname(osp.abspath(__file__))))
+
+from projects.bevformer.datasets.create_infos import (  # noqa: E402
+    TABLE_FOLDERS,
+    create_nuscenes_infos,
+)
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description="Write nuScenes info files.")
+    parser.add_argument("dataset", choices=["nuscenes"], help="name of the data set")
+    parser.add_argument("--root-path", default="./data/nuscenes", help="nuScenes root")
+    parser.add_argument("--out-dir", default="./data/nuscenes", help="folder for the info files")
+    parser.add_argument("--extra-tag", default="nuscenes", help="first part of the file names")
+    parser.add_argument(
+        "--version", default="v1.0", choices=list(TABLE_FOLDERS), help="v1.0 is trainval and test"
+    )
+    parser.add_argument("--canbus", default="./data", help="folder that contains can_bus")
+    parser.add_argument("--max-sweeps", type=int, default=10, help="lidar sweeps listed per frame")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="accepted for compatibility; one process is enough"
+    )
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    try:
+        summary = create_nuscenes_infos(
+            root_path=args.root_path,
+            out_dir=args.out_dir,
+            extra_tag=args.extra_tag,
+            version=args.version,
+            canbus=args.canbus,
+            max_sweeps=args.max_sweeps,
+            progress=functools.partial(tqdm, desc="scenes", unit="scene"),
+        )
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f"create_data: {error}")
+
+    for path, frames in summary.frames.items():
+        print(f"{path}: {frames} frames")
+        if frames == 0:
+            print(f"warning: {path} is empty: no scene of that split is in the tables")
+    _report("have no CAN bus, their can_bus is zeros", summary.scenes_without_can_bus)
+    _report("have no camera images and are left out", summary.scenes_without_images)
+    _report("are in no split and are left out", summary.scenes_in_no_split)
+
+
+def _report(what, scenes):
+    names = f": {', '.join(scenes)}" if scenes else ""
+    print(f"{len(scenes)} scenes {what}{names}")
+
+
+if __name__ == "__main__":
+    main()

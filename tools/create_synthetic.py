@@ -1,0 +1,64 @@
+"""Make a small synthetic data set in the nuScenes layout: see docs/synthetic_world.md."""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from projects.bevformer.synthetic.data_set import (  # noqa: E402
+    VERSIONS,
+    create_data_set,
+    scene_names,
+)
+
+
+def image_size(text):
+    """(height, width) of "450x800"."""
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH, such as 450x800")
+    return int(match.group(1)), int(match.group(2))
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--out-dir", type=Path, default=Path("data/synthetic"), help="data root")
+    parser.add_argument("--version", choices=VERSIONS, default="v1.0-mini")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same bytes")
+    parser.add_argument(
+        "--image-size", type=image_size, default=(450, 800), metavar="HEIGHTxWIDTH",
+        help="size of the pictures",
+    )  # fmt: skip
+    parser.add_argument("--frames-per-scene", type=int, default=40, help="key frames, at 2 Hz")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--scenes", nargs="+", metavar="scene-NNNN", help="only these scenes")
+    group.add_argument("--num-scenes", type=int, help="the first scenes of the version's splits")
+    parser.add_argument("--workers", type=int, help="processes; one per CPU core if not given")
+    parser.add_argument("--force", action="store_true", help="replace the data set in --out-dir")
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    try:
+        root = create_data_set(
+            args.out_dir,
+            version=args.version,
+            seed=args.seed,
+            image_hw=args.image_size,
+            frames_per_scene=args.frames_per_scene,
+            scenes=args.scenes or scene_names(args.version, args.num_scenes),
+            workers=args.workers,
+            force=args.force,
+        )
+    except (ValueError, FileExistsError) as error:
+        sys.exit(f"create_synthetic: {error}")
+    print(f"wrote {root}")
+
+
+if __name__ == "__main__":
+    main()

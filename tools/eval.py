@@ -1,0 +1,124 @@
+"""Evaluate a checkpoint: python tools/eval.py CONFIG CHECKPOINT [--eval bbox] [--show-dir DIR].
+
+Several processes: torchrun --nproc_per_node=8 tools/eval.py CONFIG CHECKPOINT --launcher pytorch
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import mmcv  # noqa: E402
+from mmcv import DictAction  # noqa: E402
+from mmdet.utils import setup_multi_processes  # noqa: E402
+
+from projects.bevformer import compat  # noqa: E402, F401
+from projects.bevformer.engine.cli import (  # noqa: E402
+    add_common_arguments,
+    chosen_gpu,
+    merge_deprecated,
+    tool_errors,
+)
+from projects.bevformer.engine.config import load_config, resolve_work_dir  # noqa: E402
+from projects.bevformer.engine.data_loading import (  # noqa: E402
+    build_test_dataset,
+    workers_per_process,
+)
+from projects.bevformer.engine.distributed import barrier, get_rank, init_process  # noqa: E402
+from projects.bevformer.engine.evaluate import (  # noqa: E402
+    build_trained_model,
+    format_only,
+    predict,
+    score,
+)
+from projects.bevformer.engine.log import get_run_logger  # noqa: E402
+from projects.bevformer.engine.pictures import draw_predictions  # noqa: E402
+from projects.bevformer.engine.report import metrics_table  # noqa: E402
+from projects.bevformer.engine.seed import choose_seed, set_seed  # noqa: E402
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", help="config file; data.test is evaluated")
+    parser.add_argument("checkpoint", help="weights")
+    add_common_arguments(parser)
+    parser.add_argument("--eval", nargs="+", metavar="METRIC", help="metrics of the data set [bbox]")
+    parser.add_argument(
+        "--format-only", action="store_true", help="write results_nusc.json without a score (test split)"
+    )
+    parser.add_argument("--out", help="also keep the raw results, a .pkl file")
+    parser.add_argument("--show", action="store_true", help="needs a display: refused, use --show-dir")
+    parser.add_argument("--show-dir", help="folder for <token>_bev.png and <token>_camera.png")
+    parser.add_argument("--show-samples", type=int, metavar="N", help="draw N evenly spaced samples [all]")
+    parser.add_argument("--show-score-thr", type=float, default=0.3, help="least score drawn [0.3]")
+    parser.add_argument("--fuse-conv-bn", action="store_true", help="merge BatchNorm into convolutions")
+    parser.add_argument(
+        "--eval-options", nargs="+", action=DictAction, metavar="KEY=VALUE",
+        help="arguments of dataset.evaluate, e.g. jsonfile_prefix=DIR",
+    )  # fmt: skip
+    parser.add_argument(
+        "--options", nargs="+", action=DictAction, help="deprecated name of --eval-options"
+    )
+    parser.add_argument("--gpu-collect", action="store_true", help="accepted: results are always gathered")
+    parser.add_argument("--tmpdir", help="accepted and ignored: no files are needed to gather results")
+    return parser.parse_args(argv)
+
+
+def check(args):
+    """Refuse contradicting flags before anything slow happens."""
+    if args.eval and args.format_only:
+        raise ValueError("--eval and --format-only exclude each other: --format-only gives no score")
+    if args.out is not None and not args.out.endswith((".pkl", ".pickle")):
+        raise ValueError(f"--out {args.out}: the file must end in .pkl or .pickle")
+    if args.show:
+        raise ValueError("--show needs a display: write pictures with --show-dir DIR")
+    if args.show_samples is not None and args.show_samples < 1:
+        raise ValueError(f"--show-samples {args.show_samples}: it must be at least 1")
+
+
+def main():
+    args = parse_args()
+    with tool_errors(args.debug):
+        check(args)
+        options = merge_deprecated(args.eval_options, args.options, "--options", "--eval-options")
+        evaluate(args, dict(options or {}))
+
+
+def evaluate(args, eval_options):
+    cfg = load_config(args.config, args.cfg_options)
+    work_dir = resolve_work_dir(cfg, args.config, args.work_dir)
+    setup_multi_processes(cfg)
+    device = init_process(args.launcher, args.device, chosen_gpu(args))
+    logger = get_run_logger(level=cfg.get("log_level", "INFO"))
+    set_seed(choose_seed(args.seed), args.deterministic)
+
+    dataset = build_test_dataset(cfg, "test")
+    detector = build_trained_model(
+        cfg, args.checkpoint, dataset, device, logger, fuse=args.fuse_conv_bn
+    )
+    results = predict(detector, dataset, device, workers_per_process(cfg))
+    if get_rank() == 0:
+        report(args, dataset, results, Path(eval_options.pop("jsonfile_prefix", work_dir)), eval_options)
+    barrier()
+
+
+def report(args, dataset, results, out_dir, eval_options):
+    if args.out is not None:
+        mmcv.dump(results, args.out)
+        print(f"raw results: {args.out}")
+    if args.show_dir is not None:
+        draw_predictions(dataset, results, args.show_dir, args.show_samples, args.show_score_thr)
+        print(f"pictures: {args.show_dir}")
+    if args.format_only:
+        print(f"results: {format_only(dataset, results, out_dir)}")
+        return
+    summary = score(dataset, results, out_dir, metric=args.eval or ["bbox"], **eval_options)
+    print(metrics_table(summary))
+    print(f"results: {out_dir / 'results_nusc.json'}, {out_dir / 'metrics_summary.json'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Draw samples of a config's test set: bird's-eye view and cameras, predictions and ground truth.
+
+    python tools/visualize.py CONFIG RESULTS --out-dir DIR [--num-samples N | --samples TOKEN ...]
+    python tools/visualize.py CONFIG --ground-truth-only --out-dir DIR
+
+RESULTS is the pickle of `tools/eval.py --out` or a results_nusc.json. Two files a sample:
+<token>_bev.png and <token>_camera.png, blue for predictions, green for ground truth.
+"""
+
+import argparse
+import os.path as osp
+import sys
+
+sys.path.insert(0, osp.dirname(osp.dirname(osp.abspath(__file__))))
+
+import numpy as np
+from mmcv import DictAction
+from tqdm import tqdm
+
+from projects.bevformer import compat  # noqa: F401
+from projects.bevformer.engine.cli import tool_errors
+from projects.bevformer.engine.config import load_config
+from projects.bevformer.engine.data_loading import build_test_dataset
+from projects.bevformer.visualization import draw_sample, load_results
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", help="config file; its data.test is drawn")
+    parser.add_argument("results", nargs="?", help="results .pkl or results_nusc.json")
+    parser.add_argument("--ground-truth-only", action="store_true", help="needs no results")
+    parser.add_argument("--out-dir", required=True, help="folder for the pictures")
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument(
+        "--num-samples",
+        type=int,
+        default=10,
+        help="so many, evenly spaced over the set (default 10); 0 draws all",
+    )
+    chosen.add_argument(
+        "--samples", nargs="+", metavar="TOKEN", help="tokens of the samples to draw"
+    )
+    parser.add_argument(
+        "--score-thr", type=float, default=0.3, help="predictions that score less are left out"
+    )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        help="changes to the config, key=value, for example data.test.ann_file=FILE",
+    )
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    args = parser.parse_intermixed_args()  # RESULTS may follow an option
+    if args.ground_truth_only and args.results:
+        parser.error("--ground-truth-only takes no results file")
+    if not args.ground_truth_only and not args.results:
+        parser.error("give a results file, or --ground-truth-only")
+    if args.num_samples < 0:
+        parser.error(f"--num-samples {args.num_samples} is negative")
+    return args
+
+
+def choose_samples(infos, results, tokens, num_samples):
+    """Indices into `infos` of the samples to draw, of those that `results` covers."""
+    index_of = {
+        info["token"]: i
+        for i, info in enumerate(infos)
+        if results is None or info["token"] in results
+    }
+    if tokens is None:
+        indices = list(index_of.values())
+        if 0 < num_samples < len(indices):
+            spaced = np.linspace(0, len(indices) - 1, num_samples).round().astype(int)
+            indices = [indices[i] for i in spaced]
+        return indices
+    missing = [token for token in tokens if token not in index_of]
+    if missing:
+        where = "the test set" if results is None else "both the test set and the results"
+        raise ValueError(
+            f"sample {', '.join(missing)} is not in {where}: check the token and the config"
+        )
+    return [index_of[token] for token in tokens]
+
+
+def ground_truth_of(dataset, index):
+    if "gt_boxes" not in dataset.data_infos[index]:
+        return None
+    annotations = dataset.get_ann_info(index)
+    return {"boxes_3d": annotations["gt_bboxes_3d"], "labels_3d": annotations["gt_labels_3d"]}
+
+
+def visualize(args):
+    dataset = build_test_dataset(load_config(args.config, args.cfg_options))
+    infos = dataset.data_infos
+    results = None if args.ground_truth_only else load_results(args.results, infos, dataset.CLASSES)
+    indices = choose_samples(infos, results, args.samples, args.num_samples)
+    for i in tqdm(indices, unit="sample"):
+        info = infos[i]
+        draw_sample(
+            args.out_dir,
+            info,
+            predictions=None if results is None else results[info["token"]],
+            ground_truth=ground_truth_of(dataset, i),
+            data_root=dataset.data_root,
+            score_threshold=args.score_thr,
+            class_names=dataset.CLASSES,
+        )
+    print(f"{2 * len(indices)} pictures in {args.out_dir}")
+
+
+def main():
+    args = parse_args()
+    with tool_errors(args.debug):
+        visualize(args)
+
+
+if __name__ == "__main__":
+    main()
