@@ -186,8 +186,8 @@ def test_a_folder_in_use_is_kept_unless_forced(tmp_path):
 def test_scene_names_are_those_of_the_splits():
     from nuscenes.utils import splits
 
-    assert MINI_TRAIN == tuple(splits.mini_train)
-    assert MINI_VAL == tuple(splits.mini_val)
+    assert tuple(splits.mini_train) == MINI_TRAIN
+    assert tuple(splits.mini_val) == MINI_VAL
     assert scene_names("v1.0-mini") == MINI_TRAIN + MINI_VAL
     assert scene_names("v1.0-mini", 5) == MINI_TRAIN[:4] + MINI_VAL[:1]
     large = scene_names("v1.0-trainval", 20)

@@ -81,14 +81,12 @@ def _mask(hull):
     return mask.astype(bool)
 
 
-def _is_orange_or_white(image):
-    blue, green, red = (image[..., index].astype(int) for index in range(3))
-    orange = (red > 110) & (red - blue > 70) & (red - green > 30)
-    white = (image.min(axis=-1) > 125) & (np.ptp(image, axis=-1) < 35)
-    return orange | white
+def _redness(image):
+    """Red minus blue of a BGR picture, grey levels; the street is grey."""
+    return image[..., 2].astype(int) - image[..., 0]
 
 
-def test_boxes_of_cones_project_onto_orange_and_white_pixels(tables):
+def test_boxes_of_cones_project_onto_orange_pixels(tables):
     """Nothing but the JPEG, the tables and the devkit's conventions go into this."""
     inside, shifted = [], []
     for data in tables.all("sample_data"):
@@ -106,16 +104,16 @@ def test_boxes_of_cones_project_onto_orange_and_white_pixels(tables):
             if hull is None:
                 continue
             x0, y0, width, height = cv2.boundingRect(hull)
-            if height < 18 or x0 < 0 or y0 < 0 or x0 + width > 400 or y0 + height > 225:
+            if height < 12 or x0 < 0 or y0 < 0 or x0 + width > 400 or y0 + height > 225:
                 continue
-            # The axis of the cone, over the middle half of its height.
+            # The axis of the cone, over the middle half of its height, and the same above it.
             column, rows = x0 + width // 2, slice(y0 + height // 4, y0 + 3 * height // 4)
-            inside.append(_is_orange_or_white(image[rows, column]).mean())
-            beside = column + 2 * width if column + 2 * width < 400 else column - 2 * width
-            shifted.append(_is_orange_or_white(image[rows, beside]).mean())
+            inside.append(_redness(image[rows, column]).mean())
+            above = slice(max(0, rows.start - height), max(1, rows.stop - height))
+            shifted.append(_redness(image[above, column]).mean())
     assert len(inside) >= 5
-    assert np.mean(inside) > 0.85
-    assert np.mean(shifted) < 0.4
+    assert np.min(inside) > 40
+    assert np.median(shifted) < 25
 
 
 def test_rendered_objects_fill_their_projected_boxes(tables):
@@ -127,7 +125,7 @@ def test_rendered_objects_fill_their_projected_boxes(tables):
     annotations = [row for row in tables.all("sample_annotation") if row["sample_token"] == sample]
     key_us = tables.get("sample", sample)["timestamp"]
     key_xy = world.object_poses(0.0)[:, :2, 3]
-    checked = 0
+    checked = tight = 0
     for data in tables.all("sample_data"):
         channel = tables.channel(data)
         if data["sample_token"] != sample or channel not in CAMERAS:
@@ -153,17 +151,20 @@ def test_rendered_objects_fill_their_projected_boxes(tables):
             box = _mask(hull)
             grown = cv2.dilate(box.astype(np.uint8), np.ones((3, 3))).astype(bool)
             assert (pixels & grown).sum() == pixels.sum(), tables.category(annotation)
-            if picture.seen[index] == picture.unhidden[index] and box.sum() > 200:
-                rows, columns = np.nonzero(pixels)
-                box_rows, box_columns = np.nonzero(box)
-                for own, whole in ((rows, box_rows), (columns, box_columns)):
-                    assert np.ptp(own) > 0.6 * np.ptp(whole), tables.category(annotation)
+            rows, columns = np.nonzero(pixels)
+            x0, y0, width, height = cv2.boundingRect(hull)
+            whole = x0 >= 0 and y0 >= 0 and x0 + width <= 400 and y0 + height <= 225
+            if whole and picture.seen[index] == picture.unhidden[index]:
+                assert np.ptp(rows) > 0.5 * height - 2, tables.category(annotation)
+                assert np.ptp(columns) > 0.5 * width - 2, tables.category(annotation)
+                tight += 1
             checked += 1
     assert checked > 15
+    assert tight >= 5
 
 
 def test_lidar_counts_are_the_points_inside_the_boxes(tables):
-    counted = 0
+    points_in_boxes = []
     for data in tables.all("sample_data"):
         if tables.channel(data) != "LIDAR_TOP":
             continue
@@ -179,10 +180,12 @@ def test_lidar_counts_are_the_points_inside_the_boxes(tables):
             local = (points_global - annotation["translation"]) @ rotation
             width, length, height = annotation["size"]
             inside = (np.abs(local) <= np.array([length, width, height]) / 2 + 1e-4).all(axis=1)
-            # Returns from a sliver at the bottom of the object are cut off with the ground.
-            assert 0 <= annotation["num_lidar_pts"] - inside.sum() <= 3 + 0.1 * inside.sum()
-            counted += annotation["num_lidar_pts"] > 0
-    assert counted > 100
+            points_in_boxes.append((annotation["num_lidar_pts"], inside.sum()))
+    counts, insides = np.array(points_in_boxes).T
+    assert (counts > 0).sum() > 100
+    # A tree may reach into the box of a bus, and feet may stand in the layer cut off with the ground.
+    assert (counts == insides).mean() > 0.9
+    assert (np.abs(counts - insides) <= 2 + 0.35 * insides).all()
 
 
 def test_visibility_levels_are_all_used(tables):

@@ -118,8 +118,8 @@ class MeshBuilder:
         center = ((x, (y0 + y1) / 2, radius_z),)
         for index in range(corners):
             (xa, za), (xb, zb) = rim[index], rim[(index + 1) % corners]
-            tread = [(xa, y0, za), (xb, y0, zb), (xb, y1, zb), (xa, y1, za)]
-            self.quad(tread, color, PLAIN, center[0])
+            rubber = [(xa, y0, za), (xb, y0, zb), (xb, y1, zb), (xa, y1, za)]
+            self.quad(rubber, color, PLAIN, center[0])
         for y in (y0, y1):
             for index in range(0, corners - 2, 2):
                 picked = rim[[0, index + 1, index + 2, min(index + 3, corners - 1)]]

@@ -1,0 +1,19 @@
+# How the demo weights start (data/demo/README.md): frames without history, on scenes and seeds that the
+# demo never shows. configs/demo_weights_temporal.py goes on from here.
+_base_ = ["./demo.py"]
+
+data_root = "data/synthetic_train/"
+data = dict(
+    train=dict(
+        data_root=data_root,
+        ann_file=data_root + "synthetic_infos_temporal_train.pkl",
+        queue_length=1,
+    )
+)
+optimizer = dict(lr=4e-4)
+lr_config = dict(warmup_iters=300, min_lr_ratio=5e-2)
+total_epochs = 10
+runner = dict(max_epochs=total_epochs)
+log_config = dict(interval=50)
+evaluation = dict(interval=5)
+load_from = None
