@@ -66,15 +66,15 @@ def test_equals_loops(encoder, has_history):
         arguments["history"][0].double().numpy() if has_history else None,
         SHIFTS[0],
     )
-    result = encoder(**arguments)
+    result = encoder(encoder.frame_context(**arguments))
     assert result.shape == (1, QUERIES, CHANNELS)
     np.testing.assert_allclose(result[0].detach().numpy(), expected, atol=1e-3)
 
 
 def test_two_samples_of_which_one_starts_its_scene_are_two_times_one(encoder):
-    together = encoder(**frame((0, 1), (False, True)))
+    together = encoder(encoder.frame_context(**frame((0, 1), (False, True))))
     for sample, has_history in ((0, False), (1, True)):
-        alone = encoder(**frame((sample,), (has_history,)))
+        alone = encoder(encoder.frame_context(**frame((sample,), (has_history,))))
         torch.testing.assert_close(together[sample], alone[0], rtol=1e-4, atol=1e-5)
 
 
@@ -90,7 +90,7 @@ def test_only_the_previous_frame_is_shifted(encoder):
 def test_the_shift_matters(encoder):
     arguments = frame()
     still = dict(arguments, shift=torch.zeros(1, 2))
-    assert not torch.allclose(encoder(**arguments), encoder(**still), atol=1e-3)
+    assert not torch.allclose(encoder(encoder.frame_context(**arguments)), encoder(encoder.frame_context(**still)), atol=1e-3)
 
 
 def test_cameras_that_see_nothing_leave_finite_features(encoder):
@@ -100,22 +100,22 @@ def test_cameras_that_see_nothing_leave_finite_features(encoder):
     sky[2, 2], sky[2, 3] = 1.0, -100.0
     arguments["lidar2img"] = sky.expand(1, 2, 4, 4)
     assert not encoder.frame_context(**arguments).hits.filled.any()
-    result = encoder(**arguments)
+    result = encoder(encoder.frame_context(**arguments))
     assert torch.isfinite(result).all()
     other = dict(arguments, image_features=arguments["image_features"] + 5)
-    assert torch.equal(encoder(**other), result)
+    assert torch.equal(encoder(encoder.frame_context(**other)), result)
 
 
 def test_no_argument_is_edited(encoder):
     arguments = frame((0, 1), (False, True))
     before = {k: v.clone() for k, v in arguments.items() if torch.is_tensor(v)}
-    encoder(**arguments)
+    encoder(encoder.frame_context(**arguments))
     assert all(torch.equal(arguments[key], value) for key, value in before.items())
 
 
 def test_gradients_reach_every_weight(encoder):
     encoder.zero_grad()
-    encoder(**frame()).square().sum().backward()
+    encoder(encoder.frame_context(**frame())).square().sum().backward()
     for name, parameter in encoder.named_parameters():
         assert torch.isfinite(parameter.grad).all(), name
         assert parameter.grad.abs().sum() > 0, name

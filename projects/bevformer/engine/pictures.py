@@ -29,6 +29,7 @@ def draw_predictions(dataset, results, out_dir, count=None, score_threshold=0.3)
             _ground_truth(dataset, index) if "gt_boxes" in info else None,
             dataset.data_root,
             score_threshold,
+            dataset.CLASSES,
         )
 
 

@@ -43,7 +43,8 @@ def rotate_bev(bev, delta_yaw_deg, bev_hw, center=None):
 
     Args:
         bev: (B, Q, C) previous BEV features.
-        delta_yaw_deg: B floats, degrees, counter-clockwise seen from above.
+        delta_yaw_deg: B floats, the ego's turn in degrees, counter-clockwise seen from above; what
+            stands still turns the other way on the grid.
         bev_hw: rows and columns of the grid.
         center: (column, row) to turn about; None is the middle of the grid, where the lidar is.
             The official recipes say (100, 100) whatever the grid.

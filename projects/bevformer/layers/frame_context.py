@@ -32,13 +32,16 @@ class CameraHits:
     def project(cls, pillars_lidar, lidar2img, image_hw):
         """Find the hits.
 
+        A query counts as seen by a camera when at least one of its pillar points is visible; then
+        all its points are sampled, those outside the image reading zeros.
+
         Args:
             pillars_lidar: (Q, D, 3) metres, lidar frame.
             lidar2img: (B, N, 4, 4) lidar points to pixels of the padded image.
             image_hw: height and width of the padded image, pixels.
 
-        A query counts as seen by a camera when at least one of its pillar points is visible; then
-        all its points are sampled, those outside the image reading zeros.
+        Returns:
+            CameraHits.
         """
         points_uv, visible = project_to_cameras(pillars_lidar, lidar2img, image_hw)
         seen = visible.any(dim=-1)  # (B, N, Q)

@@ -101,15 +101,24 @@ class BEVFormer(Base3DDetector):
         levels = self.img_neck(self.img_backbone(images))
         return [rearrange(level, "(b n) c h w -> b n c h w", b=batch) for level in levels]
 
-    def forward(self, return_loss=True, img=None, img_metas=None, rescale=False, **ground_truth):
+    def forward(
+        self,
+        return_loss=True,
+        img=None,
+        img_metas=None,
+        gt_bboxes_3d=None,
+        gt_labels_3d=None,
+        rescale=False,
+    ):
         """Train or test, under autocast when `autocast_dtype` is set.
 
         Args:
             return_loss: train (True) or test (False).
             img: training: (B, T, N, 3, H, W); testing: a list with one (B, N, 3, H, W) tensor.
             img_metas: training: B dicts {0: meta, ..., T-1: meta}; testing: a list with B metas.
+            gt_bboxes_3d: training: B LiDARInstance3DBoxes of the last frame.
+            gt_labels_3d: training: B (G,) long tensors.
             rescale: accepted because mmdet passes it; boxes are in metres.
-            ground_truth: training: gt_bboxes_3d and gt_labels_3d of the last frame.
 
         Returns:
             Training: dict of losses. Testing: B results, see `forward_test`.
@@ -119,7 +128,7 @@ class BEVFormer(Base3DDetector):
         precision = torch.autocast(device, dtype=dtype) if dtype else contextlib.nullcontext()
         with precision:
             if return_loss:
-                return self.forward_train(img, img_metas, **ground_truth)
+                return self.forward_train(img, img_metas, gt_bboxes_3d, gt_labels_3d)
             return self.forward_test(img, img_metas)
 
     def forward_train(self, img, img_metas, gt_bboxes_3d, gt_labels_3d):
@@ -195,5 +204,5 @@ class BEVFormer(Base3DDetector):
         return self.forward_test([img], [img_metas])
 
     def aug_test(self, imgs, img_metas, rescale=False):
-        """Not supported; raises ValueError."""
+        """mmdet's name for several augmentations, which `forward_test` refuses."""
         return self.forward_test(imgs, img_metas)

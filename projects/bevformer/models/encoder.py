@@ -44,49 +44,16 @@ class BEVFormerEncoder(BaseModule):
             [build_transformer_layer(transformerlayers) for _ in range(num_layers)]
         )
 
-    def forward(
-        self,
-        bev_queries,
-        bev_pos,
-        bev_hw,
-        image_features,
-        image_shapes,
-        lidar2img,
-        image_hw,
-        history,
-        has_history,
-        shift,
-    ):
+    def forward(self, context):
         """Encode one frame.
 
         Args:
-            bev_queries: (B, Q, C).
-            bev_pos: (B, Q, C) positional encoding.
-            bev_hw: rows and columns of the BEV grid.
-            image_features: (B, N, S_img, C) all levels, flattened.
-            image_shapes: L pairs (h, w).
-            lidar2img: (B, N, 4, 4) lidar points to pixels of the padded image.
-            image_hw: height and width of the padded image, pixels.
-            history: (B, Q, C) previous BEV turned into this frame, or None.
-            has_history: (B,) bool, which samples have one.
-            shift: (B, 2) ego translation as fractions of the grid.
+            context: FrameContext of the frame, from `frame_context`.
 
         Returns:
             (B, Q, C) BEV features.
         """
-        context = self.frame_context(
-            bev_queries,
-            bev_pos,
-            bev_hw,
-            image_features,
-            image_shapes,
-            lidar2img,
-            image_hw,
-            history,
-            has_history,
-            shift,
-        )
-        bev = bev_queries
+        bev = context.initial_query
         for layer in self.layers:
             bev = layer(bev, context)
         return bev
@@ -104,7 +71,19 @@ class BEVFormerEncoder(BaseModule):
         has_history,
         shift,
     ):
-        """What the layers share; arguments as `forward`.
+        """Gather what the layers share.
+
+        Args:
+            bev_queries: (B, Q, C).
+            bev_pos: (B, Q, C) positional encoding.
+            bev_hw: rows and columns of the BEV grid.
+            image_features: (B, N, S_img, C) all levels, flattened.
+            image_shapes: L pairs (h, w).
+            lidar2img: (B, N, 4, 4) lidar points to pixels of the padded image.
+            image_hw: height and width of the padded image, pixels.
+            history: (B, Q, C) previous BEV turned into this frame, or None.
+            has_history: (B,) bool, which samples have one.
+            shift: (B, 2) ego translation as fractions of the grid.
 
         Returns:
             FrameContext.

@@ -120,8 +120,9 @@ class PerceptionTransformer(BaseModule):
         Raises:
             ValueError: the metas do not fit the images.
         """
-        batch = feats[0].shape[0]
+        batch, cameras = feats[0].shape[:2]
         device = feats[0].device
+        _check_metas(img_metas, batch, cameras)
         can_bus = np.stack([meta["can_bus"] for meta in img_metas]).astype(np.float64)
         queries = repeat(bev_queries, "q c -> b q c", b=batch)
         if self.use_can_bus:
@@ -139,7 +140,7 @@ class PerceptionTransformer(BaseModule):
             prev_bev = rotate_bev(prev_bev, can_bus[:, CAN_YAW_DEG], bev_hw, self.rotate_center)
 
         image_features, image_shapes = self._flatten_levels(feats)
-        return self.encoder(
+        context = self.encoder.frame_context(
             bev_queries=queries,
             bev_pos=bev_pos,
             bev_hw=bev_hw,
@@ -151,6 +152,7 @@ class PerceptionTransformer(BaseModule):
             has_history=torch.tensor(has_prev, device=device),
             shift=shift if self.use_shift else torch.zeros_like(shift),
         )
+        return self.encoder(context)
 
     def _flatten_levels(self, feats):
         """L tensors (B, N, C, h, w) -> (B, N, S_img, C) with camera and level embeddings, L (h, w)."""
@@ -183,6 +185,18 @@ class PerceptionTransformer(BaseModule):
         return self.decoder(
             query, query_pos, bev, bev_hw, reference_points, reg_branches, num_groups
         )
+
+
+def _check_metas(img_metas, batch, cameras):
+    """Raise ValueError unless there is a meta a sample, with a matrix a camera."""
+    if len(img_metas) != batch:
+        raise ValueError(f"{len(img_metas)} metas for a batch of {batch} samples")
+    for meta in img_metas:
+        if len(meta["lidar2img"]) != cameras:
+            raise ValueError(
+                f"sample {meta.get('sample_idx')} has images of {cameras} cameras, but "
+                f"{len(meta['lidar2img'])} lidar2img matrices"
+            )
 
 
 def _stack_lidar2img(img_metas):
