@@ -33,9 +33,12 @@ class Recorder(torch.nn.Module):
 
     pc_range = PC_RANGE
 
-    def forward(self, **arguments):
+    def frame_context(self, **arguments):
         self.arguments = arguments
         return arguments["bev_queries"]
+
+    def forward(self, context):
+        return context
 
 
 def encoder_arguments(transformer, samples=(0,), has_prev=(True,)):
@@ -196,3 +199,23 @@ def test_initial_weights_keep_the_rays_of_deformable_attention():
         elif "sampling_offsets.bias" in name:
             assert parameter.abs().max() >= 1, name
     assert not transformer.reference_points.bias.detach().any()
+
+
+@pytest.mark.parametrize("wrong", ["metas", "cameras"])
+def test_metas_that_do_not_fit_the_images_are_refused(wrong):
+    transformer = make_transformer()
+    metas = [make_meta(0)]
+    if wrong == "metas":
+        metas = metas * 2
+    else:
+        metas[0]["lidar2img"] = metas[0]["lidar2img"][:1]
+    with pytest.raises(ValueError, match="2 metas|1 lidar2img"):
+        transformer.get_bev_features(
+            image_features(0),
+            torch.zeros(QUERIES, CHANNELS),
+            torch.zeros(1, QUERIES, CHANNELS),
+            BEV_HW,
+            metas,
+            None,
+            [False],
+        )

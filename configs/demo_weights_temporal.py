@@ -1,0 +1,10 @@
+# How the demo weights learn time: queues of three frames, from the last checkpoint of demo_weights.py.
+# The same recipe without history, for comparison:
+#   --cfg-options data.train.queue_length=1 model.video_test_mode=False
+_base_ = ["./demo_weights.py"]
+
+data = dict(train=dict(queue_length=3))
+optimizer = dict(lr=2e-4)
+total_epochs = 4
+runner = dict(max_epochs=total_epochs)
+load_from = "work_dirs/demo_weights/latest.pth"
