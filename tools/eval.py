@@ -45,16 +45,26 @@ def parse_args(argv=None):
     parser.add_argument("config", help="config file; data.test is evaluated")
     parser.add_argument("checkpoint", help="weights")
     add_common_arguments(parser)
-    parser.add_argument("--eval", nargs="+", metavar="METRIC", help="metrics of the data set [bbox]")
     parser.add_argument(
-        "--format-only", action="store_true", help="write results_nusc.json without a score (test split)"
+        "--eval", nargs="+", metavar="METRIC", help="metrics of the data set [bbox]"
+    )
+    parser.add_argument(
+        "--format-only",
+        action="store_true",
+        help="write results_nusc.json without a score (test split)",
     )
     parser.add_argument("--out", help="also keep the raw results, a .pkl file")
-    parser.add_argument("--show", action="store_true", help="needs a display: refused, use --show-dir")
+    parser.add_argument(
+        "--show", action="store_true", help="needs a display: refused, use --show-dir"
+    )
     parser.add_argument("--show-dir", help="folder for <token>_bev.png and <token>_camera.png")
-    parser.add_argument("--show-samples", type=int, metavar="N", help="draw N evenly spaced samples [all]")
+    parser.add_argument(
+        "--show-samples", type=int, metavar="N", help="draw N evenly spaced samples [all]"
+    )
     parser.add_argument("--show-score-thr", type=float, default=0.3, help="least score drawn [0.3]")
-    parser.add_argument("--fuse-conv-bn", action="store_true", help="merge BatchNorm into convolutions")
+    parser.add_argument(
+        "--fuse-conv-bn", action="store_true", help="merge BatchNorm into convolutions"
+    )
     parser.add_argument(
         "--eval-options", nargs="+", action=DictAction, metavar="KEY=VALUE",
         help="arguments of dataset.evaluate, e.g. jsonfile_prefix=DIR",
@@ -62,15 +72,21 @@ def parse_args(argv=None):
     parser.add_argument(
         "--options", nargs="+", action=DictAction, help="deprecated name of --eval-options"
     )
-    parser.add_argument("--gpu-collect", action="store_true", help="accepted: results are always gathered")
-    parser.add_argument("--tmpdir", help="accepted and ignored: no files are needed to gather results")
+    parser.add_argument(
+        "--gpu-collect", action="store_true", help="accepted: results are always gathered"
+    )
+    parser.add_argument(
+        "--tmpdir", help="accepted and ignored: no files are needed to gather results"
+    )
     return parser.parse_args(argv)
 
 
 def check(args):
     """Refuse contradicting flags before anything slow happens."""
     if args.eval and args.format_only:
-        raise ValueError("--eval and --format-only exclude each other: --format-only gives no score")
+        raise ValueError(
+            "--eval and --format-only exclude each other: --format-only gives no score"
+        )
     if args.out is not None and not args.out.endswith((".pkl", ".pickle")):
         raise ValueError(f"--out {args.out}: the file must end in .pkl or .pickle")
     if args.show:
@@ -101,7 +117,13 @@ def evaluate(args, eval_options):
     )
     results = predict(detector, dataset, device, workers_per_process(cfg))
     if get_rank() == 0:
-        report(args, dataset, results, Path(eval_options.pop("jsonfile_prefix", work_dir)), eval_options)
+        report(
+            args,
+            dataset,
+            results,
+            Path(eval_options.pop("jsonfile_prefix", work_dir)),
+            eval_options,
+        )
     barrier()
 
 

@@ -32,12 +32,20 @@ def parse_args(argv=None):
     add_common_arguments(parser)
     parser.add_argument("--resume-from", help="checkpoint to go on from")
     parser.add_argument(
-        "--auto-resume", action="store_true", help="go on from the newest sound checkpoint of the work dir"
+        "--auto-resume",
+        action="store_true",
+        help="go on from the newest sound checkpoint of the work dir",
     )
-    parser.add_argument("--no-validate", action="store_true", help="do not evaluate during training")
+    parser.add_argument(
+        "--no-validate", action="store_true", help="do not evaluate during training"
+    )
     parser.add_argument("--diff-seed", action="store_true", help="add the rank to the seed")
-    parser.add_argument("--autoscale-lr", action="store_true", help="multiply the rate by processes / 8")
-    parser.add_argument("--max-iters", type=int, help="train only so many iterations, then evaluate")
+    parser.add_argument(
+        "--autoscale-lr", action="store_true", help="multiply the rate by processes / 8"
+    )
+    parser.add_argument(
+        "--max-iters", type=int, help="train only so many iterations, then evaluate"
+    )
     parser.add_argument("--gpus", type=int, help="deprecated and ignored: start with torchrun")
     parser.add_argument(
         "--options", nargs="+", action=DictAction, help="deprecated name of --cfg-options"

@@ -13,7 +13,7 @@ REPOSITORY = HERE.parents[1]
 sys.path.insert(0, str(HERE))
 
 
-@pytest.fixture()
+@pytest.fixture
 def quick(monkeypatch):
     """Runs without mmcv's three seconds of sleep, its look at compilers, and threads for tiny sums."""
     monkeypatch.setattr("time.sleep", lambda seconds: None)
@@ -24,7 +24,7 @@ def quick(monkeypatch):
     torch.set_num_threads(threads)
 
 
-@pytest.fixture()
+@pytest.fixture
 def config_path(tmp_path):
     """A config file that trains the dummy detector for two epochs and evaluates after each."""
     path = tmp_path / "dummy.py"
@@ -63,7 +63,7 @@ def config_path(tmp_path):
     return path
 
 
-@pytest.fixture()
+@pytest.fixture
 def tool_environment():
     """Environment in which the tools find `dummy_task`."""
     return {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}

@@ -36,7 +36,11 @@ class DummyDataset:
         self.test_mode = test_mode
         self.nan_sample = nan_sample
         self.data_infos = [
-            {"token": f"s{scene}f{frame}", "scene_token": f"s{scene}", "timestamp": 10 * scene + frame}
+            {
+                "token": f"s{scene}f{frame}",
+                "scene_token": f"s{scene}",
+                "timestamp": 10 * scene + frame,
+            }
             for scene, frames in enumerate(frames_per_scene)
             for frame in range(frames)
         ]

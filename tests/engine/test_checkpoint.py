@@ -128,7 +128,9 @@ def weights_of(detector):
 
 
 def test_complete_loading_refuses_other_shapes_and_missing_weights():
-    with pytest.raises(ValueError, match=r"img_backbone\.weight is \(8, 3\) in the file and \(4, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"img_backbone\.weight is \(8, 3\) in the file and \(4, 3\)"
+    ):
         load_weights(DummyDetector(4), weights_of(DummyDetector(8)), "a.pth", LOGGER)
     checkpoint = weights_of(DummyDetector())
     del checkpoint["state_dict"]["head.weight"]
@@ -168,7 +170,13 @@ def _renamed(detector):
 
 def test_find_latest_skips_broken_files_and_other_names(tmp_path, caplog):
     assert find_latest_checkpoint(tmp_path, LOGGER) is None
-    for name in ("epoch_2.pth", "epoch_9.pth", "epoch_10.pth", "pretrain.pth", "best_NDS_epoch_11.pth"):
+    for name in (
+        "epoch_2.pth",
+        "epoch_9.pth",
+        "epoch_10.pth",
+        "pretrain.pth",
+        "best_NDS_epoch_11.pth",
+    ):
         save_checkpoint(tmp_path / name, DummyDetector())
     (tmp_path / "epoch_10.pth").write_bytes(b"PK broken")
     with caplog.at_level(logging.WARNING):

@@ -27,7 +27,9 @@ def _no_launcher(monkeypatch):
     [("pytorch", "RANK"), ("slurm", "SLURM_PROCID"), ("mpi", "OMPI_COMM_WORLD_RANK")],
 )
 def test_a_launcher_without_its_environment_is_an_error(launcher, variable):
-    with pytest.raises(ValueError, match=f"--launcher {launcher}: the environment lacks {variable}"):
+    with pytest.raises(
+        ValueError, match=f"--launcher {launcher}: the environment lacks {variable}"
+    ):
         init_process(launcher)
 
 
@@ -67,13 +69,13 @@ def torchrun(arguments, environment, port, timeout=240):
     ]  # fmt: skip
     done = subprocess.run(
         command, env=environment, timeout=timeout, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        universal_newlines=True,
+        text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:]
     return done.stdout
 
 
-@pytest.mark.slow()
+@pytest.mark.slow
 def test_two_processes_stay_bit_equal(tmp_path, tool_environment):
     here = os.path.dirname(os.path.abspath(__file__))
     script = os.path.join(here, "two_process_training.py")
@@ -90,8 +92,10 @@ def test_two_processes_stay_bit_equal(tmp_path, tool_environment):
         assert "samples s0f1)" in message
 
 
-@pytest.mark.slow()
-def test_tools_in_two_processes_give_the_result_file_of_one(tmp_path, config_path, tool_environment):
+@pytest.mark.slow
+def test_tools_in_two_processes_give_the_result_file_of_one(
+    tmp_path, config_path, tool_environment
+):
     repository = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     train, evaluate = (os.path.join(repository, "tools", name) for name in ("train.py", "eval.py"))
     launcher = ["--launcher", "pytorch"]

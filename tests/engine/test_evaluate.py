@@ -47,7 +47,9 @@ def test_shards_of_many_processes_give_the_same_list(monkeypatch):
     alone = scores(predict(detector, dataset, CPU, workers=0))
     shards = []
     for rank in range(2):
-        monkeypatch.setattr("projects.bevformer.engine.data_loading.get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr(
+            "projects.bevformer.engine.data_loading.get_rank", lambda rank=rank: rank
+        )
         monkeypatch.setattr("projects.bevformer.engine.data_loading.get_world_size", lambda: 2)
         monkeypatch.setattr(evaluate, "all_gather", lambda shard: shards.append(shard) or shards)
         if rank == 0:
@@ -87,9 +89,10 @@ def test_trained_models_load_completely_and_take_the_precision(tmp_path):
     assert not built.training
     assert built.autocast_dtype is None
     fp16 = {"loss_scale": 512.0}
-    assert build_trained_model(
-        config(fp16=fp16), path, dataset, CPU, LOGGER
-    ).autocast_dtype is torch.bfloat16
+    assert (
+        build_trained_model(config(fp16=fp16), path, dataset, CPU, LOGGER).autocast_dtype
+        is torch.bfloat16
+    )
     with pytest.raises(ValueError, match="another config"):
         build_trained_model(config(width=8), path, dataset, CPU, LOGGER)
 

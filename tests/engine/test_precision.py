@@ -83,7 +83,7 @@ def test_bfloat16_forward_and_float32_weights():
     assert {p.grad.dtype for p in detector.parameters()} == {torch.float32}
 
 
-@pytest.mark.gpu()
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("loss_scale", [512.0, "dynamic"])
 def test_scaled_float16_step_is_near_the_float32_step(loss_scale):

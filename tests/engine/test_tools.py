@@ -11,7 +11,9 @@ from projects.bevformer.engine import pictures
 
 
 def load_tool(name):
-    spec = importlib.util.spec_from_file_location(f"tool_{name}", REPOSITORY / "tools" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(
+        f"tool_{name}", REPOSITORY / "tools" / f"{name}.py"
+    )
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
     return tool
@@ -27,7 +29,7 @@ def eval_tool():
     return load_tool("eval")
 
 
-@pytest.fixture()
+@pytest.fixture
 def call(monkeypatch, quick):
     """Run a tool with arguments."""
 
@@ -38,13 +40,15 @@ def call(monkeypatch, quick):
     return call
 
 
-@pytest.fixture()
+@pytest.fixture
 def checkpoint(call, train_tool, config_path, tmp_path):
     call(train_tool, config_path, "--no-validate", "--device", "cpu", "--seed", "0")
     return tmp_path / "work" / "epoch_2.pth"
 
 
-def test_eval_prints_the_table_and_writes_the_files(call, eval_tool, config_path, checkpoint, capsys):
+def test_eval_prints_the_table_and_writes_the_files(
+    call, eval_tool, config_path, checkpoint, capsys
+):
     call(eval_tool, config_path, checkpoint)
     printed = capsys.readouterr().out
     assert "| mAP" in printed
@@ -68,8 +72,8 @@ def test_eval_draws_evenly_spaced_samples(
     drawn = []
     monkeypatch.setattr(
         "projects.bevformer.visualization.draw_sample",
-        lambda out_dir, info, predictions, truth, data_root, score_threshold: drawn.append(
-            (out_dir, info["token"], "scores_3d" in predictions, truth, score_threshold)
+        lambda out_dir, info, predictions, truth, root, threshold, names: drawn.append(
+            (out_dir, info["token"], "scores_3d" in predictions, truth, threshold)
         ),
         raising=False,
     )
@@ -83,6 +87,7 @@ def test_eval_draws_evenly_spaced_samples(
 
 def test_ground_truth_is_drawn_where_the_info_has_it(monkeypatch):
     class Annotated:
+        CLASSES = ("bus",)
         data_root = "root"
         data_infos = [{"token": "a", "gt_boxes": []}]
 
@@ -96,6 +101,7 @@ def test_ground_truth_is_drawn_where_the_info_has_it(monkeypatch):
     pictures.draw_predictions(Annotated(), [{"pts_bbox": "predictions"}], "out")
     (arguments,) = calls
     assert arguments[2:4] == ("predictions", {"boxes_3d": "boxes", "labels_3d": "labels"})
+    assert arguments[-1] == ("bus",)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +130,7 @@ def test_eval_errors_are_one_line(call, eval_tool, config_path, monkeypatch, arg
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--cfg-options", "optimzer.lr=1"], "did you mean 'optimizer'"),
+        (["--cfg-options", "optimizerr.lr=1"], "did you mean 'optimizer'"),
         (["--cfg-options", "a=1", "--options", "a=1"], "older name of --cfg-options"),
         (["--resume-from", "none.pth"], "none.pth does not exist"),
         (["--work-dir", __file__], "cannot be written"),

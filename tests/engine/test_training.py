@@ -13,7 +13,7 @@ from projects.bevformer.engine.train import train
 CPU = torch.device("cpu")
 
 
-@pytest.fixture()
+@pytest.fixture
 def run(config_path, quick, tmp_path):
     """Train the dummy config with overrides; returns the work dir."""
 
@@ -135,7 +135,9 @@ def test_save_best_keeps_one_file(run):
     work_dir = run({"evaluation.save_best": "NDS", "total_epochs": 3, "runner.max_epochs": 3})
     (best,) = work_dir.glob("best_NDS_epoch_*.pth")
     figures = {
-        epoch: json.loads((work_dir / "eval" / f"epoch_{epoch}" / "metrics_summary.json").read_text())
+        epoch: json.loads(
+            (work_dir / "eval" / f"epoch_{epoch}" / "metrics_summary.json").read_text()
+        )
         for epoch in (1, 2, 3)
     }
     highest = max(figures, key=lambda epoch: figures[epoch]["nd_score"])

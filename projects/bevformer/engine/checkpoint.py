@@ -33,7 +33,9 @@ def plain_values(value, name="meta"):
         return [plain_values(item, f"{name}[{i}]") for i, item in enumerate(value)]
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # numpy and torch scalars
         return plain_values(value.item(), name)
-    raise TypeError(f"{name} is a {type(value).__name__}: checkpoints keep str, int, float, list, dict")
+    raise TypeError(
+        f"{name} is a {type(value).__name__}: checkpoints keep str, int, float, list, dict"
+    )
 
 
 def _sync_directory(directory):
@@ -105,10 +107,14 @@ def load_checkpoint(path):
     """
     checkpoint = load_torch_file(path)
     if not isinstance(checkpoint, dict):
-        raise ValueError(f"checkpoint {path} holds a {type(checkpoint).__name__}, not a dict of weights")
+        raise ValueError(
+            f"checkpoint {path} holds a {type(checkpoint).__name__}, not a dict of weights"
+        )
     state = checkpoint.get("state_dict", checkpoint)
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise ValueError(f"checkpoint {path} has no state_dict of tensors: is it a model checkpoint?")
+        raise ValueError(
+            f"checkpoint {path} has no state_dict of tensors: is it a model checkpoint?"
+        )
     weights = OrderedDict((re.sub(r"^module\.", "", name), value) for name, value in state.items())
     weights._metadata = getattr(state, "_metadata", OrderedDict())
     if state is checkpoint:

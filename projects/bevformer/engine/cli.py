@@ -17,7 +17,9 @@ def add_common_arguments(parser):
         help='override config keys, e.g. data.samples_per_gpu=2 or key="[(a,b),(c,d)]"',
     )  # fmt: skip
     parser.add_argument("--launcher", choices=LAUNCHERS, default="none")
-    parser.add_argument("--local_rank", "--local-rank", type=int, help="ignored: torchrun sets LOCAL_RANK")
+    parser.add_argument(
+        "--local_rank", "--local-rank", type=int, help="ignored: torchrun sets LOCAL_RANK"
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], help="[cuda if there is one]")
     parser.add_argument("--gpu-id", type=int, default=0, help="GPU of a single process")
     parser.add_argument("--gpu-ids", type=int, nargs="+", help="deprecated: the first one is used")

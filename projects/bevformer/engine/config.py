@@ -98,7 +98,9 @@ def resolve_work_dir(cfg, config_path, work_dir=None):
         probe.touch()
         probe.unlink(missing_ok=True)
     except OSError as error:
-        raise OSError(f"work dir {chosen} cannot be written ({error}): choose another --work-dir") from error
+        raise OSError(
+            f"work dir {chosen} cannot be written ({error}): choose another --work-dir"
+        ) from error
     cfg.work_dir = str(chosen)
     return chosen
 

@@ -46,7 +46,7 @@ def _place_of_this_process(launcher):
         if address is None:
             command = ["scontrol", "show", "hostnames", nodes]
             address = subprocess.run(
-                command, check=True, stdout=subprocess.PIPE, universal_newlines=True
+                command, check=True, stdout=subprocess.PIPE, text=True
             ).stdout.split()[0]
         init_method = f"tcp://{address}:{port}"
     else:

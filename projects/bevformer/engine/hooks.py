@@ -81,7 +81,9 @@ class TemporalEvalHook(Hook):
             name = save_best.split("/")[-1]  # mmdet3d users write pts_bbox_NuScenes/NDS
             self.best_key = "NDS" if name == "auto" else name
             if self.best_key not in ("NDS", "mAP"):
-                raise ValueError(f"evaluation.save_best is {save_best!r}: it must be NDS, mAP or auto")
+                raise ValueError(
+                    f"evaluation.save_best is {save_best!r}: it must be NDS, mAP or auto"
+                )
 
     def _is_due(self, done):
         return done >= self.start and (done - self.start) % self.interval == 0

@@ -86,7 +86,9 @@ def optimizer_hook(optimizer_config, fp16, dtype):
     options = dict(optimizer_config or {})
     hook_type = options.get("type", "OptimizerHook")
     if "Fp16" in hook_type:
-        raise ValueError(f"optimizer_config.type {hook_type}: use `fp16 = dict(loss_scale=...)` instead")
+        raise ValueError(
+            f"optimizer_config.type {hook_type}: use `fp16 = dict(loss_scale=...)` instead"
+        )
     if dtype is not torch.float16:
         return {"type": hook_type, **options}
     if hook_type != "OptimizerHook":

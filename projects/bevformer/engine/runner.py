@@ -66,16 +66,22 @@ class _SafeCheckpoints:
         load_weights(self.model.module, checkpoint, path, self.logger)
         if resume_optimizer:
             if "optimizer" not in checkpoint:
-                raise ValueError(f"checkpoint {path} has no optimizer state, so it cannot be resumed")
+                raise ValueError(
+                    f"checkpoint {path} has no optimizer state, so it cannot be resumed"
+                )
             try:
                 self.optimizer.load_state_dict(checkpoint["optimizer"])
             except (ValueError, KeyError) as error:
-                raise ValueError(f"checkpoint {path}: its optimizer does not fit: {error}") from error
+                raise ValueError(
+                    f"checkpoint {path}: its optimizer does not fit: {error}"
+                ) from error
         self._epoch, self._iter = int(meta["epoch"]), int(meta["iter"])
         previous = int(meta.get("world_size", self.world_size))
         if previous != self.world_size:
             self._iter = self._iter * previous // self.world_size
-            self.logger.info("%d processes before, %d now: iteration %d", previous, self.world_size, self._iter)
+            self.logger.info(
+                "%d processes before, %d now: iteration %d", previous, self.world_size, self._iter
+            )
         self._inner_iter = 0 if self.counts_epochs else self._iter
         for key in ("hook_msgs", "grad_scaler"):
             if key in meta:

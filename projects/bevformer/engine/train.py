@@ -63,7 +63,9 @@ def train(
     cfg = _short_run(cfg, max_iters) if max_iters is not None else cfg
     runner_cfg = runner_settings(cfg)
     if runner_cfg.get("type") not in RUNNERS:
-        raise ValueError(f"runner.type is {runner_cfg.get('type')!r}: it must be one of {list(RUNNERS)}")
+        raise ValueError(
+            f"runner.type is {runner_cfg.get('type')!r}: it must be one of {list(RUNNERS)}"
+        )
 
     seed = choose_seed(seed)
     set_seed(seed + get_rank() if diff_seed else seed, deterministic)
@@ -90,7 +92,12 @@ def train(
     runner_type = runner_cfg.pop("type")
     with config_errors("runner"):
         runner = RUNNERS[runner_type](
-            model, optimizer=optimizer, work_dir=str(work_dir), logger=logger, meta=meta, **runner_cfg
+            model,
+            optimizer=optimizer,
+            work_dir=str(work_dir),
+            logger=logger,
+            meta=meta,
+            **runner_cfg,
         )
     runner.timestamp = timestamp  # one name for .log and .log.json
     _register_hooks(runner, cfg, device, validate)
@@ -101,7 +108,9 @@ def train(
         runner.load_checkpoint(cfg.load_from)
     workflow = [tuple(phase) for phase in cfg.get("workflow", [("train", 1)])]
     if [phase for phase, _ in workflow] != ["train"]:
-        raise ValueError(f"workflow {workflow}: only ('train', N) is supported, `evaluation` validates")
+        raise ValueError(
+            f"workflow {workflow}: only ('train', N) is supported, `evaluation` validates"
+        )
     runner.run([loader], workflow)
 
 

@@ -33,7 +33,9 @@ def total_loss(losses):
         elif isinstance(value, (list, tuple)):
             scalars[name] = sum(part.mean() for part in value)
         else:
-            raise TypeError(f"loss {name} is a {type(value).__name__}, not a tensor or a list of tensors")
+            raise TypeError(
+                f"loss {name} is a {type(value).__name__}, not a tensor or a list of tensors"
+            )
     total = sum(value for name, value in scalars.items() if "loss" in name)
     terms = OrderedDict((name, value.detach()) for name, value in scalars.items())
     terms["loss"] = total.detach()
