@@ -1,4 +1,5 @@
 """Makes `projects` importable from anywhere: pip install --no-deps --no-build-isolation -e ."""
+
 from setuptools import find_namespace_packages, setup
 
 setup(

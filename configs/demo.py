@@ -26,7 +26,9 @@ model = dict(
         norm_eval=False,
         style="pytorch",
     ),
-    img_neck=dict(_delete_=True, type="FPN", in_channels=[96, 192], out_channels=embed_dims, num_outs=2),
+    img_neck=dict(
+        _delete_=True, type="FPN", in_channels=[96, 192], out_channels=embed_dims, num_outs=2
+    ),
     pts_bbox_head=dict(
         bev_h=bev_h,
         bev_w=bev_w,
@@ -150,7 +152,9 @@ data = dict(
 fp16 = dict(dtype="bfloat16")
 optimizer = dict(type="AdamW", lr=2e-4, weight_decay=0.01)
 optimizer_config = dict(grad_clip=dict(max_norm=35, norm_type=2))
-lr_config = dict(policy="CosineAnnealing", warmup="linear", warmup_iters=20, warmup_ratio=0.1, min_lr_ratio=1e-2)
+lr_config = dict(
+    policy="CosineAnnealing", warmup="linear", warmup_iters=20, warmup_ratio=0.1, min_lr_ratio=1e-2
+)
 total_epochs = 1
 runner = dict(type="EpochBasedRunner", max_epochs=total_epochs)
 log_config = dict(interval=20)

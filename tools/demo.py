@@ -24,9 +24,13 @@ def parse_args(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--work-dir", default="work_dirs/demo", help="[work_dirs/demo]")
-    parser.add_argument("--data", default="data/synthetic", help="folder of the data [data/synthetic]")
     parser.add_argument(
-        "--from-scratch", action="store_true", help="start from random weights, not the demo weights"
+        "--data", default="data/synthetic", help="folder of the data [data/synthetic]"
+    )
+    parser.add_argument(
+        "--from-scratch",
+        action="store_true",
+        help="start from random weights, not the demo weights",
     )
     parser.add_argument("--pictures", type=int, default=8, metavar="N", help="samples to draw [8]")
     return parser.parse_args(argv)
@@ -64,14 +68,24 @@ def main():
     else:
         steps.run(
             "synthetic data set in the nuScenes format",
-            *("tools/create_synthetic.py", "--out-dir", data, "--version", "v1.0-mini", "--seed", "0"),
+            *(
+                "tools/create_synthetic.py",
+                "--out-dir",
+                data,
+                "--version",
+                "v1.0-mini",
+                "--seed",
+                "0",
+            ),
         )
     steps.run(
         "info files",
         *("tools/create_data.py", "nuscenes", "--root-path", data, "--out-dir", data),
         *("--extra-tag", "synthetic", "--version", "v1.0-mini", "--canbus", data),
     )
-    data_options = [f"{split}.data_root={data}/" for split in ("data.train", "data.val", "data.test")]
+    data_options = [
+        f"{split}.data_root={data}/" for split in ("data.train", "data.val", "data.test")
+    ]
     data_options += [
         f"data.{split}.ann_file={data}/synthetic_infos_temporal_{part}.pkl"
         for split, part in (("train", "train"), ("val", "val"), ("test", "val"))

@@ -74,7 +74,10 @@ test_pipeline = [
 ]
 data = dict(
     train=dict(
-        pipeline=train_pipeline, queue_length=queue_length, can_bus_quaternion="official", can_bus_message="official"
+        pipeline=train_pipeline,
+        queue_length=queue_length,
+        can_bus_quaternion="official",
+        can_bus_message="official",
     ),
     val=dict(pipeline=test_pipeline, can_bus_quaternion="official", can_bus_message="official"),
     test=dict(pipeline=test_pipeline, can_bus_quaternion="official", can_bus_message="official"),

@@ -90,7 +90,11 @@ def test_only_the_previous_frame_is_shifted(encoder):
 def test_the_shift_matters(encoder):
     arguments = frame()
     still = dict(arguments, shift=torch.zeros(1, 2))
-    assert not torch.allclose(encoder(encoder.frame_context(**arguments)), encoder(encoder.frame_context(**still)), atol=1e-3)
+    assert not torch.allclose(
+        encoder(encoder.frame_context(**arguments)),
+        encoder(encoder.frame_context(**still)),
+        atol=1e-3,
+    )
 
 
 def test_cameras_that_see_nothing_leave_finite_features(encoder):

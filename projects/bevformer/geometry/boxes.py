@@ -79,9 +79,9 @@ def encode_boxes(boxes):
 
     Source: DETR3D (arXiv 2110.06922), section 3.3; the column order is the official weights'.
     """
-    x, y, z, w, l, h, yaw, vx, vy = boxes.unbind(dim=-1)
+    x, y, z, width, length, height, yaw, vx, vy = boxes.unbind(dim=-1)
     return torch.stack(
-        (x, y, w.log(), l.log(), z, h.log(), yaw.sin(), yaw.cos(), vx, vy), dim=-1
+        (x, y, width.log(), length.log(), z, height.log(), yaw.sin(), yaw.cos(), vx, vy), dim=-1
     )
 
 

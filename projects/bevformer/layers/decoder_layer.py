@@ -118,7 +118,9 @@ class BEVFormerDecoderLayer(BaseModule):
             ]
         )
         self.ffns = ModuleList([build_ffn(embed_dims, feedforward_channels, ffn_dropout)])
-        self.norms = ModuleList([build_norm_layer(dict(type="LN"), embed_dims)[1] for _ in range(3)])
+        self.norms = ModuleList(
+            [build_norm_layer(dict(type="LN"), embed_dims)[1] for _ in range(3)]
+        )
 
     def forward(self, query, query_pos, bev, bev_hw, reference_xy, num_groups=1):
         """Refine the object queries.

@@ -49,7 +49,9 @@ class BEVFormerLayer(BaseModule):
         embed_dims = attn_cfgs[0].get("embed_dims", 256)
         self.attentions = ModuleList([build_attention(cfg) for cfg in attn_cfgs])
         self.ffns = ModuleList([build_ffn(embed_dims, feedforward_channels, ffn_dropout)])
-        self.norms = ModuleList([build_norm_layer(dict(type="LN"), embed_dims)[1] for _ in range(3)])
+        self.norms = ModuleList(
+            [build_norm_layer(dict(type="LN"), embed_dims)[1] for _ in range(3)]
+        )
 
     def forward(self, query, context):
         """Refine the BEV queries.

@@ -36,6 +36,4 @@ def init_projection(layer):
 def check_heads(embed_dims, num_heads):
     """Raise ValueError where the channels do not divide evenly among the heads."""
     if embed_dims % num_heads != 0:
-        raise ValueError(
-            f"embed_dims ({embed_dims}) must be divisible by num_heads ({num_heads})"
-        )
+        raise ValueError(f"embed_dims ({embed_dims}) must be divisible by num_heads ({num_heads})")

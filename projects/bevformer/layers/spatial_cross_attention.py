@@ -46,9 +46,7 @@ class MSDeformableAttention3D(BaseModule):
     Source: BEVFormer (arXiv 2203.17270), section 3.3, equation 4.
     """
 
-    def __init__(
-        self, embed_dims=256, num_heads=8, num_levels=4, num_points=8, init_cfg=None
-    ):
+    def __init__(self, embed_dims=256, num_heads=8, num_levels=4, num_points=8, init_cfg=None):
         super().__init__(init_cfg)
         check_heads(embed_dims, num_heads)
         self.num_heads = num_heads

@@ -99,9 +99,7 @@ class TemporalSelfAttention(BaseModule):
         reference = rearrange(context.reference_bev, "b t q xy -> (b t) q 1 1 1 xy")
         locations = reference + offsets / offsets.new_tensor([bev_w, bev_h])
 
-        values = rearrange(
-            self.value_proj(values), "b t q (m c) -> (b t) q m c", m=self.num_heads
-        )
+        values = rearrange(self.value_proj(values), "b t q (m c) -> (b t) q m c", m=self.num_heads)
         attended = multi_scale_deformable_attn(values, [(bev_h, bev_w)], locations, weights)
         mean = rearrange(attended, "(b t) q c -> b t q c", t=self.num_bev_queue).mean(dim=1)
         return self.dropout(self.output_proj(mean)) + query

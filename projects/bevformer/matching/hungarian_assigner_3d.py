@@ -53,9 +53,7 @@ class HungarianAssigner3D:
         cost = self.cls_cost(cls_logits, gt_labels) + self.reg_cost(
             code_pred[:, geometry], encode_boxes(gt_boxes)[:, geometry]
         )
-        cost = torch.nan_to_num(
-            cost, nan=_COST_OF_NAN, posinf=_COST_OF_NAN, neginf=-_COST_OF_NAN
-        )
+        cost = torch.nan_to_num(cost, nan=_COST_OF_NAN, posinf=_COST_OF_NAN, neginf=-_COST_OF_NAN)
         rows, columns = linear_sum_assignment(cost.cpu().numpy())
         device = code_pred.device
         return torch.from_numpy(rows).to(device), torch.from_numpy(columns).to(device)

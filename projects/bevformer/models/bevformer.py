@@ -7,9 +7,9 @@ import contextlib
 
 import torch
 from einops import rearrange
+from mmdet.models.builder import DETECTORS, build_backbone, build_head, build_neck
 from mmdet3d.core import bbox3d2result
 from mmdet3d.models.detectors import Base3DDetector
-from mmdet.models.builder import DETECTORS, build_backbone, build_head, build_neck
 
 from projects.bevformer.layers import GridMask
 
@@ -165,7 +165,9 @@ class BEVFormer(Base3DDetector):
         with frozen(self):
             for t in range(img.shape[1]):
                 metas = [queue[t] for queue in img_metas]
-                has_prev = [prev_bev is not None and bool(meta["prev_bev_exists"]) for meta in metas]
+                has_prev = [
+                    prev_bev is not None and bool(meta["prev_bev_exists"]) for meta in metas
+                ]
                 feats = self.extract_feat(img[:, t])
                 prev_bev = self.pts_bbox_head(
                     feats, metas, prev_bev, only_bev=True, has_prev=has_prev

@@ -28,15 +28,15 @@ class DetectionTransformerDecoder(BaseModule):
     def __init__(self, transformerlayers, num_layers, return_intermediate=True, init_cfg=None):
         super().__init__(init_cfg)
         if not return_intermediate:
-            raise ValueError("DetectionTransformerDecoder returns every layer, for the auxiliary losses")
+            raise ValueError(
+                "DetectionTransformerDecoder returns every layer, for the auxiliary losses"
+            )
         layer_cfg = dict(transformerlayers)
         if layer_cfg["type"] == "DetrTransformerDecoderLayer":
             layer_cfg["type"] = "BEVFormerDecoderLayer"
         self.layers = ModuleList([build_transformer_layer(layer_cfg) for _ in range(num_layers)])
 
-    def forward(
-        self, query, query_pos, bev, bev_hw, reference_points, reg_branches, num_groups=1
-    ):
+    def forward(self, query, query_pos, bev, bev_hw, reference_points, reg_branches, num_groups=1):
         """Decode.
 
         Args:
