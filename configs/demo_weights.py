@@ -1,4 +1,4 @@
-# How the demo weights start (data/demo/README.md): frames without history, on scenes and seeds that the
+# How the demo weights start: frames without history, on scenes and seeds that the
 # demo never shows. configs/demo_weights_temporal.py goes on from here.
 _base_ = ["./demo.py"]
 

@@ -5,13 +5,14 @@ import torch
 from dummy_task import DummyDataset, DummyDetector
 from mmcv.parallel import collate
 from mmcv.runner import LogBuffer
+from tiny_bevformer import build_detector, training_batch
 
 from projects.bevformer.engine.precision import (
     LossScalingOptimizerHook,
     autocast_dtype,
     optimizer_hook,
 )
-from projects.bevformer.engine.training_model import TrainingModel
+from projects.bevformer.engine.training_model import TrainingModel, total_loss
 
 LOGGER = logging.getLogger("test")
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -101,3 +102,15 @@ def test_scaled_float16_step_is_near_the_float32_step(loss_scale):
     runner.meta["grad_scaler"]["scale"] = 4.0
     resumed.before_run(runner)
     assert resumed.scaler.get_scale() == 4.0
+
+
+def test_history_frames_do_not_keep_weights_from_learning():
+    gradients = {}
+    for dtype in (None, torch.bfloat16):
+        detector = build_detector()
+        detector.autocast_dtype = dtype
+        loss, _ = total_loss(detector(return_loss=True, **training_batch()))
+        loss.backward()
+        gradients[dtype] = {n for n, p in detector.named_parameters() if p.grad is not None}
+    assert len(gradients[None]) > 50
+    assert gradients[torch.bfloat16] == gradients[None]

@@ -1,14 +1,16 @@
 """Whole runs of `train`, in this process."""
 
 import json
+import logging
 import os
 
 import pytest
 import torch
+from mmcv import Config
 
 from projects.bevformer.engine.checkpoint import load_checkpoint
 from projects.bevformer.engine.config import load_config
-from projects.bevformer.engine.train import train
+from projects.bevformer.engine.train import _warn_of_frozen_random_layers, train
 
 CPU = torch.device("cpu")
 
@@ -182,3 +184,18 @@ def test_mixed_precision_trains_and_evaluates(run):
 def test_wrong_configs_say_what_and_where(run, options, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         run(options)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "load_from", "warned"),
+    [
+        ({"frozen_stages": 1}, None, True),
+        ({"frozen_stages": 1}, "weights.pth", False),
+        ({"frozen_stages": 1, "init_cfg": {"type": "Pretrained"}}, None, False),
+        ({"frozen_stages": -1}, None, False),
+    ],
+)
+def test_frozen_stages_of_random_weights_are_warned_of(backbone, load_from, warned, caplog):
+    cfg = Config({"model": {"img_backbone": backbone}, "load_from": load_from})
+    _warn_of_frozen_random_layers(cfg, logging.getLogger("test"))
+    assert ("freezes stages of random weights" in caplog.text) == warned

@@ -165,9 +165,22 @@ def _build_detector(cfg, dataset, device, initialize, logger):
         detector = build_model(cfg.model, cfg.get("train_cfg"), cfg.get("test_cfg"))
     if initialize:
         detector.init_weights()
+        _warn_of_frozen_random_layers(cfg, logger)
     detector.CLASSES = list(dataset.CLASSES)
     detector.autocast_dtype = autocast_dtype(cfg.get("fp16"), device, logger)
     return detector
+
+
+def _warn_of_frozen_random_layers(cfg, logger):
+    """Stages that never train are of use only with weights from elsewhere."""
+    backbone = cfg.model.get("img_backbone", {})
+    pretrained = cfg.get("load_from") or cfg.model.get("pretrained") or backbone.get("init_cfg")
+    if backbone.get("frozen_stages", -1) >= 0 and not pretrained:
+        logger.warning(
+            "model.img_backbone freezes stages of random weights: give it pretrained ones, for example "
+            "--cfg-options load_from=ckpts/r101_dcn_fcos3d_pretrain.pth "
+            "(docs/checkpoint_compatibility.md), or set model.img_backbone.frozen_stages=-1"
+        )
 
 
 def _register_hooks(runner, cfg, device, validate):

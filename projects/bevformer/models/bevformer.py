@@ -27,6 +27,9 @@ def frozen(module):
     finally:
         for child, training in modes.items():
             child.training = training
+        # torch 1.10 caches the half-precision copies of weights made without gradient, and would use
+        # them for the frames that follow: their weights would never learn.
+        torch.clear_autocast_cache()
 
 
 @DETECTORS.register_module()
