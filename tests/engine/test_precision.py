@@ -11,6 +11,7 @@ from projects.bevformer.engine.precision import (
     LossScalingOptimizerHook,
     autocast_dtype,
     optimizer_hook,
+    set_compute_format,
 )
 from projects.bevformer.engine.training_model import TrainingModel, total_loss
 
@@ -35,6 +36,26 @@ def test_autocast_dtype(fp16, device, expected):
 def test_autocast_dtype_refuses_what_it_does_not_know(fp16):
     with pytest.raises(ValueError, match="fp16"):
         autocast_dtype(fp16, CUDA, LOGGER)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_channels_last_changes_strides_and_no_number(channels_last):
+    torch.manual_seed(0)
+    detector = build_detector()
+    batch = training_batch()
+    expected = total_loss(detector(return_loss=True, **batch))[0]
+    set_compute_format(detector, {"channels_last": channels_last}, CPU, LOGGER)
+    kernels = [
+        weight for weight in detector.parameters() if weight.ndim == 4 and weight.shape[-1] > 1
+    ]
+    assert kernels
+    assert all(
+        kernel.is_contiguous(memory_format=torch.channels_last) == channels_last
+        for kernel in kernels
+    )
+    assert detector.autocast_dtype is None
+    loss = total_loss(detector(return_loss=True, **batch))[0]
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
 
 
 def test_optimizer_hook_scales_losses_for_float16_only():

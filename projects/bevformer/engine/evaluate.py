@@ -14,7 +14,7 @@ from projects.bevformer.engine.config import config_errors
 from projects.bevformer.engine.data_loading import build_test_loader
 from projects.bevformer.engine.distributed import all_gather, get_rank
 from projects.bevformer.engine.log import progress_bar
-from projects.bevformer.engine.precision import autocast_dtype
+from projects.bevformer.engine.precision import set_compute_format
 from projects.bevformer.engine.report import TP_ERRORS
 
 
@@ -22,7 +22,7 @@ def build_trained_model(cfg, checkpoint_path, dataset, device, logger, fuse=Fals
     """The config's model with the weights of a checkpoint, ready for inference.
 
     Args:
-        cfg: config with `model` (and maybe `fp16`).
+        cfg: config with `model` (and maybe `fp16`, `channels_last`).
         checkpoint_path: weights of that model; every one has to be there.
         dataset: tells the class names.
         device: where the model goes.
@@ -46,7 +46,7 @@ def build_trained_model(cfg, checkpoint_path, dataset, device, logger, fuse=Fals
         detector = build_model(model_cfg, cfg.get("train_cfg"), cfg.get("test_cfg"))
     load_weights(detector, checkpoint, checkpoint_path, logger)
     detector.CLASSES = dataset.CLASSES
-    detector.autocast_dtype = autocast_dtype(cfg.get("fp16"), device, logger)
+    set_compute_format(detector, cfg, device, logger)
     if fuse:
         detector = fuse_conv_bn(detector)
     return detector.to(device).eval()

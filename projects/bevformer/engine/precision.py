@@ -1,4 +1,8 @@
-"""Mixed precision: `fp16 = dict(loss_scale=512. | "dynamic", dtype="float16" | "bfloat16")` in a config."""
+"""How a model computes, without changing what it computes.
+
+Mixed precision is `fp16 = dict(loss_scale=512. | "dynamic", dtype="float16" | "bfloat16")` in a config,
+the memory layout of the convolutions is `channels_last = True`.
+"""
 
 import torch
 from mmcv.runner import OptimizerHook
@@ -34,6 +38,22 @@ def autocast_dtype(fp16, device, logger):
         logger.info("fp16: CPUs have no float16 autocast, bfloat16 is used")
         name = "bfloat16"
     return _DTYPES[name]
+
+
+def set_compute_format(detector, cfg, device, logger):
+    """Give a detector the precision and the memory layout of a config.
+
+    Args:
+        detector: BEVFormer; its `autocast_dtype` and the strides of its 4D weights are set.
+        cfg: mmcv.Config with `fp16` and `channels_last`, or without.
+        device, logger: see `autocast_dtype`.
+
+    Raises:
+        ValueError: an unknown key or dtype in `fp16`.
+    """
+    detector.autocast_dtype = autocast_dtype(cfg.get("fp16"), device, logger)
+    if cfg.get("channels_last", False):
+        detector.to(memory_format=torch.channels_last)
 
 
 class LossScalingOptimizerHook(OptimizerHook):

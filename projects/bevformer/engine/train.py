@@ -20,7 +20,7 @@ from projects.bevformer.engine.data_loading import (
 from projects.bevformer.engine.distributed import broadcast, get_rank, get_world_size
 from projects.bevformer.engine.hooks import FiniteLossHook, TemporalEvalHook
 from projects.bevformer.engine.log import get_run_logger
-from projects.bevformer.engine.precision import autocast_dtype, optimizer_hook
+from projects.bevformer.engine.precision import optimizer_hook, set_compute_format
 from projects.bevformer.engine.runner import RUNNERS
 from projects.bevformer.engine.seed import choose_seed, set_seed
 from projects.bevformer.engine.training_model import TrainingModel
@@ -167,7 +167,7 @@ def _build_detector(cfg, dataset, device, initialize, logger):
         detector.init_weights()
         _warn_of_frozen_random_layers(cfg, logger)
     detector.CLASSES = list(dataset.CLASSES)
-    detector.autocast_dtype = autocast_dtype(cfg.get("fp16"), device, logger)
+    set_compute_format(detector, cfg, device, logger)
     return detector
 
 
