@@ -14,6 +14,7 @@ from projects.bevformer.engine.checkpoint import (
     load_weights,
     plain_values,
     point_latest_at,
+    publish_weights,
     save_checkpoint,
 )
 
@@ -52,6 +53,29 @@ def test_saved_weights_optimizer_and_meta_come_back(tmp_path):
 def test_non_persistent_buffers_are_not_saved(tmp_path):
     save_checkpoint(tmp_path / "a.pth", DummyDetector())
     assert "grid" not in load_checkpoint(tmp_path / "a.pth")["state_dict"]
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_published_weights_are_the_model_and_nothing_of_the_run(tmp_path, half):
+    detector = DummyDetector()
+    detector.CLASSES = ("car", "bus")
+    optimizer = torch.optim.AdamW(detector.parameters())
+    save_checkpoint(tmp_path / "a.pth", detector, optimizer, {"epoch": 3, "env_info": "machine"})
+
+    publish_weights(tmp_path / "a.pth", tmp_path / "b.pth", half=half)
+    published = load_checkpoint(tmp_path / "b.pth")
+
+    assert published.keys() == {"meta", "state_dict"}
+    assert published["meta"]["CLASSES"] == ["car", "bus"]
+    assert published["meta"]["epoch"] == 3
+    assert "env_info" not in published["meta"]
+    other = DummyDetector()
+    load_weights(other, published, "b.pth", LOGGER)
+    for name, value in detector.state_dict().items():
+        stored = published["state_dict"][name]
+        assert stored.dtype == (torch.float16 if half and value.ndim > 1 else value.dtype)
+        tolerance = 1e-3 if half and value.ndim > 1 else 0
+        torch.testing.assert_close(other.state_dict()[name], value, rtol=tolerance, atol=1e-7)
 
 
 def test_a_failed_save_leaves_the_earlier_file(tmp_path, monkeypatch):

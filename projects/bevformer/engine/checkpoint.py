@@ -12,6 +12,7 @@ import torch
 
 from projects.bevformer.compat import load_torch_file
 
+_PUBLISHED_META = ("CLASSES", "config", "seed", "epoch", "iter", "mmcv_version")
 _PLAIN = (str, int, float, bool, type(None))
 
 
@@ -71,6 +72,10 @@ def save_checkpoint(path, detector, optimizer=None, meta=None):
     if optimizer is not None:
         checkpoint["optimizer"] = optimizer.state_dict()
 
+    _write(path, checkpoint)
+
+
+def _write(path, checkpoint):
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(unfinished, "wb") as file:
@@ -83,6 +88,34 @@ def save_checkpoint(path, detector, optimizer=None, meta=None):
             unfinished.unlink()
         raise
     _sync_directory(path.parent)
+
+
+def publish_weights(source, target, half=False):
+    """Write the weights of a checkpoint without what only a training run needs.
+
+    The optimizer is left out; of the meta data the class names, the config, the seed and the progress
+    stay.
+
+    Args:
+        source: a training checkpoint.
+        target: the file to write; its folder exists.
+        half: store matrices and kernels as float16. Models load them into their own dtype.
+            Vectors (biases, BatchNorm statistics) stay as they are: they are small, and their range
+            is not.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load_checkpoint`.
+        OSError: see `save_checkpoint`.
+    """
+    checkpoint = load_checkpoint(source)
+    weights = checkpoint["state_dict"]
+    for name, value in weights.items():
+        value = value.contiguous()
+        weights[name] = (
+            value.half() if half and value.is_floating_point() and value.ndim > 1 else value
+        )
+    meta = {key: checkpoint["meta"][key] for key in _PUBLISHED_META if key in checkpoint["meta"]}
+    _write(Path(target), {"meta": plain_values(meta), "state_dict": weights})
 
 
 def point_latest_at(path):
