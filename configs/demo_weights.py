@@ -12,7 +12,7 @@ data = dict(
 )
 optimizer = dict(lr=4e-4)
 lr_config = dict(warmup_iters=300, min_lr_ratio=5e-2)
-total_epochs = 10
+total_epochs = 5
 runner = dict(max_epochs=total_epochs)
 log_config = dict(interval=50)
 evaluation = dict(interval=5)

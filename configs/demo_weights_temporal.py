@@ -5,6 +5,6 @@ _base_ = ["./demo_weights.py"]
 
 data = dict(train=dict(queue_length=3))
 optimizer = dict(lr=2e-4)
-total_epochs = 4
+total_epochs = 2
 runner = dict(max_epochs=total_epochs)
 load_from = "work_dirs/demo_weights/latest.pth"

@@ -11,9 +11,8 @@ resume_from = None
 workflow = [("train", 1)]
 find_unused_parameters = False
 # float32 unless a config says fp16 = dict(loss_scale="dynamic", dtype="float16"): mixed precision.
-channels_last = (
-    False  # memory layout of the convolutions: the same numbers, often faster in mixed precision
-)
+# Memory layout of the convolutions: the same numbers, often faster in mixed precision.
+channels_last = False
 # Data workers: forked, one OpenCV thread each.
 mp_start_method = "fork"
 opencv_num_threads = 0
