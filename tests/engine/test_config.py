@@ -3,7 +3,11 @@ import sys
 
 import pytest
 
+from mmdet.models import build_head
+from tiny_bevformer import head_config
+
 from projects.bevformer.engine.config import (
+    config_errors,
     load_config,
     resolve_work_dir,
     runner_settings,
@@ -26,6 +30,21 @@ def test_options_override_and_may_add_keys(config_path):
 def test_misspelt_options_are_refused(config_path, key, hint):
     with pytest.raises(ValueError, match=f"did you mean '{hint}'"):
         load_config(config_path, {key: 1})
+
+
+@pytest.mark.parametrize(
+    ("section", "says"),
+    [
+        ({"num_querry": 7}, "'num_querry', did you mean 'num_query'"),
+        ({"type": "BEVFormerHed"}, "did you mean 'BEVFormerHead'"),
+        ({"loss_cls": {"type": "FocalLoss", "use_sigmoid": True, "gama": 2.0}}, "mean 'gamma'"),
+        ({"xyz": 1}, r"'xyz' \(it takes num_classes, in_channels, "),
+    ],
+)
+def test_an_unknown_name_in_a_section_is_named_with_the_nearest_known_one(section, says):
+    config = {**head_config(), "type": "BEVFormerHead", **section}
+    with pytest.raises(ValueError, match="config section `model`.*" + says), config_errors("model"):
+        build_head(config)
 
 
 def test_unreadable_configs_are_named(tmp_path):

@@ -3,9 +3,13 @@
 import contextlib
 import difflib
 import importlib
+import inspect
+import re
+import traceback
 from pathlib import Path
 
 from mmcv import Config, ConfigDict
+from mmcv.utils import Registry
 
 _ORIGINAL_PLUGIN = "mmdet3d_plugin"  # published BEVFormer configs name it; this project replaces it
 
@@ -17,7 +21,30 @@ def config_errors(key):
         yield
     except (KeyError, TypeError, AttributeError) as error:
         reason = error.args[0] if error.args else type(error).__name__
-        raise ValueError(f"config section `{key}`: {reason}") from error
+        raise ValueError(f"config section `{key}`: {reason}{_hint(error)}") from error
+
+
+def _hint(error):
+    """What may have been meant by a name that a registry or a constructor does not know."""
+    while error.__context__ is not None:  # mmcv wraps the error of a nested section once a level
+        error = error.__context__
+    # mmcv's build_from_cfg knows what it was building; its messages do not tell.
+    building = {}
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        building.update({name: frame.f_locals.get(name) for name in ("registry", "obj_cls")})
+    argument = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    if argument and inspect.isclass(building["obj_cls"]):
+        known = inspect.signature(building["obj_cls"]).parameters
+        return _did_you_mean(argument.group(1), known) or f" (it takes {', '.join(known)})"
+    name = re.search(r"(\w+) is not in the .+ registry", str(error))
+    if name and isinstance(building["registry"], Registry):
+        return _did_you_mean(name.group(1), building["registry"].module_dict)
+    return ""
+
+
+def _did_you_mean(name, known):
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.8)
+    return f", did you mean {close[0]!r}?" if close else ""
 
 
 def load_config(path, options=None):
@@ -59,11 +86,9 @@ def _check_spelling(cfg, dotted_key):
         if not isinstance(node, (dict, Config)):
             return
         if part not in node:
-            close = difflib.get_close_matches(part, list(node.keys()), n=1, cutoff=0.8)
-            if close:
-                raise ValueError(
-                    f"--cfg-options {dotted_key}: the config has no {part!r}, did you mean {close[0]!r}?"
-                )
+            hint = _did_you_mean(part, node)
+            if hint:
+                raise ValueError(f"--cfg-options {dotted_key}: the config has no {part!r}{hint}")
             return
         node = node[part]
 
