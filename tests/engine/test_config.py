@@ -2,7 +2,6 @@ import gc
 import sys
 
 import pytest
-
 from mmdet.models import build_head
 from tiny_bevformer import head_config
 

@@ -43,6 +43,12 @@ def tokens_of(infos):
 def test_training_leaves_checkpoint_log_and_metrics(trained):
     checkpoint = torch.load(trained / "iter_2.pth", map_location="cpu")
     assert checkpoint["meta"]["iter"] == 2
+    assert checkpoint["meta"]["trained_with"] == {
+        "box_convention": "wlh_negyaw",
+        "rotate_center": [10.0, 10.0],
+        "can_bus_quaternion": "wxyz",
+        "can_bus_message": "same",
+    }
     assert (trained / "latest.pth").resolve() == (trained / "iter_2.pth").resolve()
     assert (trained / "demo.py").is_file()
     (log,) = trained.glob("*.log")
@@ -59,6 +65,7 @@ def test_evaluation_writes_every_sample_and_prints_the_table(evaluated, syntheti
     work_dir, printed = evaluated
     assert "| mAP" in printed
     assert "traffic_cone" in printed
+    assert "was trained with" not in printed
     submission = json.loads((work_dir / "results_nusc.json").read_text())
     assert sorted(submission["results"]) == sorted(tokens_of(synthetic_infos.val))
     summary = json.loads((work_dir / "metrics_summary.json").read_text())

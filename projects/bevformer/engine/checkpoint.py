@@ -12,7 +12,7 @@ import torch
 
 from projects.bevformer.compat import load_torch_file
 
-_PUBLISHED_META = ("CLASSES", "config", "seed", "epoch", "iter", "mmcv_version")
+_PUBLISHED_META = ("CLASSES", "config", "seed", "epoch", "iter", "mmcv_version", "trained_with")
 _PLAIN = (str, int, float, bool, type(None))
 
 

@@ -15,6 +15,7 @@ from projects.bevformer.engine.data_loading import build_test_loader
 from projects.bevformer.engine.distributed import all_gather, get_rank
 from projects.bevformer.engine.log import progress_bar
 from projects.bevformer.engine.precision import set_compute_format
+from projects.bevformer.engine.provenance import check_provenance
 from projects.bevformer.engine.report import TP_ERRORS
 
 
@@ -45,6 +46,7 @@ def build_trained_model(cfg, checkpoint_path, dataset, device, logger, fuse=Fals
     with config_errors("model"):
         detector = build_model(model_cfg, cfg.get("train_cfg"), cfg.get("test_cfg"))
     load_weights(detector, checkpoint, checkpoint_path, logger)
+    check_provenance(checkpoint, checkpoint_path, cfg, logger)
     detector.CLASSES = dataset.CLASSES
     set_compute_format(detector, cfg, device, logger)
     if fuse:

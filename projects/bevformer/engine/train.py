@@ -21,6 +21,7 @@ from projects.bevformer.engine.distributed import broadcast, get_rank, get_world
 from projects.bevformer.engine.hooks import FiniteLossHook, TemporalEvalHook
 from projects.bevformer.engine.log import get_run_logger
 from projects.bevformer.engine.precision import optimizer_hook, set_compute_format
+from projects.bevformer.engine.provenance import STAMP, check_provenance, training_stamp
 from projects.bevformer.engine.runner import RUNNERS
 from projects.bevformer.engine.seed import choose_seed, set_seed
 from projects.bevformer.engine.training_model import TrainingModel
@@ -105,7 +106,8 @@ def train(
     if resume_from is not None:
         runner.resume(resume_from)
     elif cfg.get("load_from"):
-        runner.load_checkpoint(cfg.load_from)
+        checkpoint = runner.load_checkpoint(cfg.load_from)
+        check_provenance(checkpoint, cfg.load_from, cfg, logger, split="train")
     workflow = [tuple(phase) for phase in cfg.get("workflow", [("train", 1)])]
     if [phase for phase, _ in workflow] != ["train"]:
         raise ValueError(
@@ -144,6 +146,7 @@ def _describe_run(cfg, config_name, seed, deterministic, device, logger):
         "config": config_text,
         "seed": seed,
         "exp_name": config_name,
+        STAMP: training_stamp(cfg),
     }
 
 

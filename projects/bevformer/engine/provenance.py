@@ -1,0 +1,105 @@
+"""What a checkpoint was trained with, and whether that fits a config.
+
+Shapes tell most mistakes. The ones told here load without an error and cost accuracy in silence: the
+box convention, and the quirks of the original that its weights are used to
+(docs/checkpoint_compatibility.md).
+"""
+
+from mmcv.utils import digit_version
+
+from projects.bevformer.geometry.boxes import BOX_CONVENTION_NEW, BOX_CONVENTION_OLD
+
+STAMP = "trained_with"  # key in a checkpoint's meta
+
+_DATASET_QUIRKS = {"can_bus_quaternion": "wxyz", "can_bus_message": "same"}  # and their defaults
+_OFFICIAL = {
+    "box_convention": BOX_CONVENTION_OLD,
+    "rotate_center": [100.0, 100.0],
+    "can_bus_quaternion": "official",
+    "can_bus_message": "official",
+}
+_NEW_CONVENTION_SINCE = "1.0.0rc0"  # mmdet3d
+
+
+def training_stamp(cfg, split="train"):
+    """What of a config the weights get used to and their shapes do not tell.
+
+    Args:
+        cfg: mmcv.Config of a BEVFormer.
+        split: key in `data`.
+
+    Returns:
+        dict of plain values: box_convention (of the network), rotate_center (column, row),
+        can_bus_quaternion, can_bus_message. Empty for a model without a BEV.
+    """
+    head = cfg.model.get("pts_bbox_head")
+    if head is None:
+        return {}
+    centre = head.transformer.get("rotate_center") or (head.bev_w / 2, head.bev_h / 2)
+    dataset = cfg.data.get(split, {})
+    quirks = {name: dataset.get(name, default) for name, default in _DATASET_QUIRKS.items()}
+    return {
+        "box_convention": BOX_CONVENTION_OLD,
+        "rotate_center": [float(number) for number in centre],
+        **quirks,
+    }
+
+
+def trained_with(meta):
+    """The training stamp of a checkpoint.
+
+    Args:
+        meta: the checkpoint's `meta`.
+
+    Returns:
+        stamp: as `training_stamp`; the official values for a file of the original, the box convention
+            alone for a file of another project on mmdet3d >= 1.0, empty where nothing tells.
+        origin: "this project", "mmdet3d 0.17.1" or "unknown".
+    """
+    if STAMP in meta:
+        return meta[STAMP], "this project"
+    version = meta.get("mmdet3d_version")
+    if version is None:
+        return {}, "unknown"
+    if digit_version(version) < digit_version(_NEW_CONVENTION_SINCE):
+        return dict(_OFFICIAL), f"mmdet3d {version}"
+    return {"box_convention": BOX_CONVENTION_NEW}, f"mmdet3d {version}"
+
+
+def check_provenance(checkpoint, path, cfg, logger, split="test"):
+    """Compare a checkpoint with the config that is to run it, before anything runs.
+
+    Args:
+        checkpoint: what `load_checkpoint` returned.
+        path: its file, for messages.
+        cfg: mmcv.Config.
+        logger: told each quirk that differs, one line each.
+        split: key in `data` whose options count.
+
+    Raises:
+        ValueError: the weights speak another box convention.
+    """
+    for line in disagreements(checkpoint, path, cfg, split):
+        logger.warning(line)
+
+
+def disagreements(checkpoint, path, cfg, split="test"):
+    """The lines that `check_provenance` logs; same arguments and errors."""
+    if not any("reg_branches" in name for name in checkpoint["state_dict"]):
+        return []  # a backbone
+    stamp, origin = trained_with(checkpoint["meta"])
+    wanted = training_stamp(cfg, split)
+    convention = stamp.get("box_convention")
+    if wanted and convention not in (None, wanted["box_convention"]):
+        raise ValueError(
+            f"checkpoint {path} was trained with {origin}, whose boxes are {convention}; this network "
+            f"speaks {wanted['box_convention']}, and would confuse length with width and turn every "
+            "box: convert the last layer of each reg_branch, or use the official weights "
+            "(docs/checkpoint_compatibility.md#box-convention)"
+        )
+    return [
+        f"checkpoint {path} was trained with {name} = {stamp[name]}, this config has "
+        f"{wanted[name]} (docs/checkpoint_compatibility.md#quirks-that-the-weights-depend-on)"
+        for name in sorted(wanted)
+        if name in stamp and stamp[name] != wanted[name]
+    ]
