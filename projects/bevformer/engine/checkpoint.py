@@ -155,10 +155,80 @@ def load_checkpoint(path):
     return {**checkpoint, "state_dict": weights, "meta": checkpoint.get("meta") or {}}
 
 
-def _by_prefix(names):
+def by_prefix(names):
     """`3 pts_bbox_head.transformer, 1 img_neck.fpn_convs`"""
     counts = Counter(".".join(name.split(".")[:2]) for name in names)
     return ", ".join(f"{count} {prefix}" for prefix, count in counts.items())
+
+
+def _first(reshaped, count=3):
+    return "; ".join(list(reshaped.values())[:count])
+
+
+class WeightFit:
+    """How the weights of a file fit a model, name by name.
+
+    Args:
+        weights: name -> tensor of the file.
+        own: name -> tensor of the model.
+
+    Attributes:
+        fitting: OrderedDict of what can be loaded.
+        missing: names that only the model has. Old files lack the BatchNorm counters, which nothing
+            reads: those do not count.
+        surplus: names that only the file has.
+        reshaped: name -> "name is (shape) in the file and (shape) in the model", of the others.
+    """
+
+    def __init__(self, weights, own):
+        self.reshaped = OrderedDict(
+            (
+                name,
+                f"{name} is {tuple(weights[name].shape)} in the file and "
+                f"{tuple(own[name].shape)} in the model",
+            )
+            for name in own
+            if name in weights and weights[name].shape != own[name].shape
+        )
+        self.missing = [
+            name for name in own if name not in weights and not name.endswith("num_batches_tracked")
+        ]
+        self.surplus = [name for name in weights if name not in own]
+        self.fitting = OrderedDict(
+            (name, value)
+            for name, value in weights.items()
+            if name in own and value.shape == own[name].shape
+        )
+
+    def left_over(self):
+        """Lines on what is not loaded and what keeps its initial value; empty where all fits."""
+        lines = []
+        if self.missing:
+            lines.append(f"absent from the file: {by_prefix(self.missing)}")
+        if self.surplus:
+            lines.append(f"absent from the model: {by_prefix(self.surplus)}")
+        if self.reshaped:
+            lines.append(f"other shape: {by_prefix(self.reshaped)}; {_first(self.reshaped)}")
+        return lines
+
+    def alarming(self):
+        """Lines on what is wrong even where weights may load partly; empty for a normal start.
+
+        A start from other weights is made for the sake of its backbone.
+        """
+        untrained = [name for name in self.missing if name.startswith("img_backbone.")]
+        lines = []
+        if untrained:
+            lines.append(
+                f"{len(untrained)} backbone weights are absent from the file ({by_prefix(untrained)}): "
+                "it is not of this backbone"
+            )
+        reshaped = [name for name in self.reshaped if name.startswith("img_backbone.")]
+        if reshaped:
+            lines.append(
+                f"{len(reshaped)} backbone weights have another shape: {self.reshaped[reshaped[0]]}"
+            )
+        return lines
 
 
 def load_weights(detector, checkpoint, path, logger, complete=True):
@@ -168,7 +238,7 @@ def load_weights(detector, checkpoint, path, logger, complete=True):
         detector: the bare model.
         checkpoint: what `load_checkpoint` returned.
         path: its file, for messages.
-        logger: told what was left over.
+        logger: told what was left over; a warning where that is not normal.
         complete: every parameter of the model has to come from the checkpoint (evaluation, resume).
             Otherwise (`load_from`) those it lacks keep their initial values, and those of another
             shape are skipped; both are reported.
@@ -177,44 +247,29 @@ def load_weights(detector, checkpoint, path, logger, complete=True):
         ValueError: not `complete` enough, or nothing fits.
     """
     weights, own = checkpoint["state_dict"], detector.state_dict()
-    reshaped = [
-        f"{name} is {tuple(weights[name].shape)} in the file and {tuple(own[name].shape)} in the model"
-        for name in own
-        if name in weights and weights[name].shape != own[name].shape
-    ]
-    # Old checkpoints lack the BatchNorm counters, which nothing reads.
-    missing = [n for n in own if n not in weights and not n.endswith("num_batches_tracked")]
-    surplus = [name for name in weights if name not in own]
-    fitting = OrderedDict(
-        (name, value)
-        for name, value in weights.items()
-        if name in own and value.shape == own[name].shape
-    )
-    fitting._metadata = weights._metadata
+    fit = WeightFit(weights, own)
+    if fit.reshaped and complete:
+        raise ValueError(
+            f"checkpoint {path} was made with another config: {len(fit.reshaped)} shapes differ, "
+            f"{_first(fit.reshaped)}; use the config it was trained with"
+        )
+    if fit.missing and complete:
+        raise ValueError(
+            f"checkpoint {path} lacks {len(fit.missing)} of {len(own)} weights of this model "
+            f"({by_prefix(fit.missing)}); use the config it was trained with"
+        )
+    if not fit.fitting:
+        raise ValueError(
+            f"checkpoint {path} has no weight that fits this model: it holds {by_prefix(fit.surplus)}"
+        )
+    fit.fitting._metadata = weights._metadata
+    detector.load_state_dict(fit.fitting, strict=False)
 
-    if reshaped and complete:
-        raise ValueError(
-            f"checkpoint {path} was made with another config: {len(reshaped)} shapes differ, "
-            f"{'; '.join(reshaped[:3])}; use the config it was trained with"
-        )
-    if missing and complete:
-        raise ValueError(
-            f"checkpoint {path} lacks {len(missing)} of {len(own)} weights of this model "
-            f"({_by_prefix(missing)}); use the config it was trained with"
-        )
-    if not fitting:
-        raise ValueError(
-            f"checkpoint {path} has no weight that fits this model: it holds {_by_prefix(surplus)}"
-        )
-    detector.load_state_dict(fitting, strict=False)
-
-    logger.info("%s: %d of %d weights loaded", path, len(fitting), len(own))
-    if missing:
-        logger.info("keep their initial values, absent from the file: %s", _by_prefix(missing))
-    if surplus:
-        logger.info("not used, absent from the model: %s", _by_prefix(surplus))
-    if reshaped:
-        logger.warning("skipped, other shape:\n  %s", "\n  ".join(reshaped))
+    logger.info("%s: %d of %d weights loaded", path, len(fit.fitting), len(own))
+    for line in fit.left_over():
+        logger.info("%s: %s", path, line)
+    for line in fit.alarming():
+        logger.warning("%s: %s", path, line)
 
 
 def find_latest_checkpoint(work_dir, logger):

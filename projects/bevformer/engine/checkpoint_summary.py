@@ -1,0 +1,150 @@
+"""What a checkpoint file is, in words, and how it fits a config."""
+
+import re
+from collections import Counter
+from pathlib import Path
+
+from mmdet3d.models import build_model
+
+from projects.bevformer.engine.checkpoint import WeightFit, by_prefix
+from projects.bevformer.engine.config import config_errors
+from projects.bevformer.engine.provenance import disagreements, trained_with
+
+_RESNETS = {
+    ("basic", (2, 2, 2, 2)): "ResNet-18",
+    ("basic", (3, 4, 6, 3)): "ResNet-34",
+    ("bottleneck", (3, 4, 6, 3)): "ResNet-50",
+    ("bottleneck", (3, 4, 23, 3)): "ResNet-101",
+}
+
+
+def describe(checkpoint, path):
+    """What a checkpoint holds.
+
+    Args:
+        checkpoint: what `load_checkpoint` returned.
+        path: its file.
+
+    Returns:
+        list of (what, value) strings.
+    """
+    weights, meta = checkpoint["state_dict"], checkpoint["meta"]
+    stamp, origin = trained_with(meta)
+    progress = [f"{key} {meta[key]}" for key in ("epoch", "iter") if key in meta]
+    rows = [
+        ("file", f"{path}, {Path(path).stat().st_size / 2**20:.1f} MiB"),
+        ("kind", _kind(weights)),
+        ("weights", _count(weights)),
+        ("optimizer", "with its state" if "optimizer" in checkpoint else "none: cannot be resumed"),
+        ("trained", ", ".join([*progress, f"origin {origin}"])),
+        ("trained with", ", ".join(f"{k} {v}" for k, v in stamp.items()) or "not said"),
+        ("classes", ", ".join(meta["CLASSES"]) if meta.get("CLASSES") else "not said"),
+    ]
+    return rows + _architecture(weights)
+
+
+def compare(checkpoint, path, cfg):
+    """How a checkpoint fits the model of a config.
+
+    Args:
+        checkpoint: what `load_checkpoint` returned.
+        path: its file.
+        cfg: mmcv.Config.
+
+    Returns:
+        list of lines; only the first where everything fits.
+
+    Raises:
+        ValueError: the config's model cannot be built.
+    """
+    model_cfg = cfg.model.copy()
+    model_cfg["pretrained"] = None
+    with config_errors("model"):
+        detector = build_model(model_cfg, cfg.get("train_cfg"), cfg.get("test_cfg"))
+    own = detector.state_dict()
+    fit = WeightFit(checkpoint["state_dict"], own)
+    lines = [f"{len(fit.fitting)} of {len(own)} weights of the model are in the file"]
+    lines += fit.left_over()
+    lines += fit.alarming()
+    classes, trained_for = cfg.get("class_names"), checkpoint["meta"].get("CLASSES")
+    if classes and trained_for and list(classes) != list(trained_for):
+        lines.append(f"trained for the classes {list(trained_for)}, the config has {list(classes)}")
+    try:
+        lines += disagreements(checkpoint, path, cfg)
+    except ValueError as error:
+        lines.append(str(error))
+    return lines
+
+
+def _kind(weights):
+    prefixes = {name.split(".")[0] for name in weights}
+    if any(name.startswith("pts_bbox_head.transformer.encoder.") for name in weights):
+        return "BEVFormer"
+    if {"img_backbone", "backbone"} & prefixes:
+        return "a detector, but not BEVFormer: its backbone can be a start (load_from)"
+    if "conv1.weight" in weights or "layer1.0.conv1.weight" in weights:
+        return "a bare ResNet: for img_backbone.init_cfg or model.pretrained"
+    return f"unknown: {by_prefix(weights)}"
+
+
+def _count(weights):
+    dtypes = Counter(str(value.dtype).replace("torch.", "") for value in weights.values())
+    numbers = sum(value.numel() for value in weights.values())
+    kinds = ", ".join(f"{count} {name}" for name, count in dtypes.most_common())
+    return f"{numbers / 1e6:.2f} M numbers in {len(weights)} tensors ({kinds})"
+
+
+def _architecture(weights):
+    shapes = {name: tuple(value.shape) for name, value in weights.items()}
+    rows = []
+    backbone = _backbone(shapes)
+    if backbone:
+        rows.append(("backbone", backbone))
+    levels = _numbered(shapes, r"img_neck\.fpn_convs\.(\d+)\.conv\.weight")
+    if levels:
+        rows.append(("neck", f"{levels} level(s)"))
+    row, column = (
+        shapes.get(f"pts_bbox_head.positional_encoding.{axis}_embed.weight")
+        for axis in ("row", "col")
+    )
+    if row and column:
+        rows.append(("BEV", f"{row[0]} x {column[0]}, {2 * row[1]} channels"))
+    for part in ("encoder", "decoder"):
+        layers = _numbered(shapes, rf"pts_bbox_head\.transformer\.{part}\.layers\.(\d+)\.")
+        if layers:
+            rows.append((part, f"{layers} layers"))
+    queries = shapes.get("pts_bbox_head.query_embedding.weight")
+    if queries:
+        rows.append(("object queries", str(queries[0])))
+    return rows
+
+
+def _backbone(shapes):
+    """`ResNet-101 with DCNv2 in layer3, layer4`, or None."""
+    prefix = r"(?:img_backbone\.|backbone\.)?"
+    blocks = tuple(
+        _numbered(shapes, rf"{prefix}layer{i}\.(\d+)\.conv1\.weight") for i in range(1, 5)
+    )
+    if not blocks[0]:
+        return None
+    block = (
+        "bottleneck"
+        if any(re.fullmatch(rf"{prefix}layer1\.0\.conv3\.weight", name) for name in shapes)
+        else "basic"
+    )
+    used = tuple(count for count in blocks if count)
+    name = _RESNETS.get((block, blocks), f"ResNet of {'-'.join(map(str, used))} {block} blocks")
+    deformable = sorted(
+        {
+            match.group(1)
+            for match in (re.search(r"(layer\d)\.\d+\.conv2\.conv_offset", n) for n in shapes)
+            if match
+        }
+    )
+    return f"{name} with DCNv2 in {', '.join(deformable)}" if deformable else name
+
+
+def _numbered(shapes, pattern):
+    """How many different numbers the group of a pattern takes."""
+    matches = (re.match(pattern, name) for name in shapes)
+    return len({match.group(1) for match in matches if match})
