@@ -10,7 +10,7 @@ from tool_runs import DEMO, TINY, scale_options
 from projects.bevformer import compat  # noqa: F401
 from projects.bevformer.engine.config import load_config
 from projects.bevformer.engine.data_loading import build_train_dataset, build_train_loader
-from projects.bevformer.engine.precision import autocast_dtype, optimizer_hook
+from projects.bevformer.engine.precision import optimizer_hook, set_compute_format
 from projects.bevformer.engine.runner import RUNNERS
 from projects.bevformer.engine.seed import set_seed
 from projects.bevformer.engine.training_model import TrainingModel
@@ -42,7 +42,7 @@ def step(request, synthetic_infos, tmp_path_factory):
 
     detector = build_model(cfg.model)
     detector.init_weights()
-    detector.autocast_dtype = autocast_dtype(cfg.get("fp16"), CPU, logging.getLogger())
+    set_compute_format(detector, cfg, CPU, logging.getLogger())
     model = TrainingModel(detector.train(), CPU)
     before = {name: value.detach().clone() for name, value in detector.named_parameters()}
 
