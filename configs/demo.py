@@ -154,7 +154,12 @@ channels_last = True  # convolutions in bfloat16 are twice as fast so
 optimizer = dict(type="AdamW", lr=2e-4, weight_decay=0.01)
 optimizer_config = dict(grad_clip=dict(max_norm=35, norm_type=2))
 lr_config = dict(
-    policy="CosineAnnealing", warmup="linear", warmup_iters=20, warmup_ratio=0.1, min_lr_ratio=1e-2
+    policy="CosineAnnealing",
+    by_epoch=False,
+    warmup="linear",
+    warmup_iters=20,
+    warmup_ratio=0.1,
+    min_lr_ratio=1e-2,
 )
 total_epochs = 1
 runner = dict(type="EpochBasedRunner", max_epochs=total_epochs)
