@@ -1,0 +1,7 @@
+# BEVFormer-S, the model without history, at the size of tiny: single frames in training, no memory in
+# tests. Temporal self-attention becomes deformable self-attention of the BEV queries.
+_base_ = ["./bevformer_tiny.py"]
+queue_length = 1
+
+model = dict(video_test_mode=False)
+data = dict(train=dict(queue_length=queue_length))

@@ -1,0 +1,71 @@
+"""Every config builds and trains a step: on small pictures and a small BEV, otherwise as it is."""
+
+import logging
+
+import pytest
+import torch
+from mmcv.runner import build_optimizer
+from tool_runs import REPOSITORY, SMALL_BEV
+
+from projects.bevformer import compat  # noqa: F401
+from projects.bevformer.engine.config import load_config, runner_settings
+from projects.bevformer.engine.data_loading import (
+    build_test_dataset,
+    build_train_dataset,
+    build_train_loader,
+)
+from projects.bevformer.engine.precision import set_compute_format
+from projects.bevformer.engine.seed import set_seed
+from projects.bevformer.engine.training_model import TrainingModel
+
+from mmdet3d.models import build_model  # isort: skip
+
+CONFIGS = sorted(
+    path
+    for path in (REPOSITORY / "configs").rglob("*.py")
+    if path.parent.name != "_base_"  # what recipes are made of, not recipes
+)
+CPU = torch.device("cpu")
+
+pytestmark = pytest.mark.integration
+
+
+def small(cfg):
+    """Pictures of 56 x 100: the scale of the config's own step, or a step where it has none."""
+    pipeline = list(cfg.data.train.pipeline)
+    scale = dict(type="RandomScaleImageMultiViewImage", scales=[0.25])
+    types = [step["type"] for step in pipeline]
+    if scale["type"] in types:
+        pipeline[types.index(scale["type"])] = scale
+    else:
+        pipeline.insert(types.index("PadMultiViewImage"), scale)
+    cfg.data.train.pipeline = pipeline
+    return cfg
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=[path.stem for path in CONFIGS])
+def test_config_builds_and_trains_a_step(path, synthetic_infos):
+    cfg = small(load_config(path, {**synthetic_infos.two_scenes, **SMALL_BEV}))
+    cfg.model.pretrained = None  # nothing is downloaded
+    set_seed(0)
+    assert runner_settings(cfg).max_epochs >= 1
+    assert build_test_dataset(cfg).test_mode
+    batch = next(iter(build_train_loader(cfg, build_train_dataset(cfg), seed=0)))
+    assert batch["img"].data[0].shape[:2] == (
+        cfg.data.samples_per_gpu,
+        cfg.data.train.queue_length,
+    )
+
+    detector = build_model(cfg.model)
+    detector.init_weights()
+    set_compute_format(detector, cfg, CPU, logging.getLogger())
+    model = TrainingModel(detector.train(), CPU)
+    optimizer = build_optimizer(detector, cfg.optimizer)
+    outputs = model.train_step(batch, optimizer)
+    assert torch.isfinite(outputs["loss"])
+    outputs["loss"].backward()
+    weight = detector.pts_bbox_head.transformer.encoder.layers[0].ffns[0].layers[1].weight
+    before = weight.detach().clone()
+    optimizer.step()
+    assert torch.isfinite(weight).all()
+    assert not torch.equal(weight, before)
