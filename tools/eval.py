@@ -104,7 +104,7 @@ def main():
 
 
 def evaluate(args, eval_options):
-    cfg = load_config(args.config, args.cfg_options)
+    cfg = load_config(args.config, args.cfg_options, args.data_root)
     work_dir = resolve_work_dir(cfg, args.config, args.work_dir)
     setup_multi_processes(cfg)
     device = init_process(args.launcher, args.device, chosen_gpu(args))

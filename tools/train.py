@@ -57,7 +57,7 @@ def main():
     args = parse_args()
     with tool_errors(args.debug):
         options = merge_deprecated(args.cfg_options, args.options, "--options", "--cfg-options")
-        cfg = load_config(args.config, options)
+        cfg = load_config(args.config, options, args.data_root)
         if args.resume_from is not None:
             cfg.resume_from = args.resume_from
         resolve_work_dir(cfg, args.config, args.work_dir)

@@ -51,6 +51,9 @@ def parse_args():
         action=DictAction,
         help="changes to the config, key=value, for example data.test.ann_file=FILE",
     )
+    parser.add_argument(
+        "--data-root", help="where the data set lies, whatever the config and the info files say"
+    )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     args = parser.parse_intermixed_args()  # RESULTS may follow an option
     if args.ground_truth_only and args.results:
@@ -92,7 +95,7 @@ def ground_truth_of(dataset, index):
 
 
 def visualize(args):
-    dataset = build_test_dataset(load_config(args.config, args.cfg_options))
+    dataset = build_test_dataset(load_config(args.config, args.cfg_options, args.data_root))
     infos = dataset.data_infos
     results = None if args.ground_truth_only else load_results(args.results, infos, dataset.CLASSES)
     indices = choose_samples(infos, results, args.samples, args.num_samples)

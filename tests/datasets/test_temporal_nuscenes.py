@@ -303,3 +303,34 @@ def test_missing_info_file(tmp_path):
 def test_unknown_options(make_dataset, two_scenes, options):
     with pytest.raises(ValueError, match=next(iter(options))):
         make_dataset(two_scenes, **options)
+
+
+# Paths
+
+
+@pytest.mark.parametrize("old_root", ["/other/machine/nuscenes", "./data/elsewhere"])
+def test_files_of_another_machine_are_found_below_data_root(
+    make_dataset, two_scenes, tmp_path, old_root
+):
+    for info in two_scenes:
+        for name, camera in info["cams"].items():
+            camera["data_path"] = f"{old_root}/samples/{name}/{info['frame_idx']}.jpg"
+    picture = tmp_path / "samples" / CAMERAS[0] / "0.jpg"
+    picture.parent.mkdir(parents=True)
+    picture.touch()
+    dataset = make_dataset(two_scenes, data_root=str(tmp_path))
+    assert dataset.get_data_info(1)["img_filename"][2] == f"{tmp_path}/samples/{CAMERAS[2]}/1.jpg"
+    picture.unlink()  # neither here nor there: the path stays what the file says
+    dataset = make_dataset(two_scenes, data_root=str(tmp_path))
+    assert old_root.lstrip("./") in dataset.get_data_info(1)["img_filename"][2]
+
+
+def test_paths_that_are_right_stay(make_dataset, two_scenes, tmp_path):
+    for folder in ("here", "there"):
+        picture = tmp_path / folder / "samples" / CAMERAS[0] / "0.jpg"
+        picture.parent.mkdir(parents=True)
+        picture.touch()
+    for info in two_scenes:
+        info["cams"][CAMERAS[0]]["data_path"] = str(picture)
+    dataset = make_dataset(two_scenes, data_root=str(tmp_path / "here"))
+    assert dataset.get_data_info(0)["img_filename"][0] == str(picture)

@@ -17,6 +17,7 @@ from projects.bevformer.nuscenes_spec import CLASSES
 from mmdet3d.core.bbox import LiDARInstance3DBoxes  # isort: skip
 from mmdet3d.datasets import DATASETS  # isort: skip
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 FRAMES, CAMERAS, SIZE = 2, 1, 4
 
 

@@ -3,7 +3,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from conftest import REPOSITORY
+from dummy_task import REPOSITORY
 from mmcv import Config
 from test_tools import load_tool
 

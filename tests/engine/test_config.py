@@ -31,6 +31,13 @@ def test_misspelt_options_are_refused(config_path, key, hint):
         load_config(config_path, {key: 1})
 
 
+def test_data_root_replaces_that_of_all_splits(config_path, tmp_path):
+    cfg = load_config(config_path, data_root=tmp_path)
+    assert [cfg.data[split].data_root for split in ("train", "val", "test")] == [str(tmp_path)] * 3
+    with pytest.raises(FileNotFoundError, match="--data-root .*none is not a folder"):
+        load_config(config_path, data_root=tmp_path / "none")
+
+
 @pytest.mark.parametrize(
     ("section", "says"),
     [

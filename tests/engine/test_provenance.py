@@ -1,9 +1,9 @@
 import logging
 from collections import OrderedDict
-from pathlib import Path
 
 import pytest
 import torch
+from dummy_task import REPOSITORY
 from mmcv import Config
 
 from projects.bevformer.engine.provenance import (
@@ -14,7 +14,6 @@ from projects.bevformer.engine.provenance import (
     training_stamp,
 )
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 DETECTOR = OrderedDict({"pts_bbox_head.reg_branches.0.4.weight": torch.zeros(10, 4)})
 OFFICIAL = {
     "box_convention": "wlh_negyaw",

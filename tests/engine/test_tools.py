@@ -5,7 +5,7 @@ import json
 
 import mmcv
 import pytest
-from conftest import REPOSITORY
+from dummy_task import REPOSITORY
 
 from projects.bevformer.engine import pictures
 

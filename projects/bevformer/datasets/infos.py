@@ -5,6 +5,7 @@ docs/data_format.md lists the fields.
 
 import os.path as osp
 import pickle
+import re
 
 import numpy as np
 
@@ -82,6 +83,12 @@ def load_infos(path):
                 info["gt_boxes"] = old_to_new_boxes(info["gt_boxes"])
     metadata["box_convention"] = BOX_CONVENTION_NEW
     return _in_scene_order(infos), metadata
+
+
+def path_below_root(path):
+    """`samples/CAM_FRONT/x.jpg` of a path that names the root of another machine, or None."""
+    match = re.search(r"(?:^|/)((?:samples|sweeps)/.*)$", path.replace("\\", "/"))
+    return match.group(1) if match else None
 
 
 def _check_fields(infos, path):

@@ -17,7 +17,7 @@ from scipy.spatial.transform import Rotation
 
 from projects.bevformer.datasets.can_bus import CAN_MOTION
 from projects.bevformer.datasets.evaluation import evaluate_result_file, write_result_file
-from projects.bevformer.datasets.infos import load_infos
+from projects.bevformer.datasets.infos import load_infos, path_below_root
 from projects.bevformer.nuscenes_spec import (
     CAMERAS,
     CAN_ORIENTATION,
@@ -47,7 +47,8 @@ class TemporalNuScenesDataset(NuScenesDataset):
     Args:
         ann_file: info file, see `load_infos`.
         pipeline: list of step configs.
-        data_root: folder that the paths in the info file are relative to.
+        data_root: folder that the paths in the info file are relative to. Where they name a place on
+            another machine, what follows it ("samples/...") is looked for in data_root.
         classes: class names in the order of the logits; nuScenes' where None.
         queue_length: T; T - 1 history frames and the current one. 1 is a model without time.
         bev_size: read by no one; published configs pass it.
@@ -96,6 +97,7 @@ class TemporalNuScenesDataset(NuScenesDataset):
         _check_option("can_bus_message", can_bus_message, ("same", "official"))
         if not osp.isfile(ann_file):
             load_infos(ann_file)  # says what is missing; the parent's message does not
+        self._moved = False
         self.queue_length = queue_length
         self.can_bus_quaternion = can_bus_quaternion
         self.can_bus_message = can_bus_message
@@ -130,7 +132,20 @@ class TemporalNuScenesDataset(NuScenesDataset):
             )
         self.version = self.metadata["version"]
         self._check_can_bus_message(infos)
+        self._moved = self._was_moved(infos[0]["cams"][CAMERAS[0]]["data_path"])
         return infos[:: self.load_interval]
+
+    def _was_moved(self, path):
+        """Whether files lie under data_root and not where the info file says, judged by one picture."""
+        if osp.exists(self._join_root(path)) or path_below_root(path) is None:
+            return False
+        moved = osp.join(self.data_root or "", path_below_root(path))
+        if not osp.exists(moved):
+            return False  # nothing is there; loading it says so
+        get_root_logger().info(
+            f"{self.ann_file} names {path}, which is not there; its files are read from {moved} and so on"
+        )
+        return True
 
     def _check_can_bus_message(self, infos):
         """The original's info files mix two CAN messages, and cannot be unmixed."""
@@ -253,6 +268,8 @@ class TemporalNuScenesDataset(NuScenesDataset):
     def _join_root(self, path):
         """Info paths are relative to data_root; older files hold absolute ones or include data_root."""
         root = self.data_root or ""
+        if self._moved:
+            return osp.join(root, path_below_root(path))
         if osp.normpath(path).startswith(osp.normpath(root) + osp.sep):
             return path
         return osp.join(root, path)  # an absolute path stays as it is

@@ -16,6 +16,9 @@ def add_common_arguments(parser):
         "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE",
         help='override config keys, e.g. data.samples_per_gpu=2 or key="[(a,b),(c,d)]"',
     )  # fmt: skip
+    parser.add_argument(
+        "--data-root", help="where the data set lies, whatever the config and the info files say"
+    )
     parser.add_argument("--launcher", choices=LAUNCHERS, default="none")
     parser.add_argument(
         "--local_rank", "--local-rank", type=int, help="ignored: torchrun sets LOCAL_RANK"

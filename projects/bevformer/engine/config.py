@@ -47,12 +47,13 @@ def _did_you_mean(name, known):
     return f", did you mean {close[0]!r}?" if close else ""
 
 
-def load_config(path, options=None):
+def load_config(path, options=None, data_root=None):
     """Read a config file, merge overrides and import its plugins.
 
     Args:
         path: a Python config.
         options: dict of dotted keys -> values from `--cfg-options`.
+        data_root: replaces the `data_root` of all splits.
 
     Returns:
         mmcv.Config.
@@ -75,6 +76,11 @@ def load_config(path, options=None):
             cfg.merge_from_dict(options)
         except (KeyError, TypeError) as error:
             raise ValueError(f"--cfg-options does not fit the config: {error}") from error
+    if data_root is not None:
+        if not Path(data_root).is_dir():
+            raise FileNotFoundError(f"--data-root {data_root} is not a folder")
+        for split in {"train", "val", "test"} & set(cfg.data):
+            cfg.data[split].data_root = str(data_root)
     _import_plugin_dir(cfg)
     return cfg
 
