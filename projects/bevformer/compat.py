@@ -108,3 +108,10 @@ def make_grad_scaler(**options):
     if hasattr(getattr(torch, "amp", None), "GradScaler"):
         return torch.amp.GradScaler("cuda", **options)
     return torch.cuda.amp.GradScaler(**options)
+
+
+def mmcv_has_cuda_operators():
+    """Whether this mmcv-full was compiled with CUDA; `make setup` compiles it without."""
+    from mmcv.ops import get_compiling_cuda_version
+
+    return get_compiling_cuda_version() != "not available"

@@ -11,6 +11,7 @@ from mmdet.models.builder import DETECTORS, build_backbone, build_head, build_ne
 from mmdet3d.core import bbox3d2result
 from mmdet3d.models.detectors import Base3DDetector
 
+from projects.bevformer import compat
 from projects.bevformer.layers import GridMask
 
 from .temporal_memory import TemporalMemory
@@ -30,6 +31,14 @@ def frozen(module):
         # torch 1.10 caches the half-precision copies of weights made without gradient, and would use
         # them for the frames that follow: their weights would never learn.
         torch.clear_autocast_cache()
+
+
+def _runnable(img_backbone):
+    """The config with mmcv's DCNv2 replaced by torchvision's where mmcv's cannot run on a GPU."""
+    dcn = img_backbone.get("dcn")
+    if not dcn or dcn["type"] != "DCNv2" or compat.mmcv_has_cuda_operators():
+        return img_backbone
+    return dict(img_backbone, dcn=dict(dcn, type="TorchvisionDCNv2"))
 
 
 @DETECTORS.register_module()
@@ -68,7 +77,7 @@ class BEVFormer(Base3DDetector):
         if pretrained and pretrained.get("img"):
             checkpoint = dict(type="Pretrained", checkpoint=pretrained["img"])
             img_backbone = dict(img_backbone, init_cfg=checkpoint)
-        self.img_backbone = build_backbone(img_backbone)
+        self.img_backbone = build_backbone(_runnable(img_backbone))
         self.img_neck = build_neck(img_neck)
         self.pts_bbox_head = build_head(
             dict(
