@@ -158,6 +158,37 @@ def spatial_cross_attention(module, query, features, shapes, lidar2img, image_hw
     return linear(module.output_proj, attended) + query
 
 
+def ego_shift(can_bus, pc_range):
+    """BEVFormer, section 3.4: how far the ego moved, (x, y) as fractions of the grid.
+
+    `can_bus` holds the ego's translation in global axes (columns 0 and 1, metres) and its heading
+    in them (column 16, radians from the x axis). On the grid y is ahead and x to the right.
+    """
+    x_min, y_min, _, x_max, y_max, _ = pc_range
+    heading = can_bus[16]
+    ahead = can_bus[0] * math.cos(heading) + can_bus[1] * math.sin(heading)
+    to_the_right = can_bus[0] * math.sin(heading) - can_bus[1] * math.cos(heading)
+    return np.array([to_the_right / (x_max - x_min), ahead / (y_max - y_min)])
+
+
+def source_cells(angle_deg, bev_hw, center):
+    """Which cell of the previous grid each cell of this one shows; None outside.
+
+    The nearest-neighbour rule of torchvision's `rotate` for a counter-clockwise turn about `center`,
+    (column, row) from the corner of the grid, on a picture whose rows go down.
+    """
+    height, width = bev_hw
+    cos, sin = math.cos(math.radians(angle_deg)), math.sin(math.radians(angle_deg))
+    sources = []
+    for row, column in np.ndindex(height, width):
+        x, y = column + 0.5 - center[0], row + 0.5 - center[1]
+        old_column = math.floor(cos * x - sin * y + center[0])
+        old_row = math.floor(sin * x + cos * y + center[1])
+        inside = 0 <= old_column < width and 0 <= old_row < height
+        sources.append(old_row * width + old_column if inside else None)
+    return sources
+
+
 def encode(
     encoder,
     bev_queries,
@@ -186,3 +217,54 @@ def encode(
         bev = layer_norm(layer.norms[1], bev)
         bev = layer_norm(layer.norms[2], feed_forward(layer.ffns[0], bev))
     return bev
+
+
+def box_code(box):
+    """The ten numbers that the network should say for a box of the data set.
+
+    Args:
+        box: x, y, z of the bottom, l, w, h, yaw, vx, vy (mmdet3d >= 1.0rc0).
+
+    Returns:
+        cx, cy, log w, log l, cz, log h, sin, cos, vx, vy; the angle is that of mmdet3d <= 0.17.
+    """
+    x, y, bottom, length, width, height, yaw, vx, vy = box
+    old_yaw = -yaw - math.pi / 2
+    sizes = [math.log(size) for size in (width, length, height)]
+    angle = [math.sin(old_yaw), math.cos(old_yaw)]
+    return [x, y, sizes[0], sizes[1], bottom + height / 2, sizes[2], *angle, vx, vy]
+
+
+def box_of(code):
+    """Inverse of `box_code`; yaw in [-3 pi / 2, pi / 2)."""
+    cx, cy, log_width, log_length, cz, log_height, sin, cos, vx, vy = code
+    length, width, height = math.exp(log_length), math.exp(log_width), math.exp(log_height)
+    yaw = -math.atan2(sin, cos) - math.pi / 2
+    return [cx, cy, cz - height / 2, length, width, height, yaw, vx, vy]
+
+
+def best_boxes(logits, codes, max_num, centre_range):
+    """The `max_num` best pairs of query and class, without those centred outside a range.
+
+    Args:
+        logits: O rows of K.
+        codes: O rows of ten.
+        max_num: pairs kept at most.
+        centre_range: x, y, z of one corner, x, y, z of the other.
+
+    Returns:
+        List of (score, label, box as in `box_code`), best first.
+    """
+    pairs = [
+        (1 / (1 + math.exp(-logit)), label, query)
+        for query, row in enumerate(logits)
+        for label, logit in enumerate(row)
+    ]
+    pairs.sort(key=lambda pair: -pair[0])
+    boxes = []
+    for score, label, query in pairs[:max_num]:
+        centre = [codes[query][column] for column in (0, 1, 4)]
+        low, high = centre_range[:3], centre_range[3:]
+        if all(a <= x <= b for a, x, b in zip(low, centre, high)):
+            boxes.append((score, label, box_of(codes[query])))
+    return boxes

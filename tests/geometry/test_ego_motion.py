@@ -1,5 +1,6 @@
 import math
 
+import naive_equations
 import numpy as np
 import pytest
 import torch
@@ -34,10 +35,10 @@ def test_shift_is_the_displacement_in_lidar_axes_for_each_sample():
     delta, yaw = rng.uniform(-5, 5, (4, 2)), rng.uniform(-7, 7, 4)
     shifts = bev_shift(torch.from_numpy(delta), torch.from_numpy(yaw), PC_RANGE)
     assert shifts.dtype == torch.float32
-    for (dx, dy), angle, result in zip(delta, yaw, shifts):
-        ahead = dx * math.cos(angle) + dy * math.sin(angle)
-        to_the_right = dx * math.sin(angle) - dy * math.cos(angle)
-        np.testing.assert_allclose(result, [to_the_right / 20, ahead / 40], atol=1e-6)
+    for delta_xy, angle, result in zip(delta, yaw, shifts):
+        can_bus = np.zeros(18)
+        can_bus[:2], can_bus[16] = delta_xy, angle
+        np.testing.assert_allclose(result, naive_equations.ego_shift(can_bus, PC_RANGE), atol=1e-6)
 
 
 def one_hot(height, width, row, column):
@@ -53,30 +54,32 @@ def test_after_a_left_turn_what_was_ahead_is_to_the_right():
     assert torch.equal(turned, one_hot(4, 4, 2, 3))
 
 
-def naive_rotation(bev, angle_deg, height, width, column, row):
-    """Nearest source cell of every cell, turned about (column, row); zeros from outside."""
-    angle = math.radians(angle_deg)
-    turned = np.zeros_like(bev)
-    for r in range(height):
-        for c in range(width):
-            x, y = c + 0.5 - column, r + 0.5 - row
-            # A cell of the new frame lies at R(angle) times its position in the old frame.
-            old_x = math.cos(angle) * x - math.sin(angle) * y + column
-            old_y = math.sin(angle) * x + math.cos(angle) * y + row
-            if 0 <= old_x < width and 0 <= old_y < height:
-                turned[r * width + c] = bev[math.floor(old_y) * width + math.floor(old_x)]
-    return turned
+def naive_rotation(bev, angle_deg, bev_hw, center):
+    """(Q, C): the nearest source cell of every cell; zeros from outside."""
+    sources = naive_equations.source_cells(angle_deg, bev_hw, center)
+    nothing = np.zeros_like(bev[0])
+    return np.stack([nothing if source is None else bev[source] for source in sources])
 
 
 @pytest.mark.parametrize("center", [None, (3.5, 3.0), (1.0, 6.0), (20, 20)])
 @pytest.mark.parametrize("angle_deg", [-3.7, 27.3, 200.0, 352.1])
 def test_rotation_equals_a_loop(angle_deg, center):
-    height, width = 6, 7
-    bev = torch.rand(1, height * width, 3) + 0.1
-    turned = rotate_bev(bev, [angle_deg], (height, width), center)
-    column, row = center or (width / 2, height / 2)
-    expected = naive_rotation(bev[0].numpy(), angle_deg, height, width, column, row)
+    bev = torch.rand(1, 6 * 7, 3) + 0.1
+    turned = rotate_bev(bev, [angle_deg], (6, 7), center)
+    expected = naive_rotation(bev[0].numpy(), angle_deg, (6, 7), center or (3.5, 3.0))
     np.testing.assert_array_equal(turned[0].numpy(), expected)
+
+
+@pytest.mark.parametrize("angle_deg", [-2.9, 0.6, 7.3])
+@pytest.mark.parametrize("cells", [50, 150, 200])
+def test_the_official_centre_on_the_official_grids(angle_deg, cells):
+    """On all but the largest the centre (100, 100) lies off the middle, on the smallest outside."""
+    bev = torch.rand(1, cells**2, 1) + 0.1
+    turned = rotate_bev(bev, [angle_deg], (cells, cells), [100, 100])
+    expected = naive_rotation(bev[0].numpy(), angle_deg, (cells, cells), (100, 100))
+    np.testing.assert_array_equal(turned[0].numpy(), expected)
+    about_the_middle = rotate_bev(bev, [angle_deg], (cells, cells))
+    assert torch.equal(turned, about_the_middle) == (cells == 200)
 
 
 def test_each_sample_turns_by_its_own_angle_and_the_input_is_not_edited():

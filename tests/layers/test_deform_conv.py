@@ -1,6 +1,7 @@
 import pytest
 import torch
 from mmcv.ops import ModulatedDeformConv2dPack
+from naive_bevformer import deform_conv
 from tiny_bevformer import shake_weights
 
 from projects.bevformer.layers import TorchvisionDCNv2
@@ -29,6 +30,32 @@ def test_equals_mmcvs_with_the_same_state_dict(options):
     ours, theirs = make_pair(options)
     x = torch.randn(2, 4, 6, 7)
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+def test_equals_a_loop(options):
+    ours, _ = make_pair(options)
+    images = torch.randn(2, 4, 6, 7, requires_grad=True)
+    result = ours(images)
+    result.square().sum().backward()
+    gradients = [images.grad, *(p.grad for p in ours.parameters())]
+    images.grad = None
+    ours.zero_grad(set_to_none=True)
+
+    settings = [options.get(key, default) for key, default in (("stride", 1), ("padding", 0))]
+    settings += [options.get(key, 1) for key in ("dilation", "groups", "deform_groups")]
+    expected = []
+    for image, offset_and_mask in zip(images, ours.conv_offset(images)):
+        offset, mask = offset_and_mask.double().split(
+            [len(offset_and_mask) // 3 * n for n in (2, 1)]
+        )
+        out = deform_conv(image.double(), offset, mask.sigmoid(), ours.weight.double(), *settings)
+        expected.append(out if ours.bias is None else out + ours.bias[:, None, None])
+    expected = torch.stack(expected)
+    torch.testing.assert_close(result.double(), expected, rtol=1e-4, atol=1e-4)
+    expected.square().sum().backward()
+    for gradient, parameter in zip(gradients, (images, *ours.parameters())):
+        torch.testing.assert_close(gradient, parameter.grad, rtol=1e-3, atol=1e-3)
 
 
 def test_gradients_equal_mmcvs():

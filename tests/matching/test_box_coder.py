@@ -2,9 +2,18 @@ import math
 
 import pytest
 import torch
+from naive_equations import best_boxes, box_code, box_of
 
-from projects.bevformer.geometry.boxes import decode_boxes
+from projects.bevformer import compat  # noqa: F401
+from projects.bevformer.geometry.boxes import (
+    decode_boxes,
+    encode_boxes,
+    new_to_old_boxes,
+    old_to_new_boxes,
+)
 from projects.bevformer.matching import NMSFreeCoder
+
+from mmdet3d.core.bbox import LiDARInstance3DBoxes  # isort: skip
 
 PC_RANGE = [-51.2, -51.2, -5.0, 51.2, 51.2, 3.0]
 
@@ -33,6 +42,42 @@ def test_best_pairs_of_query_and_class_come_first(prediction):
     assert found["labels"].tolist() == [1, 0, 1, 1]
     # A query may give a box in several classes.
     assert found["bboxes"][:, 0].tolist() == [0.0, 10.0, 10.0, 20.0]
+
+
+@pytest.mark.parametrize("max_num", [20, 300])
+def test_equals_a_loop(max_num):
+    """The best pairs of query and class, some centred outside the range, as boxes of the data set."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(12, 2, generator=generator)
+    codes = torch.randn(12, 10, generator=generator)
+    codes[:, [0, 1]] *= 50
+    codes[:, 4] *= 8
+    limits = [-61.2, -61.2, -10.0, 61.2, 61.2, 10.0]
+    found = make_coder(max_num=max_num, post_center_range=limits).decode_single(logits, codes)
+    boxes = LiDARInstance3DBoxes(
+        old_to_new_boxes(found["bboxes"]), box_dim=9, origin=(0.5, 0.5, 0.5)
+    )
+    expected = best_boxes(logits.tolist(), codes.tolist(), max_num, limits)
+    assert 0 < len(expected) < min(max_num, 24)
+    scores, labels, expected_boxes = zip(*expected)
+    torch.testing.assert_close(found["scores"], torch.tensor(scores))
+    assert found["labels"].tolist() == list(labels)
+    torch.testing.assert_close(boxes.tensor, torch.tensor(expected_boxes), rtol=1e-5, atol=1e-5)
+
+
+def test_codes_equal_a_loop():
+    generator = torch.Generator().manual_seed(0)
+    boxes = torch.randn(6, 9, generator=generator)
+    boxes[:, 3:6] = boxes[:, 3:6].exp()
+    boxes = LiDARInstance3DBoxes(boxes, box_dim=9)
+    centred = torch.cat((boxes.gravity_center, boxes.tensor[:, 3:]), dim=1)
+    codes = encode_boxes(new_to_old_boxes(centred))
+    expected = [box_code(box) for box in boxes.tensor.tolist()]
+    torch.testing.assert_close(codes, torch.tensor(expected), rtol=1e-5, atol=1e-5)
+    for box, code in zip(boxes.tensor.tolist(), expected):
+        turns = (box_of(code)[6] - box[6]) / (2 * math.pi)
+        assert turns == pytest.approx(round(turns), abs=1e-9)
+        assert box_of(code)[:6] == pytest.approx(box[:6])
 
 
 def test_boxes_are_decoded(prediction):

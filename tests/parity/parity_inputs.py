@@ -69,7 +69,7 @@ def _weight(key, tensor):
     return torch.from_numpy(values.astype(np.float32)).to(tensor.dtype).reshape(shape)
 
 
-def _lidar2img(camera, jitter):
+def camera_matrix(camera, jitter):
     """(4, 4) matrix of a level pinhole camera 1.2 m from the lidar along its optical axis."""
     height, width = IMAGE_HW
     heading = np.deg2rad(_CAMERA_YAW_DEG[camera] + jitter * 2.0) + np.pi / 2
@@ -98,7 +98,7 @@ def parity_metas(frame, box_type_3d):
         list of one meta.
     """
     generator = _generator(f"meta{frame}.0")
-    lidar2img = [_lidar2img(camera, generator.uniform(-1, 1)) for camera in CAMERAS]
+    lidar2img = [camera_matrix(camera, generator.uniform(-1, 1)) for camera in CAMERAS]
     can_bus = np.zeros(CAN_SIZE)
     can_bus[CAN_POSITION] = generator.uniform(-3, 3, 3)
     can_bus[CAN_ORIENTATION] = [np.cos(0.3), 0, 0, np.sin(0.3)]
