@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+from types import SimpleNamespace
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from mmcv import Config
 
 from projects.bevformer.engine.checkpoint import load_checkpoint
 from projects.bevformer.engine.config import load_config
-from projects.bevformer.engine.train import _warn_of_frozen_random_layers, train
+from projects.bevformer.engine.train import _init_weights, _warn_of_frozen_random_layers, train
 
 CPU = torch.device("cpu")
 
@@ -54,6 +56,15 @@ def test_a_run_leaves_checkpoints_logs_config_and_metrics(run):
     assert {"loss", "loss_cls", "grad_norm", "lr"} <= training[0].keys()
     assert [r["epoch"] for r in validation] == [1, 2]
     assert validation[1]["NDS"] == pytest.approx(json.loads(last.read_text())["nd_score"], abs=1e-5)
+
+
+def test_weights_that_cannot_be_downloaded_are_named():
+    def download():
+        raise URLError("no network")
+
+    model_cfg = {"pretrained": {"img": "torchvision://resnet50"}}
+    with pytest.raises(ValueError, match="torchvision://resnet50.*no network.*pretrained.img=FILE"):
+        _init_weights(SimpleNamespace(init_weights=download), model_cfg)
 
 
 def test_the_backbone_has_its_own_learning_rate(run):

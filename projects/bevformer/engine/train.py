@@ -3,6 +3,7 @@
 import copy
 import time
 from pathlib import Path
+from urllib.error import URLError
 
 import torch
 from mmcv.runner import DistSamplerSeedHook, build_optimizer
@@ -167,11 +168,21 @@ def _build_detector(cfg, dataset, device, initialize, logger):
     with config_errors("model"):
         detector = build_model(cfg.model, cfg.get("train_cfg"), cfg.get("test_cfg"))
     if initialize:
-        detector.init_weights()
+        _init_weights(detector, cfg.model)
         _warn_of_frozen_random_layers(cfg, logger)
     detector.CLASSES = list(dataset.CLASSES)
     set_compute_format(detector, cfg, device, logger)
     return detector
+
+
+def _init_weights(detector, model_cfg):
+    try:
+        detector.init_weights()
+    except URLError as error:
+        raise ValueError(
+            f"pretrained weights {model_cfg.get('pretrained')} cannot be downloaded ({error.reason}): bring "
+            "the file here and name it, --cfg-options model.pretrained.img=FILE"
+        ) from error
 
 
 def _warn_of_frozen_random_layers(cfg, logger):
