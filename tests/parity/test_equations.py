@@ -34,22 +34,24 @@ LOSS_TOLERANCE = 1e-5  # relative
 GRADIENT_TOLERANCE = 5e-2
 FLOAT64_GRADIENT_TOLERANCE = 1e-3
 
-SAMPLES = dict(tiny=3, small=1, base=2)
+SAMPLES = dict(tiny=3, small=1, base=3)  # of a training batch
 FRAMES = dict(tiny=3, small=3, base=4)  # of a training queue
 NUM_BOXES = (5, 4, 0)
+SLOTS = dict(tiny=3, small=1, base=1)  # of a test stream
 # Slot 0 changes its scene once, slot 1 goes on, slot 2 comes back to a scene it had left.
 STREAM_SCENES = ("aabb", "cccc", "deed")
 
 
 @pytest.fixture(scope="module", params=SIZES)
 def network(request):
-    """A model and the equations with its weights, how many samples and frames it is tried on."""
+    """A model, the equations with its weights, and on how many samples they are tried."""
     model = reduced_model(request.param)
     return SimpleNamespace(
         model=model,
         naive=naive_bevformer.NaiveBEVFormer(model.state_dict()),
         samples=SAMPLES[request.param],
         frames=FRAMES[request.param],
+        slots=SLOTS[request.param],
     )
 
 
@@ -149,7 +151,7 @@ def run_streams(model, slots):
 
 @pytest.fixture(scope="module")
 def streams(network):
-    return run_streams(network.model, range(network.samples))
+    return run_streams(network.model, range(network.slots))
 
 
 def test_the_inputs_reach_every_branch():
@@ -229,7 +231,7 @@ def test_image_features_of_a_batch_are_those_of_each_sample(network, training):
 
 def test_streams(network, streams):
     """BEV features, logits and box codes of every decoder layer, frame by frame."""
-    for b in range(network.samples):
+    for b in range(network.slots):
         stream = naive_bevformer.Stream(network.naive)
         for frame in streams:
             with torch.no_grad():
@@ -246,7 +248,7 @@ def test_streams(network, streams):
 
 def test_boxes(network, streams):
     for frame in streams:
-        for b in range(network.samples):
+        for b in range(network.slots):
             found = frame["boxes"][b]["pts_bbox"]
             expected = naive_bevformer.decoded_boxes(
                 frame["all_cls_scores"][:, b], frame["all_bbox_preds"][:, b]
@@ -284,7 +286,7 @@ def test_training_on_three_samples_is_training_on_each(network, training):
 
 @pytest.mark.parametrize("network", ["tiny"], indirect=True)
 def test_three_streams_are_each_alone(network, streams):
-    for b in range(network.samples):
+    for b in range(network.slots):
         for together, alone in zip(streams, run_streams(network.model, [b])):
             for key in ("all_cls_scores", "all_bbox_preds"):
                 torch.testing.assert_close(
