@@ -4,7 +4,10 @@ import torch
 from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 from naive_equations import deformable_attention
 
-from projects.bevformer.ops import multi_scale_deformable_attn
+from projects.bevformer.ops import (
+    multi_scale_deformable_attn,
+    packed_multi_scale_deformable_attn,
+)
 
 SHAPES = [(3, 4), (2, 2)]
 
@@ -80,6 +83,26 @@ def test_two_samples_are_two_times_one():
         torch.testing.assert_close(together[b : b + 1], alone)
 
 
+@pytest.mark.parametrize("rows_per_map", [(3, 5), (5, 0), (0, 4), (0, 0)])
+def test_packed_rows_are_the_rows_of_each_map(rows_per_map):
+    value, locations, weights = random_inputs()
+    dense = multi_scale_deformable_attn(value, SHAPES, locations, weights)
+    packed = packed_multi_scale_deformable_attn(
+        value,
+        SHAPES,
+        torch.cat([locations[v, :rows] for v, rows in enumerate(rows_per_map)]),
+        torch.cat([weights[v, :rows] for v, rows in enumerate(rows_per_map)]),
+        rows_per_map,
+    )
+    expected = torch.cat([dense[v, :rows] for v, rows in enumerate(rows_per_map)])
+    torch.testing.assert_close(packed, expected)
+
+
+def test_no_queries():
+    value, locations, weights = random_inputs(queries=0)
+    assert multi_scale_deformable_attn(value, SHAPES, locations, weights).shape == (2, 0, 6)
+
+
 def test_gradients():
     value, locations, weights = random_inputs(1, 2, 2, 2, 2, dtype=torch.float64)
     inputs = [tensor.requires_grad_() for tensor in (value, locations, weights)]
@@ -118,3 +141,11 @@ def test_misfits_are_refused():
         multi_scale_deformable_attn(value, SHAPES, locations[:, :, :1], weights[:, :, :1])
     with pytest.raises(ValueError, match="attention_weights"):
         multi_scale_deformable_attn(value, SHAPES, locations, weights[..., :1])
+
+
+def test_misfits_of_packed_rows_are_refused():
+    value, locations, weights = random_inputs()
+    rows = (locations.flatten(0, 1), weights.flatten(0, 1))
+    for rows_per_map in [(5, 4), (10,), (3, 3, 4)]:
+        with pytest.raises(ValueError, match="rows_per_map"):
+            packed_multi_scale_deformable_attn(value, SHAPES, *rows, rows_per_map)
