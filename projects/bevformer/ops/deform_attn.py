@@ -6,10 +6,12 @@ M heads, C channels per head, Q queries, R rows (queries of all maps), L levels,
 
 from . import deform_attn_lean as lean
 from . import deform_attn_reference as reference
+from . import deform_attn_triton as triton
 from .backends import choose_backend, register_backend
 
 register_backend("reference", reference.attend, reference.why_not)
 register_backend("lean", lean.attend, lean.why_not)
+register_backend("triton", triton.attend, triton.why_not)
 
 
 def multi_scale_deformable_attn(
