@@ -41,7 +41,8 @@ def test_chunks_change_nothing(monkeypatch, num_bytes):
             slices.extend(chunks)
             yield index, chunks
 
-    monkeypatch.setattr(deform_attn_lean, "CHUNK_BYTES", {"cpu": num_bytes})
+    for name in ("FORWARD_CHUNK_BYTES", "BACKWARD_CHUNK_BYTES"):
+        monkeypatch.setattr(deform_attn_lean, name, {"cpu": num_bytes})
     monkeypatch.setattr(deform_attn_lean, "_chunks_per_map", watched)
     for result, want in zip(run(), expected):
         torch.testing.assert_close(result, want)

@@ -19,11 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-# What a chunk may allocate. A GPU needs more rows at a time to be busy.
-CHUNK_BYTES = {"cpu": 64 * 2**20}
-CHUNK_BYTES_ELSEWHERE = 256 * 2**20
-# What a sample allocates at most, in float32: the tensors of `_Corners` and their temporaries, and in
-# backward the sorted entries.
+# What a chunk may allocate, by device. On a CPU the forward pass is fastest while a chunk is in the
+# cache; in backward every chunk adds to a whole gradient map, so they are fewer and larger. A GPU needs
+# more rows at a time to be busy.
+FORWARD_CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
+BACKWARD_CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 256 * 2**20}
+# What a sample allocates in float32: the tensors of `_Corners` and their temporaries, and in backward
+# the sorted entries.
 FORWARD_BYTES_PER_SAMPLE = 96
 BACKWARD_BYTES_PER_SAMPLE = 320
 
@@ -50,7 +52,9 @@ class _LeanAttention(torch.autograd.Function):
         heads, channels = value.shape[2:]
         grid = _Grid.of(shapes, locations)
         output = locations.new_empty(locations.shape[0], heads * channels)
-        for index, chunks in _chunks_per_map(rows_per_map, locations, FORWARD_BYTES_PER_SAMPLE):
+        budget = FORWARD_CHUNK_BYTES.get(value.device.type, FORWARD_CHUNK_BYTES["cpu"])
+        max_samples = budget // FORWARD_BYTES_PER_SAMPLE
+        for index, chunks in _chunks_per_map(rows_per_map, grid, max_samples):
             table = value[index].to(locations.dtype).reshape(-1, channels)  # (S*M, C)
             for rows in chunks:
                 corners = _Corners.of(locations[rows], weights[rows], grid)
@@ -67,9 +71,9 @@ class _LeanAttention(torch.autograd.Function):
         grad_value = torch.zeros_like(value) if wants_value else None
         grad_locations = torch.empty_like(locations)
         grad_weights = torch.empty_like(weights)
-        for index, chunks in _chunks_per_map(
-            ctx.rows_per_map, locations, BACKWARD_BYTES_PER_SAMPLE
-        ):
+        budget = BACKWARD_CHUNK_BYTES.get(value.device.type, BACKWARD_CHUNK_BYTES["cpu"])
+        max_samples = budget // BACKWARD_BYTES_PER_SAMPLE
+        for index, chunks in _chunks_per_map(ctx.rows_per_map, grid, max_samples):
             table = value[index].to(locations.dtype).reshape(-1, channels)  # (S*M, C)
             grad_table = None
             for rows in chunks:
@@ -93,11 +97,9 @@ class _LeanAttention(torch.autograd.Function):
         )
 
 
-def _chunks_per_map(rows_per_map, locations, bytes_per_sample):
+def _chunks_per_map(rows_per_map, grid, max_samples):
     """Yield for each map that has rows its index and the slices of rows to handle at a time."""
-    budget = CHUNK_BYTES.get(locations.device.type, CHUNK_BYTES_ELSEWHERE)
-    samples = locations[:1].numel() // 2
-    step = max(1, budget // max(1, samples * bytes_per_sample))
+    step = max(1, max_samples // max(1, len(grid.origin)))
     start = 0
     for index, rows in enumerate(rows_per_map):
         stop = start + rows
@@ -265,7 +267,7 @@ class _Corners:
 
     def scatter(self, grad_bags, num_rows):
         """Gradient of a table (S*M, C) with `num_rows` rows from that of the bags (N*M, C)."""
-        bag_size = self.index[0].numel() * self.index.shape[0] // grad_bags.shape[0]
+        bag_size = self.index.numel() // grad_bags.shape[0]
         sorted_index, order = self.index.view(-1).sort()
         rows = torch.arange(num_rows, dtype=torch.int32, device=sorted_index.device)
         return F.embedding_bag(
