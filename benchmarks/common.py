@@ -117,7 +117,7 @@ def saved_bytes(function, inputs):
 
     def pack(tensor):
         storage = storage_of(tensor)
-        storages[storage._cdata] = storage.nbytes()
+        storages[storage._cdata] = storage.size() * storage.element_size()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):

@@ -13,7 +13,7 @@ Shape legend: V maps, S keys, M heads, C channels per head, R rows, N rows of a 
 P points, K = M * L * P samples of a row.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -238,11 +238,18 @@ class _Corners:
             grad_bags: (N*M, C).
             grad_locations, grad_weights: written.
         """
-        heads = grad_weights.shape[1]
-        weight = self.weight.detach().requires_grad_()
-        with torch.enable_grad():
-            attended = replace(self, weight=weight).sum(table, heads)
-        (dots,) = torch.autograd.grad(attended, weight, grad_bags)
+        entries, bags = self.index.numel(), grad_bags.shape[0]
+        number = torch.arange(bags, dtype=torch.int32, device=table.device)
+        # What autograd calls for `per_sample_weights`; asked through autograd, torch 1.10 also computes
+        # the gradient of the table, or refuses if that needs none.
+        dots = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+            grad_bags,
+            table,
+            self.index.view(-1),
+            number * (entries // bags),
+            number[:, None].expand(-1, entries // bags).reshape(-1),
+            0,  # mode "sum"
+        ).view_as(self.weight)
         first_column, first_row = self.first.unbind(-1)
         second_column, second_row = self.second.unbind(-1)
         d00, d01, d10, d11 = dots.unbind(-1)  # products of cell (row, column) and gradient
