@@ -297,7 +297,7 @@ def run(names, device, backends, rounds, value_dtype=torch.float32):
 
     Returns:
         dict "environment", "value_dtype" and "cases": name -> forward, forward_backward, memory (None
-        with torch < 2, and for backends that cannot be counted).
+        with torch < 2, and on a GPU, where gpu.py measures it).
     """
     # Triton's and mmcv's kernels take no fake tensors; they keep their inputs and nothing else.
     counted = [name for name in backends if name in ("reference", "lean")]
@@ -305,7 +305,7 @@ def run(names, device, backends, rounds, value_dtype=torch.float32):
     for name in names:
         case = CASES[name]
         cases[name] = measure_time(case, device, backends, rounds, value_dtype)
-        can_count = hasattr(torch, "compile")
+        can_count = device.type == "cpu" and hasattr(torch, "compile")  # torch 2
         cases[name]["memory"] = measure_memory(case, counted) if can_count else None
     return {
         "environment": common.environment(device),

@@ -291,8 +291,6 @@ def train_step(context):
         raise Skip("needs OpenMMLab's packages")
     if importlib.util.find_spec("train_step") is None:
         raise Skip("there is no benchmarks/train_step.py")
-    if context.device.type != "cuda":
-        raise Skip("needs a CUDA device")
     import train_step
 
     return train_step.measure(context.device, quick=context.quick)
