@@ -1,4 +1,4 @@
-# make setup | demo | test | lint | clean          PYTHON=/path/to/python3.8 chooses another stack
+# make setup | demo | test | bench | lint | clean   PYTHON=/path/to/python3.8 chooses another stack
 #
 # The default python3 gets .venv; a named one gets its own .venv-X.Y beside it.
 PYTHON ?= python3
@@ -10,7 +10,7 @@ endif
 RUN := $(VENV)/bin/python
 DEMO := work_dirs/demo
 
-.PHONY: setup demo test lint clean help
+.PHONY: setup demo test bench lint clean help
 
 help:
 	@sed -n '1,3s/^# //p' Makefile
@@ -25,11 +25,15 @@ demo: setup
 test: setup
 	@$(RUN) -m pytest $(TESTS)
 
+# Every benchmark that needs no GPU; results in work_dirs/benchmarks.
+bench: setup
+	@for script in benchmarks/bench_*.py; do echo "$$script"; $(RUN) -W ignore $$script || exit 1; done
+
 lint: setup
 	@$(RUN) -m pip install -q -r requirements/lint.txt
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
-	@$(RUN) -m codespell_lib README.md CONTRIBUTING.md CHANGELOG.md docs configs projects tools tests
+	@$(RUN) -m codespell_lib README.md CONTRIBUTING.md CHANGELOG.md docs configs projects tools tests benchmarks
 
 clean:
 	rm -rf .venv .venv-3.* .cache build *.egg-info

@@ -13,6 +13,8 @@ find_unused_parameters = False
 # float32 unless a config says fp16 = dict(loss_scale="dynamic", dtype="float16"): mixed precision.
 # Memory layout of the convolutions: the same numbers, often faster in mixed precision.
 channels_last = False
+# Who computes deformable attention (docs/performance.md): None chooses by device and installation.
+deform_attn_backend = None
 # Data workers: forked, one OpenCV thread each.
 mp_start_method = "fork"
 opencv_num_threads = 0

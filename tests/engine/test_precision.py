@@ -14,6 +14,7 @@ from projects.bevformer.engine.precision import (
     set_compute_format,
 )
 from projects.bevformer.engine.training_model import TrainingModel, total_loss
+from projects.bevformer.ops import backends
 
 LOGGER = logging.getLogger("test")
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -36,6 +37,17 @@ def test_autocast_dtype(fp16, device, expected):
 def test_autocast_dtype_refuses_what_it_does_not_know(fp16):
     with pytest.raises(ValueError, match="fp16"):
         autocast_dtype(fp16, CUDA, LOGGER)
+
+
+def test_the_config_names_the_backend_of_deformable_attention(monkeypatch):
+    monkeypatch.setattr(backends, "_default_name", None)
+    detector = torch.nn.Module()
+    set_compute_format(detector, {"deform_attn_backend": "reference"}, CPU, LOGGER)
+    assert backends._default_name == "reference"
+    set_compute_format(detector, {}, CPU, LOGGER)
+    assert backends._default_name is None
+    with pytest.raises(ValueError, match="deform_attn_backend='fast'.*lean, mmcv, reference"):
+        set_compute_format(detector, {"deform_attn_backend": "fast"}, CPU, LOGGER)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

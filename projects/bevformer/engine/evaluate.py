@@ -23,7 +23,7 @@ def build_trained_model(cfg, checkpoint_path, dataset, device, logger, fuse=Fals
     """The config's model with the weights of a checkpoint, ready for inference.
 
     Args:
-        cfg: config with `model` (and maybe `fp16`, `channels_last`).
+        cfg: config with `model` (and maybe what `set_compute_format` reads).
         checkpoint_path: weights of that model; every one has to be there.
         dataset: tells the class names.
         device: where the model goes.

@@ -1,5 +1,6 @@
 """The logger and progress bars of a run."""
 
+import logging
 import sys
 
 from mmcv.utils import get_logger
@@ -17,6 +18,10 @@ def get_run_logger(log_file=None, level="INFO"):
     """
     logger = get_logger("mmdet3d", str(log_file) if log_file else None, level)
     logger.propagate = False  # torch 1.10's DDP gives the root logger a second handler
+    # What ops has to say belongs into the same log; it knows nothing of OpenMMLab's loggers.
+    ops_logger = logging.getLogger("projects.bevformer.ops")
+    ops_logger.handlers, ops_logger.propagate = logger.handlers, False
+    ops_logger.setLevel(logger.level)
     return logger
 
 

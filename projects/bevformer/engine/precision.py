@@ -1,13 +1,15 @@
 """How a model computes, without changing what it computes.
 
 Mixed precision is `fp16 = dict(loss_scale=512. | "dynamic", dtype="float16" | "bfloat16")` in a config,
-the memory layout of the convolutions is `channels_last = True`.
+the memory layout of the convolutions is `channels_last = True`, and `deform_attn_backend = "lean"` names
+who computes deformable attention in this process.
 """
 
 import torch
 from mmcv.runner import OptimizerHook
 
 from projects.bevformer.compat import make_grad_scaler
+from projects.bevformer.ops import set_default_backend
 
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -41,16 +43,17 @@ def autocast_dtype(fp16, device, logger):
 
 
 def set_compute_format(detector, cfg, device, logger):
-    """Give a detector the precision and the memory layout of a config.
+    """Give a detector the precision and the memory layout of a config, and the process its backend.
 
     Args:
         detector: BEVFormer; its `autocast_dtype` and the strides of its 4D weights are set.
-        cfg: mmcv.Config with `fp16` and `channels_last`, or without.
+        cfg: mmcv.Config with `fp16`, `channels_last` and `deform_attn_backend`, or without.
         device, logger: see `autocast_dtype`.
 
     Raises:
-        ValueError: an unknown key or dtype in `fp16`.
+        ValueError: an unknown key or dtype in `fp16`, or an unknown backend.
     """
+    set_default_backend(cfg.get("deform_attn_backend"))
     detector.autocast_dtype = autocast_dtype(cfg.get("fp16"), device, logger)
     if cfg.get("channels_last", False):
         detector.to(memory_format=torch.channels_last)

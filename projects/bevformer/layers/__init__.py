@@ -1,5 +1,6 @@
 """nn.Modules whose parameter names are those of the official checkpoints."""
 
+from . import mmcv_deform_attn  # noqa: F401, registers a backend of ops
 from .decoder_layer import BEVFormerDecoderLayer, CustomMSDeformableAttention
 from .deform_conv import TorchvisionDCNv2
 from .encoder_layer import BEVFormerLayer

@@ -1,5 +1,12 @@
 """Tensor functions without parameters: no mm* import."""
 
-from .deform_attn import multi_scale_deformable_attn
+from .backends import known_backends, register_backend, set_default_backend
+from .deform_attn import multi_scale_deformable_attn, packed_multi_scale_deformable_attn
 
-__all__ = ["multi_scale_deformable_attn"]
+__all__ = [
+    "known_backends",
+    "multi_scale_deformable_attn",
+    "packed_multi_scale_deformable_attn",
+    "register_backend",
+    "set_default_backend",
+]

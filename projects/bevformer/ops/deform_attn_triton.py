@@ -1,0 +1,114 @@
+"""Multi-scale deformable attention as Triton kernels: one pass forward, one backward.
+
+Value in float32, bfloat16 or float16, sums in float32, the gradient of the value by float32 atomic
+additions (their order, and with it the last bits, changes from run to run). Triton comes with torch
+for CUDA; nothing has to be compiled by the user.
+
+State of testing: values and gradients agree with the other backends under Triton's interpreter, and
+the kernels compile for sm_90. **They have never run on a GPU**, so neither their speed nor their
+block sizes are measured.
+
+Shape legend: V maps, S keys, M heads, C channels per head, R rows, L levels, P points.
+"""
+
+import contextlib
+import importlib.util
+import os
+
+import torch
+from torch.autograd.function import once_differentiable
+
+# (row, head) pairs of a program, and its warps.
+BLOCK_PAIRS = 32
+NUM_WARPS = 4
+
+
+def why_not(value, locations):
+    """None, or why these tensors cannot be computed."""
+    channels = value.shape[-1]
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed: it comes with torch >= 2 for CUDA"
+    if value.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"Triton runs on CUDA devices, and the value is on {value.device}"
+    if value.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"its kernels take no value in {value.dtype}"
+    if locations.dtype != torch.float32:
+        return f"its kernels take sampling locations in float32, not {locations.dtype}"
+    if channels & (channels - 1):
+        return f"its kernels take a power of two of channels per head, not {channels}"
+    return None
+
+
+def attend(value, shapes, locations, weights, rows_per_map):
+    """`packed_multi_scale_deformable_attn` with checked arguments."""
+    map_of_row = _map_of_row(rows_per_map, locations.device)
+    return _TritonAttention.apply(value, locations, weights, map_of_row, tuple(shapes))
+
+
+def _map_of_row(rows_per_map, device):
+    """(R,) int32, filled on the device: nothing waits for a copy from the host."""
+    if len(set(rows_per_map)) == 1:
+        maps = torch.arange(len(rows_per_map), dtype=torch.int32, device=device)
+        return maps[:, None].expand(-1, rows_per_map[0]).contiguous().view(-1)
+    maps = (
+        torch.full((rows,), index, dtype=torch.int32, device=device)
+        for index, rows in enumerate(rows_per_map)
+    )
+    return torch.cat(tuple(maps))
+
+
+class _TritonAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value, locations, weights, map_of_row, shapes):
+        value, locations, weights = (t.contiguous() for t in (value, locations, weights))
+        ctx.save_for_backward(value, locations, weights, map_of_row)
+        ctx.shapes = shapes
+        rows, heads, channels = locations.shape[0], value.shape[2], value.shape[3]
+        output = locations.new_empty(rows, heads * channels)
+        tensors = (value, locations, weights, map_of_row, output)
+        _launch("forward_kernel", tensors, value, locations, shapes)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output):
+        value, locations, weights, map_of_row = ctx.saved_tensors
+        grad_value = torch.zeros_like(value, dtype=torch.float32)
+        grad_locations = torch.empty_like(locations)
+        grad_weights = torch.empty_like(weights)
+        tensors = (
+            value,
+            locations,
+            weights,
+            map_of_row,
+            grad_output.contiguous(),
+            grad_value,
+            grad_locations,
+            grad_weights,
+        )
+        _launch("backward_kernel", tensors, value, locations, ctx.shapes)
+        return grad_value.to(value.dtype), grad_locations, grad_weights, None, None
+
+
+def _launch(kernel_name, tensors, value, locations, shapes):
+    from . import deform_attn_kernels  # Triton is imported where it is used, and only there
+
+    _, keys, heads, channels = value.shape
+    rows, _, levels, points, _ = locations.shape
+    pairs = rows * heads
+    if pairs == 0:
+        return
+    starts = [sum(h * w for h, w in shapes[:level]) for level in range(levels)]
+    on_device = torch.cuda.device(value.device) if value.is_cuda else contextlib.nullcontext()
+    with on_device:
+        getattr(deform_attn_kernels, kernel_name)[(-(-pairs // BLOCK_PAIRS),)](
+            *tensors,
+            pairs,
+            keys,
+            LEVELS=tuple((h, w, start) for (h, w), start in zip(shapes, starts)),
+            HEADS=heads,
+            POINTS=points,
+            CHANNELS=channels,
+            BLOCK=BLOCK_PAIRS,
+            num_warps=NUM_WARPS,
+        )

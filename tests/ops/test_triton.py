@@ -1,0 +1,93 @@
+"""The Triton backend where there is no GPU: under Triton's interpreter, and compiled for one."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from projects.bevformer import ops
+
+ROOT = Path(__file__).parents[2]
+# Every kind of place on four levels, rows that differ from map to map, and what has its own branch.
+SELECTION = (
+    "triton and (values_and_gradients and map0-4 or one_sample or bfloat16 or not_a_number "
+    "or no_queries or packed_rows)"
+)
+
+
+def attend(value, locations):
+    weights = torch.ones(locations.shape[:-1])
+    return ops.multi_scale_deformable_attn(value, [(2, 2)], locations, weights, "triton")
+
+
+def test_on_a_cpu_it_is_refused(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    installed = importlib.util.find_spec("triton") is not None
+    with pytest.raises(ValueError, match="CUDA devices" if installed else "not installed"):
+        attend(torch.zeros(1, 4, 1, 2), torch.zeros(1, 3, 1, 1, 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("channels", "value_dtype", "location_dtype", "reason"),
+    [
+        (2, torch.float64, torch.float32, "value in torch.float64"),
+        (2, torch.float32, torch.float64, "locations in float32"),
+        (3, torch.float32, torch.float32, "power of two"),
+    ],
+)
+def test_what_it_does_not_take_is_refused(
+    monkeypatch, channels, value_dtype, location_dtype, reason
+):
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    value = torch.zeros(1, 4, 1, channels, dtype=value_dtype)
+    with pytest.raises(ValueError, match=reason):
+        attend(value, torch.zeros(1, 3, 1, 1, 1, 2, dtype=location_dtype))
+
+
+@pytest.mark.slow
+def test_it_agrees_under_the_interpreter():
+    pytest.importorskip("triton")
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "tests/ops/test_deform_attn.py", "-k", SELECTION],
+        cwd=ROOT,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout
+    assert "no tests ran" not in run.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["forward_kernel", "backward_kernel"])
+def test_its_kernels_compile_for_a_gpu(name):
+    """The interpreter takes what the compiler refuses; the compiler needs no GPU."""
+    pytest.importorskip("triton")
+    # In a process of its own: Triton decides on import whether its functions are interpreted.
+    script = f"""
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from projects.bevformer.ops import deform_attn_kernels
+
+kernel = deform_attn_kernels.{name}
+constants = dict(LEVELS=((8, 8, 0), (4, 4, 64)), HEADS=8, POINTS=4, CHANNELS=32, BLOCK=32)
+types = dict(value="*bf16", map_of_row="*i32", num_pairs="i32", num_keys="i32")
+types.update({{name: "constexpr" for name in constants}})
+signature = {{name: types.get(name, "*fp32") for name in kernel.arg_names}}
+places = {{(kernel.arg_names.index(name),): value for name, value in constants.items()}}
+compiled = triton.compile(
+    ASTSource(kernel, signature, places), target=GPUTarget("cuda", 90, 32)
+)
+assert compiled.asm["cubin"]
+"""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    run = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
