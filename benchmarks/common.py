@@ -138,7 +138,8 @@ def peak_bytes(function):
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_flatten
 
-    alive, before = {}, set()
+    # Names of storages are addresses; a reference kept here keeps its address from being given again.
+    alive, before = {}, {}
     peak = 0
 
     class Count(TorchDispatchMode):
@@ -149,7 +150,7 @@ def peak_bytes(function):
                 if isinstance(tensor, torch.Tensor):
                     reference = StorageWeakRef(tensor.untyped_storage())
                     if reference.cdata not in alive:
-                        before.add(reference.cdata)
+                        before[reference.cdata] = reference
             for reference in [r for r, _ in alive.values() if r.expired()]:
                 del alive[reference.cdata]
             for tensor in tree_flatten(output)[0]:

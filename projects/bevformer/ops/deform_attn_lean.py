@@ -68,14 +68,16 @@ class _LeanAttention(torch.autograd.Function):
         wants_value, wants_locations, wants_weights = ctx.needs_input_grad[:3]
         heads, channels = value.shape[2:]
         grid = _Grid.of(ctx.shapes, locations)
-        grad_value = torch.zeros_like(value) if wants_value else None
+        grad_value = value.new_zeros(value.shape) if wants_value else None
         grad_locations = torch.empty_like(locations)
         grad_weights = torch.empty_like(weights)
         budget = BACKWARD_CHUNK_BYTES.get(value.device.type, BACKWARD_CHUNK_BYTES["cpu"])
         max_samples = budget // BACKWARD_BYTES_PER_SAMPLE
         for index, chunks in _chunks_per_map(ctx.rows_per_map, grid, max_samples):
             table = value[index].to(locations.dtype).reshape(-1, channels)  # (S*M, C)
-            grad_table = None
+            if wants_value:
+                # In float32 this is the gradient itself, in half precision a float32 copy to add up.
+                grad_table = grad_value[index].view(-1, channels).to(locations.dtype)
             for rows in chunks:
                 corners = _Corners.of(locations[rows], weights[rows], grid)
                 grad_bags = grad_output[rows].reshape(-1, channels)  # (N*M, C)
@@ -84,9 +86,8 @@ class _LeanAttention(torch.autograd.Function):
                         table, grad_bags, grad_locations[rows], grad_weights[rows]
                     )
                 if wants_value:
-                    part = corners.scatter(grad_bags, table.shape[0])
-                    grad_table = part if grad_table is None else grad_table.add_(part)
-            if grad_table is not None:
+                    grad_table.add_(corners.scatter(grad_bags, table.shape[0]))
+            if wants_value and value.dtype != locations.dtype:
                 grad_value[index] = grad_table.view(value.shape[1:])
         return (
             grad_value,
