@@ -148,12 +148,13 @@ def train_config():
     )
 
 
-def build_detector(seed=0, dropout=0.0, head=None, **options):
+def build_detector(seed=0, dropout=0.0, with_cp=False, head=None, **options):
     """A detector with random weights, in training mode.
 
     Args:
         seed: of the weights.
         dropout: everywhere in the transformer.
+        with_cp: checkpoints in backbone and encoder.
         head: options of the head.
         options: of the detector.
     """
@@ -167,11 +168,13 @@ def build_detector(seed=0, dropout=0.0, head=None, **options):
             frozen_stages=1,
             norm_cfg=dict(type="BN", requires_grad=False),
             norm_eval=True,
+            with_cp=with_cp,
         ),
         img_neck=dict(type="FPN", in_channels=[32, 64], out_channels=CHANNELS, num_outs=2),
         pts_bbox_head=head_config(dropout, **(head or {})),
         **dict(dict(video_test_mode=True), **options),
     )
+    config.pts_bbox_head.transformer.encoder.with_cp = with_cp
     torch.manual_seed(seed)
     model = build_model(config, train_cfg=dict(pts=train_config()))
     model.init_weights()

@@ -3,6 +3,8 @@
 Importing it makes `import mmdet3d` work; every module that uses mmdet3d imports this one first.
 """
 
+import contextlib
+import inspect
 import os
 import pickle
 import re
@@ -11,6 +13,7 @@ import warnings
 import mmcv
 import torch
 from mmcv.utils import digit_version
+from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
 # mmdet3d 1.0.0rc6 refuses mmcv above this version; it runs on the ones below unchanged.
 _MMDET3D_NEWEST_MMCV = "1.7.0"
@@ -115,3 +118,45 @@ def mmcv_has_cuda_operators():
     from mmcv.ops import get_compiling_cuda_version
 
     return get_compiling_cuda_version() != "not available"
+
+
+# torch >= 1.11. The reentrant form before it runs the backward pass of each checkpoint as a pass of its
+# own, which DistributedDataParallel cannot tell from a second use where it searches unused parameters.
+NON_REENTRANT_CHECKPOINTS = "use_reentrant" in inspect.signature(torch_checkpoint).parameters
+
+
+def checkpoint(function, *tensors):
+    """`function(*tensors)`, of which only the arguments are kept; backward computes it once more.
+
+    Random numbers and autocast are those of the first time. Without gradient it is a plain call.
+
+    Args:
+        function: returns a tensor. Tensors that it uses besides its arguments must not carry a gradient
+            that comes from elsewhere than its own parameters: torch < 1.11 would lose it.
+        tensors: its arguments; None is allowed.
+    """
+    if not torch.is_grad_enabled():
+        return function(*tensors)
+    if NON_REENTRANT_CHECKPOINTS:
+        return torch_checkpoint(function, *tensors, use_reentrant=False)
+    if not any(tensor is not None and tensor.requires_grad for tensor in tensors):
+        return function(*tensors)  # the reentrant form would give its parameters no gradient
+    return torch_checkpoint(_with_autocast_of_now(function), *tensors)
+
+
+def _with_autocast_of_now(function):
+    """`function` under today's autocast whenever it is called; torch 1.10's checkpoint forgets a CPU's."""
+    states = []
+    if torch.is_autocast_enabled():
+        states.append(("cuda", torch.get_autocast_gpu_dtype()))
+    if torch.is_autocast_cpu_enabled():
+        # torch 1.10 knows no other, and its get_autocast_cpu_dtype() gives a dtype equal to none.
+        states.append(("cpu", torch.bfloat16))
+
+    def run(*tensors):
+        with contextlib.ExitStack() as stack:
+            for device_type, dtype in states:
+                stack.enter_context(torch.autocast(device_type, dtype=dtype))
+            return function(*tensors)
+
+    return run

@@ -5,9 +5,12 @@ import sys
 
 import pytest
 import torch
+from tiny_bevformer import build_detector
 
-from projects.bevformer.engine import distributed
+from projects.bevformer import compat
+from projects.bevformer.engine import distributed, training_model
 from projects.bevformer.engine.distributed import init_process, select_device
+from projects.bevformer.engine.training_model import TrainingModel
 
 LAUNCHER_VARIABLES = [
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT",
@@ -90,6 +93,29 @@ def test_two_processes_stay_bit_equal(tmp_path, tool_environment):
     for message in report["nan_messages"]:
         assert "loss is not finite" in message
         assert "samples s0f1)" in message
+
+
+@pytest.mark.slow
+def test_checkpoints_go_with_two_processes(tmp_path, tool_environment):
+    here = os.path.dirname(os.path.abspath(__file__))
+    script = os.path.join(here, "two_process_checkpoints.py")
+    environment = dict(tool_environment)
+    tests = os.path.dirname(here)
+    environment["PYTHONPATH"] = os.pathsep.join((here, tests, os.path.dirname(tests)))
+    torchrun([script, tmp_path / "report.json"], environment, port=29644)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["parameters"] > 100
+    assert report["same_on_both_ranks"]
+    assert report["named_alike"]
+    assert report["largest_difference"] < 1e-3
+
+
+def test_reentrant_checkpoints_are_refused_beside_a_search_for_unused_parameters(monkeypatch):
+    monkeypatch.setattr(training_model, "is_distributed", lambda: True)
+    monkeypatch.setattr(compat, "NON_REENTRANT_CHECKPOINTS", False)
+    detector = build_detector(with_cp=True)
+    with pytest.raises(ValueError, match="img_backbone has with_cp=True"):
+        TrainingModel(detector, torch.device("cpu"), find_unused_parameters=True)
 
 
 @pytest.mark.slow

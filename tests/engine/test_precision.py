@@ -70,6 +70,25 @@ def test_channels_last_changes_strides_and_no_number(channels_last):
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
 
 
+@pytest.fixture
+def tf32_flags():
+    """Function that tells the two TF32 flags; afterwards they are as before."""
+    holders = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [holder.allow_tf32 for holder in holders]
+    yield lambda: [holder.allow_tf32 for holder in holders]
+    for holder, flag in zip(holders, before):
+        holder.allow_tf32 = flag
+
+
+def test_tf32_is_set_as_the_config_says(tf32_flags):
+    detector = build_detector()
+    for flag in (True, False, True):
+        set_compute_format(detector, {"tf32": flag}, CPU, LOGGER)
+        assert tf32_flags() == [flag, flag]
+    set_compute_format(detector, {}, CPU, LOGGER)
+    assert tf32_flags() == [True, True]
+
+
 def test_optimizer_hook_scales_losses_for_float16_only():
     config = {"grad_clip": {"max_norm": 35}}
     plain = {"type": "OptimizerHook", **config}

@@ -27,6 +27,7 @@ def frame_context():
         lidar2img = torch.from_numpy(np.stack([np.stack(meta["lidar2img"]) for meta in metas]))
         shift = torch.tensor([[0.13 * (sample + 1), -0.07] for sample in samples])
         has_history = torch.tensor(has_history)
+        temporal_pair = torch.stack((history, initial_query), dim=1)
         centres = cell_centres(*BEV_HW).expand(len(samples), -1, -1)
         moved = centres + (shift * has_history[:, None])[:, None]
         levels = [
@@ -35,13 +36,13 @@ def frame_context():
         return FrameContext(
             bev_hw=BEV_HW,
             bev_pos=bev_pos,
-            history=history if has_history.any() else None,
             initial_query=initial_query,
-            has_history=has_history,
+            temporal_pair=temporal_pair if has_history.any() else None,
+            has_history=None if has_history.all() or not has_history.any() else has_history,
             reference_bev=torch.stack((moved, centres), dim=1),
             hits=CameraHits.project(
-                pillar_points(*BEV_HW, NUM_HEIGHTS, PC_RANGE), lidar2img, IMAGE_HW
-            ),
+                pillar_points(*BEV_HW, NUM_HEIGHTS, PC_RANGE), [lidar2img], [IMAGE_HW]
+            )[0],
             image_features=torch.cat(
                 [rearrange(level, "b n c h w -> b n (h w) c") for level in levels], dim=2
             ),

@@ -22,7 +22,8 @@ def test_each_step_is_followed_by_its_norm(frame_context, bev_query):
 
 def test_nothing_is_edited_in_place(frame_context, bev_query):
     layer, context, query = make_layer(), frame_context(), bev_query()
-    kept = [query, context.history, context.initial_query, context.bev_pos, context.image_features]
+    fields = ("temporal_pair", "initial_query", "bev_pos", "image_features")
+    kept = [query, *(getattr(context, field) for field in fields)]
     before = [tensor.clone() for tensor in kept]
     layer(query, context)
     assert all(torch.equal(now, then) for now, then in zip(kept, before))

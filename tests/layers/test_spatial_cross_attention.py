@@ -7,7 +7,6 @@ import torch
 from tiny_bevformer import BEV_HW, CAMERAS, CHANNELS, IMAGE_HW, PC_RANGE, make_meta, shake_weights
 
 from projects.bevformer.layers import CameraHits, SpatialCrossAttention
-from projects.bevformer.layers.spatial_cross_attention import gather_queries
 
 
 def make_attention(num_points=4):
@@ -27,20 +26,12 @@ def make_attention(num_points=4):
     return attention
 
 
-def test_gather_queries_by_hand():
-    per_query = torch.tensor([[[1.0], [2.0], [3.0]], [[4.0], [5.0], [6.0]]])
-    index = torch.tensor([[[2, 0], [1, 1]], [[0, 2], [1, 0]]])
-    expected = [[[[3.0], [1.0]], [[2.0], [2.0]]], [[[4.0], [6.0]], [[5.0], [4.0]]]]
-    assert gather_queries(per_query, index).tolist() == expected
-
-
 @pytest.mark.parametrize("sample", [0, 1])
 def test_equals_a_loop(frame_context, bev_query, sample):
     attention, context, query = make_attention(), frame_context((sample,)), bev_query((sample,))
     num_queries = query.shape[1]
-    views = context.hits.views_per_query
-    seen_by_none = num_queries - len(context.hits.query_index[context.hits.filled].unique())
-    assert seen_by_none > 0 or (views == 2).any()  # the interesting cases occur
+    views = (context.hits.rows_of_query < sum(context.hits.rows_per_map)).sum(dim=1)
+    assert (views == 0).any() or (views == 2).any()  # the interesting cases occur
     expected = naive_equations.spatial_cross_attention(
         attention,
         query[0].double().numpy(),
@@ -56,21 +47,18 @@ def test_equals_a_loop(frame_context, bev_query, sample):
 
 def test_two_samples_with_different_visibility_are_two_times_one(frame_context, bev_query):
     attention, context = make_attention(), frame_context((0, 1), (True, True))
-    assert context.hits.filled[0].sum() != context.hits.filled[1].sum()
+    assert sum(context.hits.rows_per_map[:CAMERAS]) != sum(context.hits.rows_per_map[CAMERAS:])
     together = attention(bev_query((0, 1)), context)
     for sample in (0, 1):
         alone = attention(bev_query((sample,)), frame_context((sample,)))
         torch.testing.assert_close(together[sample], alone[0], rtol=1e-5, atol=1e-5)
 
 
-def nowhere_visible(queries, cameras=CAMERAS):
+def nowhere_visible(queries):
     """Hits where no camera sees any query."""
-    return CameraHits(
-        query_index=torch.zeros(1, cameras, 1, dtype=torch.long),
-        filled=torch.zeros(1, cameras, 1, dtype=torch.bool),
-        reference_uv=torch.full((1, cameras, 1, 2, 2), 0.5),
-        views_per_query=torch.ones(1, queries, dtype=torch.long),
-    )
+    points_uv = torch.full((1, CAMERAS, queries, 2, 2), 0.5)
+    seen = torch.zeros(1, CAMERAS, queries, dtype=torch.bool)
+    return CameraHits.pack(points_uv, seen, [0] * CAMERAS, 1)
 
 
 def test_no_visible_query_adds_the_bias_only(frame_context, bev_query):
@@ -84,20 +72,7 @@ def test_no_visible_query_adds_the_bias_only(frame_context, bev_query):
 
 def test_a_camera_that_sees_nothing_changes_nothing(frame_context, bev_query):
     attention, context, query = make_attention(), frame_context(), bev_query()
-    blind = nowhere_visible(query.shape[1], 1)
-    slots = context.hits.filled.shape[-1]
-
-    def with_blind_camera(tensor, empty):
-        size = list(empty.shape)
-        size[2] = slots
-        return torch.cat((tensor, empty.expand(size)), dim=1)
-
-    hits = CameraHits(
-        query_index=with_blind_camera(context.hits.query_index, blind.query_index),
-        filled=with_blind_camera(context.hits.filled, blind.filled),
-        reference_uv=with_blind_camera(context.hits.reference_uv, blind.reference_uv),
-        views_per_query=context.hits.views_per_query,
-    )
+    hits = replace(context.hits, rows_per_map=(*context.hits.rows_per_map, 0))
     features = torch.cat((context.image_features, context.image_features[:, :1] + 9), dim=1)
     more = replace(context, hits=hits, image_features=features)
     torch.testing.assert_close(attention(query, more), attention(query, context))

@@ -22,7 +22,7 @@ def test_equals_a_loop(attention, frame_context, bev_query, has_history):
         attention,
         query[0].numpy(),
         context.bev_pos[0].numpy(),
-        context.history[0].numpy() if has_history else None,
+        context.temporal_pair[0, 0].numpy() if has_history else None,
         context.initial_query[0].numpy(),
         BEV_HW,
         shift.numpy(),
@@ -44,7 +44,7 @@ def test_two_samples_of_which_one_has_a_history_are_two_times_one(
 def test_the_history_of_a_sample_without_one_is_ignored(attention, frame_context, bev_query):
     context, query = frame_context((0, 1), (False, True)), bev_query((0, 1))
     before = attention(query, context)
-    context.history[0] = float("nan")
+    context.temporal_pair[0, 0] = float("nan")
     assert torch.equal(attention(query, context), before)
 
 

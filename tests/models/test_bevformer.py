@@ -203,6 +203,22 @@ def test_train_step_sums_the_losses(detector):
     assert step["num_samples"] == 1
 
 
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_checkpoints_change_no_gradient(dtype):
+    """In backbone and encoder, with dropout and history, in either precision."""
+    gradients = []
+    for with_cp in (False, True):
+        model = build_detector(dropout=0.3, with_cp=with_cp)
+        model.autocast_dtype = dtype
+        torch.manual_seed(7)
+        sum(model(return_loss=True, **training_batch((0, 1))).values()).backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    plain, recomputed = gradients
+    assert plain.keys() == recomputed.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(recomputed[name], gradient, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_grid_mask_is_for_training(training):
     torch.manual_seed(0)
@@ -379,7 +395,7 @@ def test_geometry_stays_in_float32_under_autocast(detector, mixed_precision, mon
     for ours, theirs in zip(plain, mixed):
         assert theirs.hits.reference_uv.dtype == torch.float32
         assert torch.equal(ours.hits.reference_uv, theirs.hits.reference_uv)
-        assert torch.equal(ours.hits.query_index, theirs.hits.query_index)
+        assert torch.equal(ours.hits.query_of_row, theirs.hits.query_of_row)
         assert torch.equal(ours.reference_bev, theirs.reference_bev)
 
 

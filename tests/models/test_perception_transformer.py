@@ -33,7 +33,12 @@ class Recorder(torch.nn.Module):
 
     pc_range = PC_RANGE
 
+    def camera_hits(self, bev_hw, lidar2img, image_hw):
+        self.cameras = dict(bev_hw=bev_hw, lidar2img=lidar2img, image_hw=image_hw)
+        return ["hits"]
+
     def frame_context(self, **arguments):
+        assert arguments["hits"] == "hits"
         self.arguments = arguments
         return arguments["bev_queries"]
 
@@ -104,13 +109,13 @@ def test_rotation_and_shift_can_be_left_out():
 def test_without_any_previous_frame_there_is_no_history():
     arguments, _, _ = encoder_arguments(make_transformer(), (0, 1), (False, False))
     assert arguments["history"] is None
-    assert arguments["has_history"].tolist() == [False, False]
+    assert arguments["has_history"] == [False, False]
 
 
 def test_scene_starts_are_told_apart():
     arguments, _, _ = encoder_arguments(make_transformer(), (0, 1), (False, True))
     assert arguments["history"] is not None
-    assert arguments["has_history"].tolist() == [False, True]
+    assert arguments["has_history"] == [False, True]
 
 
 @pytest.mark.parametrize("use_cams_embeds", [True, False])
@@ -134,11 +139,14 @@ def test_levels_are_flattened_with_their_embeddings(use_cams_embeds):
 
 
 def test_cameras_and_image_size_come_from_the_metas():
-    arguments, _, _ = encoder_arguments(make_transformer(), (0, 1), (True, True))
-    assert arguments["image_hw"] == (32, 64)
+    transformer = make_transformer()
+    encoder_arguments(transformer, (0, 1), (True, True))
+    cameras = transformer.encoder.cameras
+    assert cameras["bev_hw"] == BEV_HW
+    assert cameras["image_hw"] == [(32, 64)]
     for sample in range(2):
         expected = np.stack(make_meta(sample)["lidar2img"]).astype(np.float32)
-        np.testing.assert_array_equal(arguments["lidar2img"][sample], expected)
+        np.testing.assert_array_equal(cameras["lidar2img"][0][sample], expected)
 
 
 def test_images_of_different_sizes_are_refused():

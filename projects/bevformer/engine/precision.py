@@ -1,8 +1,8 @@
 """How a model computes, without changing what it computes.
 
 Mixed precision is `fp16 = dict(loss_scale=512. | "dynamic", dtype="float16" | "bfloat16")` in a config,
-the memory layout of the convolutions is `channels_last = True`, and `deform_attn_backend = "lean"` names
-who computes deformable attention in this process.
+the memory layout of the convolutions is `channels_last = True`, TF32 is `tf32 = True | False`, and
+`deform_attn_backend = "lean"` names who computes deformable attention in this process.
 """
 
 import torch
@@ -43,11 +43,13 @@ def autocast_dtype(fp16, device, logger):
 
 
 def set_compute_format(detector, cfg, device, logger):
-    """Give a detector the precision and the memory layout of a config, and the process its backend.
+    """Give a detector the precision and the memory layout of a config, and the process TF32 and backend.
 
     Args:
         detector: BEVFormer; its `autocast_dtype` and the strides of its 4D weights are set.
-        cfg: mmcv.Config with `fp16`, `channels_last` and `deform_attn_backend`, or without.
+        cfg: mmcv.Config with `fp16`, `channels_last`, `tf32` and `deform_attn_backend`, or without.
+            Without `tf32` the flags stay as they are, and versions of torch differ: 1.10 uses TF32 for
+            matrix products, 1.12 and later do not.
         device, logger: see `autocast_dtype`.
 
     Raises:
@@ -57,6 +59,10 @@ def set_compute_format(detector, cfg, device, logger):
     detector.autocast_dtype = autocast_dtype(cfg.get("fp16"), device, logger)
     if cfg.get("channels_last", False):
         detector.to(memory_format=torch.channels_last)
+    tf32 = cfg.get("tf32")
+    if tf32 is not None:
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        torch.backends.cudnn.allow_tf32 = tf32
 
 
 class LossScalingOptimizerHook(OptimizerHook):

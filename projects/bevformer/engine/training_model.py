@@ -8,8 +8,10 @@ from mmcv.parallel import MODULE_WRAPPERS
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from projects.bevformer import compat
 from projects.bevformer.engine.batch import to_device
 from projects.bevformer.engine.distributed import get_world_size, is_distributed
+from projects.bevformer.models.backbone import CheckpointedResNet
 
 
 def total_loss(losses):
@@ -51,6 +53,16 @@ def average_over_ranks(terms):
     return OrderedDict(zip(terms, values.tolist()))
 
 
+def _refuse_checkpoints(detector):
+    """Raise ValueError if a module is computed once more in the backward pass."""
+    for name, module in detector.named_modules():
+        if getattr(module, "with_cp", False) or isinstance(module, CheckpointedResNet):
+            raise ValueError(
+                f"{name} has with_cp=True, which does not go with find_unused_parameters=True in "
+                "several processes before torch 1.11: set one of the two to False"
+            )
+
+
 class _LossStep(nn.Module):
     """The part that DDP wraps: losses come out of `forward`, so that DDP sees every training pass.
 
@@ -73,6 +85,9 @@ class TrainingModel(nn.Module):
         detector: called with `return_loss=True` and the batch; returns a dict of losses.
         device: where detector and batches go.
         find_unused_parameters, broadcast_buffers: as in DistributedDataParallel.
+
+    Raises:
+        ValueError: find_unused_parameters beside checkpoints, in several processes and torch < 1.11.
     """
 
     def __init__(self, detector, device, find_unused_parameters=False, broadcast_buffers=False):
@@ -80,6 +95,8 @@ class TrainingModel(nn.Module):
         self.device = device
         self.step = _LossStep(detector.to(device))
         if is_distributed():
+            if find_unused_parameters and not compat.NON_REENTRANT_CHECKPOINTS:
+                _refuse_checkpoints(detector)
             self.step = DistributedDataParallel(
                 self.step,
                 find_unused_parameters=find_unused_parameters,

@@ -43,9 +43,9 @@ def pillar_points(bev_h, bev_w, num_heights, pc_range, device=None):
     x_min, y_min, z_min, x_max, y_max, z_max = pc_range
     height = z_max - z_min
     z = torch.linspace(0.5, height - 0.5, num_heights, dtype=torch.float32, device=device) + z_min
-    extent = torch.tensor([x_max - x_min, y_max - y_min], dtype=torch.float32, device=device)
-    origin = torch.tensor([x_min, y_min], dtype=torch.float32, device=device)
-    xy = cell_centres(bev_h, bev_w, device) * extent + origin
+    x, y = cell_centres(bev_h, bev_w, device).unbind(dim=-1)
+    # Numbers, not tensors of them: copying a tensor to a GPU would wait for it.
+    xy = torch.stack((x * (x_max - x_min) + x_min, y * (y_max - y_min) + y_min), dim=-1)
     return torch.cat(
         (
             repeat(xy, "q xy -> q d xy", d=num_heights),

@@ -4,7 +4,6 @@ Shape legend: B batch, Q BEV queries (= Hb * Wb), C channels.
 """
 
 import torch
-from einops import rearrange
 from torchvision.transforms.functional import InterpolationMode, rotate
 
 from .precision import full_precision
@@ -62,12 +61,16 @@ def rotate_bev(bev, delta_yaw_deg, bev_hw, center=None):
         raise ValueError(
             f"bev {tuple(bev.shape)} does not fit a {bev_h}x{bev_w} grid and {len(delta_yaw_deg)} angles"
         )
-    maps = rearrange(bev.float(), "b (h w) c -> b c h w", h=bev_h)
     center = None if center is None else [float(c) for c in center]
+    # A map of cell numbers is turned on the CPU, where the angles are; the features are only gathered.
+    # Cells are numbered from 1: the rotation fills in zeros.
+    numbers = torch.arange(1.0, bev_h * bev_w + 1).reshape(1, bev_h, bev_w)
     # torchvision computes the source cells by a matrix product: in half precision it is off by cells.
-    with full_precision(bev.device):
+    with full_precision(numbers.device):
         turned = [
-            rotate(sample, float(angle), interpolation=InterpolationMode.NEAREST, center=center)
-            for sample, angle in zip(maps, delta_yaw_deg)
+            rotate(numbers, float(angle), interpolation=InterpolationMode.NEAREST, center=center)
+            for angle in delta_yaw_deg
         ]
-    return rearrange(torch.stack(turned), "b c h w -> b (h w) c").to(bev.dtype)
+    source = torch.stack(turned).long().flatten(1).to(bev.device, non_blocking=True)  # (B, Q)
+    index = (source - 1).clamp(min=0)[..., None].expand_as(bev)
+    return bev.gather(1, index).masked_fill((source == 0)[..., None], 0.0)

@@ -1,6 +1,7 @@
 """nn.Modules whose parameter names are those of the official checkpoints."""
 
 from . import mmcv_deform_attn  # noqa: F401, registers a backend of ops
+from .batch_norm import LeanBatchNorm2d
 from .decoder_layer import BEVFormerDecoderLayer, CustomMSDeformableAttention
 from .deform_conv import TorchvisionDCNv2
 from .encoder_layer import BEVFormerLayer
@@ -17,6 +18,7 @@ __all__ = [
     "CustomMSDeformableAttention",
     "FrameContext",
     "GridMask",
+    "LeanBatchNorm2d",
     "MSDeformableAttention3D",
     "SpatialCrossAttention",
     "TemporalSelfAttention",

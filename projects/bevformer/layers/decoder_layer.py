@@ -15,6 +15,7 @@ from projects.bevformer.ops import multi_scale_deformable_attn
 
 from .encoder_layer import OPERATION_ORDER, build_ffn, check_operation_order
 from .init import check_heads, init_projection, init_sampling_offsets
+from .locations import sampling_locations
 
 
 @ATTENTION.register_module()
@@ -69,7 +70,6 @@ class CustomMSDeformableAttention(BaseModule):
         Returns:
             (B, O, C), the input added.
         """
-        bev_h, bev_w = bev_hw
         located = query + query_pos
         offsets = rearrange(
             self.sampling_offsets(located).float(),
@@ -81,9 +81,9 @@ class CustomMSDeformableAttention(BaseModule):
             self.attention_weights(located).float(), "b o (m p) -> b o m 1 p", m=self.num_heads
         ).softmax(dim=-1)
         reference = rearrange(reference_xy.float(), "b o xy -> b o 1 1 1 xy")
-        locations = reference + offsets / offsets.new_tensor([bev_w, bev_h])
+        locations = sampling_locations(reference, offsets, [bev_hw])
         values = rearrange(self.value_proj(bev), "b q (m c) -> b q m c", m=self.num_heads)
-        attended = multi_scale_deformable_attn(values, [(bev_h, bev_w)], locations, weights)
+        attended = multi_scale_deformable_attn(values, [bev_hw], locations, weights)
         return self.dropout(self.output_proj(attended)) + query
 
 

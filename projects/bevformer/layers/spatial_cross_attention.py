@@ -1,39 +1,24 @@
 """Spatial cross-attention: BEV queries look at the cameras that see their pillar.
 
-Shape legend: B batch, N cameras, Q BEV queries, S slots (hits of the fullest camera), C channels,
-M heads, L levels, D pillar heights, P points per level (P / D around each height).
+Shape legend: B batch, N cameras, Q BEV queries, R rows (hits of all cameras of all samples),
+C channels, M heads, L levels, D pillar heights, P points per level (P / D around each height).
 """
 
-import torch
 from einops import rearrange, repeat
 from mmcv.cnn.bricks.registry import ATTENTION
 from mmcv.cnn.bricks.transformer import build_attention
 from mmcv.runner import BaseModule
 from torch import nn
 
-from projects.bevformer.ops import multi_scale_deformable_attn
+from projects.bevformer.ops import packed_multi_scale_deformable_attn
 
 from .init import check_heads, init_projection, init_sampling_offsets
-
-
-def gather_queries(per_query, query_index):
-    """Copy rows of a per-query tensor into camera slots.
-
-    Args:
-        per_query: (B, Q, F).
-        query_index: (B, N, S) long.
-
-    Returns:
-        (B, N, S, F).
-    """
-    flat = rearrange(query_index, "b n s -> b (n s) 1").expand(-1, -1, per_query.shape[-1])
-    gathered = torch.gather(per_query, 1, flat)
-    return rearrange(gathered, "b (n s) f -> b n s f", n=query_index.shape[1])
+from .locations import sampling_locations
 
 
 @ATTENTION.register_module()
 class MSDeformableAttention3D(BaseModule):
-    """Deformable attention of slots in one camera, around the projected pillar points.
+    """Deformable attention of rows in their camera, around the projected pillar points.
 
     It has no output projection: that belongs to SpatialCrossAttention, after the camera mean.
 
@@ -80,47 +65,38 @@ class MSDeformableAttention3D(BaseModule):
             hits: CameraHits.
 
         Returns:
-            (B, N, S, C) float32, meaningless where a slot is not filled.
+            (R, C) float32, a row for each hit.
         """
-        batch, cameras = image_features.shape[:2]
-        heights = hits.reference_uv.shape[3]
+        heights = hits.reference_uv.shape[1]
         if self.num_points % heights != 0:
             raise ValueError(
                 f"num_points ({self.num_points}) must be divisible by the number of points in a "
                 f"pillar ({heights})"
             )
-        offsets = self.sampling_offsets(query).float()  # (B, Q, M*L*P*2)
-        weights = rearrange(
-            self.attention_weights(query).float(), "b q (m lp) -> b q m lp", m=self.num_heads
-        ).softmax(dim=-1)
-
         # Point p of a level belongs to height p % D: the points are laid out (P / D, D).
         offsets = rearrange(
-            gather_queries(offsets, hits.query_index),
-            "b n s (m l p d xy) -> (b n) s m l p d xy",
+            hits.to_rows(self.sampling_offsets(query)).float(),
+            "r (m l pd xy) -> r m l pd xy",
             m=self.num_heads,
             l=self.num_levels,
-            d=heights,
             xy=2,
         )
         weights = rearrange(
-            gather_queries(rearrange(weights, "b q m lp -> b q (m lp)"), hits.query_index),
-            "b n s (m l p) -> (b n) s m l p",
+            hits.to_rows(self.attention_weights(query)).float(),
+            "r (m lp) -> r m lp",
             m=self.num_heads,
-            l=self.num_levels,
+        ).softmax(dim=-1)
+        weights = rearrange(weights, "r m (l p) -> r m l p", l=self.num_levels)
+        reference = repeat(
+            hits.reference_uv, "r d xy -> r 1 1 (p d) xy", p=self.num_points // heights
         )
-        level_wh = offsets.new_tensor([(w, h) for h, w in image_shapes])
-        level_wh = rearrange(level_wh, "l xy -> l 1 1 xy")
-        reference = rearrange(hits.reference_uv, "b n s d xy -> (b n) s 1 1 1 d xy")
-        locations = rearrange(
-            reference + offsets / level_wh, "bn s m l p d xy -> bn s m l (p d) xy"
-        )
-
+        locations = sampling_locations(reference, offsets, image_shapes)
         values = rearrange(
             self.value_proj(image_features), "b n s (m c) -> (b n) s m c", m=self.num_heads
         )
-        attended = multi_scale_deformable_attn(values, image_shapes, locations, weights)
-        return rearrange(attended, "(b n) s c -> b n s c", b=batch, n=cameras)
+        return packed_multi_scale_deformable_attn(
+            values, image_shapes, locations, weights, hits.rows_per_map
+        )
 
 
 @ATTENTION.register_module()
@@ -172,13 +148,8 @@ class SpatialCrossAttention(BaseModule):
             (B, Q, C), the input added. A query that no camera sees gets the projection of zeros.
         """
         hits = context.hits
-        per_slot = self.deformable_attention(
+        per_row = self.deformable_attention(
             query, context.image_features, context.image_shapes, hits
-        )  # (B, N, S, C)
-        per_slot = per_slot * hits.filled[..., None]
-        index = repeat(hits.query_index, "b n s -> b (n s) c", c=query.shape[-1])
-        total = torch.zeros_like(query, dtype=per_slot.dtype).scatter_add(
-            1, index, rearrange(per_slot, "b n s c -> b (n s) c")
-        )
-        mean = total / hits.views_per_query[..., None]
+        )  # (R, C)
+        mean = hits.to_queries(per_row) / hits.views_per_query[..., None]
         return self.dropout(self.output_proj(mean)) + query

@@ -13,6 +13,7 @@ from torch import nn
 from projects.bevformer.ops import multi_scale_deformable_attn
 
 from .init import check_heads, init_projection, init_sampling_offsets
+from .locations import sampling_locations
 
 
 @ATTENTION.register_module()
@@ -78,7 +79,6 @@ class TemporalSelfAttention(BaseModule):
         Returns:
             (B, Q, C), the input added.
         """
-        bev_h, bev_w = context.bev_hw
         values = context.temporal_values(query)  # (B, T, Q, C)
         # The previous frame comes first in the 2C channels that predict offsets and weights.
         joint = torch.cat((values[:, 0], query + context.bev_pos), dim=-1)
@@ -97,9 +97,9 @@ class TemporalSelfAttention(BaseModule):
             t=self.num_bev_queue,
         ).softmax(dim=-1)
         reference = rearrange(context.reference_bev, "b t q xy -> (b t) q 1 1 1 xy")
-        locations = reference + offsets / offsets.new_tensor([bev_w, bev_h])
+        locations = sampling_locations(reference, offsets, [context.bev_hw])
 
         values = rearrange(self.value_proj(values), "b t q (m c) -> (b t) q m c", m=self.num_heads)
-        attended = multi_scale_deformable_attn(values, [(bev_h, bev_w)], locations, weights)
+        attended = multi_scale_deformable_attn(values, [context.bev_hw], locations, weights)
         mean = rearrange(attended, "(b t) q c -> b t q c", t=self.num_bev_queue).mean(dim=1)
         return self.dropout(self.output_proj(mean)) + query

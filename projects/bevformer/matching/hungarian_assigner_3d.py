@@ -1,8 +1,9 @@
 """One-to-one matching of object queries and ground truths.
 
-Shape legend: O object queries, G ground truths, K classes.
+Shape legend: B batch, X decoder layers, O object queries, G ground truths, K classes.
 """
 
+import numpy as np
 import torch
 from mmdet.core.bbox.builder import BBOX_ASSIGNERS
 from mmdet.core.bbox.match_costs import build_match_cost
@@ -33,9 +34,8 @@ class HungarianAssigner3D:
         self.cls_cost = build_match_cost(cls_cost)
         self.reg_cost = build_match_cost(reg_cost)
 
-    @torch.no_grad()
     def assign(self, code_pred, cls_logits, gt_boxes, gt_labels):
-        """Match.
+        """Match one sample.
 
         Args:
             code_pred: (O, 10) predicted box codes.
@@ -46,14 +46,44 @@ class HungarianAssigner3D:
         Returns:
             query_index, gt_index: two (min(O, G),) long tensors on the device of `code_pred`.
         """
-        if len(gt_boxes) == 0:
-            nothing = torch.zeros(0, dtype=torch.long, device=code_pred.device)
-            return nothing, nothing
+        ((query_index, gt_index),) = self.assign_layers(
+            code_pred[None, None], cls_logits[None, None], [gt_boxes], [gt_labels]
+        )
+        return query_index[0], gt_index[0]
+
+    @torch.no_grad()
+    def assign_layers(self, code_pred, cls_logits, gt_boxes, gt_labels):
+        """Match every sample in every decoder layer; the device is waited for once.
+
+        Args:
+            code_pred: (X, B, O, 10) predicted box codes.
+            cls_logits: (X, B, O, K).
+            gt_boxes: B (G, 9) old convention, gravity centre.
+            gt_labels: B (G,) long.
+
+        Returns:
+            For each sample query_index, gt_index: two (X, min(O, G)) long tensors on the device of
+            `code_pred`.
+        """
+        layers, _, queries = code_pred.shape[:3]
+        costs = [
+            self._cost(code_pred[:, i].flatten(0, 1), cls_logits[:, i].flatten(0, 1), *truth)
+            for i, truth in enumerate(zip(gt_boxes, gt_labels))
+        ]  # (X * O, G) each
+        on_cpu = torch.cat([cost.flatten() for cost in costs]).cpu()
+        pairs = []  # (X, 2, min(O, G)) each
+        for flat, boxes in zip(on_cpu.split([cost.numel() for cost in costs]), gt_boxes):
+            of_layers = flat.reshape(layers, queries, len(boxes)).numpy()
+            pairs.append(np.array([linear_sum_assignment(cost) for cost in of_layers]))
+        all_pairs = torch.from_numpy(np.concatenate([pair.ravel() for pair in pairs]))
+        all_pairs = all_pairs.to(code_pred.device, non_blocking=True)
+        split = all_pairs.split([pair.size for pair in pairs])
+        return [flat.reshape(pair.shape).unbind(dim=1) for flat, pair in zip(split, pairs)]
+
+    def _cost(self, code_pred, cls_logits, gt_boxes, gt_labels):
+        """(O, 10) codes, (O, K) logits, (G, 9) boxes and (G,) labels -> (O, G) finite costs."""
         geometry = slice(0, VX)
         cost = self.cls_cost(cls_logits, gt_labels) + self.reg_cost(
             code_pred[:, geometry], encode_boxes(gt_boxes)[:, geometry]
         )
-        cost = torch.nan_to_num(cost, nan=_COST_OF_NAN, posinf=_COST_OF_NAN, neginf=-_COST_OF_NAN)
-        rows, columns = linear_sum_assignment(cost.cpu().numpy())
-        device = code_pred.device
-        return torch.from_numpy(rows).to(device), torch.from_numpy(columns).to(device)
+        return torch.nan_to_num(cost, nan=_COST_OF_NAN, posinf=_COST_OF_NAN, neginf=-_COST_OF_NAN)

@@ -11,9 +11,9 @@ from mmdet.models.builder import DETECTORS, build_backbone, build_head, build_ne
 from mmdet3d.core import bbox3d2result
 from mmdet3d.models.detectors import Base3DDetector
 
-from projects.bevformer import compat
 from projects.bevformer.layers import GridMask
 
+from .backbone import frugal_backbone
 from .temporal_memory import TemporalMemory
 
 
@@ -31,14 +31,6 @@ def frozen(module):
         # torch 1.10 caches the half-precision copies of weights made without gradient, and would use
         # them for the frames that follow: their weights would never learn.
         torch.clear_autocast_cache()
-
-
-def _runnable(img_backbone):
-    """The config with mmcv's DCNv2 replaced by torchvision's where mmcv's cannot run on a GPU."""
-    dcn = img_backbone.get("dcn")
-    if not dcn or dcn["type"] != "DCNv2" or compat.mmcv_has_cuda_operators():
-        return img_backbone
-    return dict(img_backbone, dcn=dict(dcn, type="TorchvisionDCNv2"))
 
 
 @DETECTORS.register_module()
@@ -77,7 +69,7 @@ class BEVFormer(Base3DDetector):
         if pretrained and pretrained.get("img"):
             checkpoint = dict(type="Pretrained", checkpoint=pretrained["img"])
             img_backbone = dict(img_backbone, init_cfg=checkpoint)
-        self.img_backbone = build_backbone(_runnable(img_backbone))
+        self.img_backbone = build_backbone(frugal_backbone(img_backbone))
         self.img_neck = build_neck(img_neck)
         self.pts_bbox_head = build_head(
             dict(
@@ -155,20 +147,35 @@ class BEVFormer(Base3DDetector):
         Returns:
             dict of losses.
         """
-        history, current = img[:, :-1], img[:, -1]
-        prev_bev = self.obtain_history_bev(history, img_metas)
-        metas = [queue[img.shape[1] - 1] for queue in img_metas]
+        hits = self.camera_hits(img_metas, img.shape[1], img.device)
+        prev_bev = self.obtain_history_bev(img[:, :-1], img_metas, hits)
+        current, metas = img[:, -1], [queue[img.shape[1] - 1] for queue in img_metas]
         has_prev = [prev_bev is not None and bool(meta["prev_bev_exists"]) for meta in metas]
         feats = self.extract_feat(current)
-        outputs = self.pts_bbox_head(feats, metas, prev_bev, has_prev=has_prev)
+        outputs = self.pts_bbox_head(feats, metas, prev_bev, has_prev=has_prev, hits=hits[-1])
         return self.pts_bbox_head.loss(gt_bboxes_3d, gt_labels_3d, outputs, img_metas=metas)
 
-    def obtain_history_bev(self, img, img_metas):
+    def camera_hits(self, img_metas, num_frames, device):
+        """Which BEV queries see which camera in each frame of a queue; the device is waited for once.
+
+        Args:
+            img_metas: B dicts {0: meta, ...} of the queues.
+            num_frames: T, how many of their frames.
+            device: of the result.
+
+        Returns:
+            T CameraHits.
+        """
+        metas_of_frames = [[queue[t] for queue in img_metas] for t in range(num_frames)]
+        return self.pts_bbox_head.camera_hits(metas_of_frames, device)
+
+    def obtain_history_bev(self, img, img_metas, hits=None):
         """BEV of the last history frame, in eval mode and without gradient.
 
         Args:
             img: (B, T - 1, N, 3, H, W) history frames.
             img_metas: B dicts {0: meta, ...} of the queues.
+            hits: CameraHits of at least the history frames; None finds them frame by frame.
 
         Returns:
             (B, Q, C), or None where there is no history.
@@ -182,7 +189,12 @@ class BEVFormer(Base3DDetector):
                 ]
                 feats = self.extract_feat(img[:, t])
                 prev_bev = self.pts_bbox_head(
-                    feats, metas, prev_bev, only_bev=True, has_prev=has_prev
+                    feats,
+                    metas,
+                    prev_bev,
+                    only_bev=True,
+                    has_prev=has_prev,
+                    hits=hits[t] if hits else None,
                 )
         return prev_bev
 

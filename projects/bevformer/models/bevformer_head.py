@@ -126,7 +126,21 @@ class BEVFormerHead(BaseModule):
         for branch in self.cls_branches:
             nn.init.constant_(branch[-1].bias, -torch.tensor((1 - 0.01) / 0.01).log().item())
 
-    def forward(self, mlvl_feats, img_metas, prev_bev=None, only_bev=False, has_prev=None):
+    def camera_hits(self, metas_of_frames, device):
+        """Which BEV queries see which camera, for some frames at once.
+
+        Args:
+            metas_of_frames: for each frame its B metas with `lidar2img` and `img_shape`.
+            device: of the result.
+
+        Returns:
+            CameraHits of each frame. Finding them waits once for the device.
+        """
+        return self.transformer.camera_hits(metas_of_frames, (self.bev_h, self.bev_w), device)
+
+    def forward(
+        self, mlvl_feats, img_metas, prev_bev=None, only_bev=False, has_prev=None, hits=None
+    ):
         """Predict.
 
         Args:
@@ -135,6 +149,7 @@ class BEVFormerHead(BaseModule):
             prev_bev: (B, Q, C) previous BEV or None.
             only_bev: stop after the encoder.
             has_prev: B bools, which samples of `prev_bev` are a previous frame; None is all.
+            hits: CameraHits of the frame; None finds them here.
 
         Returns:
             (B, Q, C) BEV features if `only_bev`, else a dict: bev_embed (B, Q, C),
@@ -148,7 +163,14 @@ class BEVFormerHead(BaseModule):
         mask = mlvl_feats[0].new_zeros((batch, *bev_hw))
         bev_pos = self.positional_encoding(mask).flatten(2).transpose(1, 2)  # (B, Q, C)
         bev = self.transformer.get_bev_features(
-            mlvl_feats, self.bev_embedding.weight, bev_pos, bev_hw, img_metas, prev_bev, has_prev
+            mlvl_feats,
+            self.bev_embedding.weight,
+            bev_pos,
+            bev_hw,
+            img_metas,
+            prev_bev,
+            has_prev,
+            hits,
         )
         if only_bev:
             return bev
@@ -208,50 +230,59 @@ class BEVFormerHead(BaseModule):
         gt_boxes, gt_labels = [], []
         for boxes, labels in zip(gt_bboxes_list, gt_labels_list):
             centred = torch.cat((boxes.gravity_center, boxes.tensor[:, 3:]), dim=1)
-            gt_boxes += [new_to_old_boxes(centred).to(codes)] * num_groups
-            gt_labels += [labels.to(codes.device)] * num_groups
+            gt_boxes += [new_to_old_boxes(centred).to(codes, non_blocking=True)] * num_groups
+            gt_labels += [labels.to(codes.device, non_blocking=True)] * num_groups
+        matches = self.assigner.assign_layers(codes, logits, gt_boxes, gt_labels)
+        matched_codes = [
+            codes[:, i].gather(1, query_index[..., None].expand(-1, -1, codes.shape[-1]))
+            for i, (query_index, _) in enumerate(matches)
+        ]
+        matched_targets = [
+            encode_boxes(boxes)[gt_index] for boxes, (_, gt_index) in zip(gt_boxes, matches)
+        ]
+        background = self.num_classes
+        target_labels = torch.full(logits.shape[:3], background, device=logits.device)
+        for i, (query_index, gt_index) in enumerate(matches):
+            target_labels[:, i].scatter_(1, query_index, gt_labels[i][gt_index])
+        return self._losses(
+            logits,
+            target_labels,
+            torch.cat(matched_codes, dim=1),
+            torch.cat(matched_targets, dim=1),
+            num_groups,
+        )
+
+    def _losses(self, logits, target_labels, matched_codes, matched_targets, num_groups):
+        """Losses of all layers, the mean over the groups.
+
+        (X, B * R, O, K) logits and (X, B * R, O) labels, (X, sum of G, 10) codes of the matched queries
+        and their targets; R groups.
+        """
+        num_matched = matched_codes.shape[1] / num_groups  # of one group
+        mean_matched = reduce_mean(logits.new_full((), num_matched)).clamp(min=1)
+        cls_factor = mean_matched if self.sync_cls_avg_factor else max(num_matched, 1.0)
+        # A ground truth with an unknown (NaN) velocity or a zero size teaches no box.
+        finite = torch.isfinite(matched_targets).all(dim=-1, keepdim=True)
+        matched_targets = torch.where(finite, matched_targets, matched_codes.detach())
+        box_weights = self.code_weights * finite
         losses = {}
         last = len(logits) - 1
         for layer in range(len(logits)):
             prefix = "" if layer == last else f"d{layer}."
-            loss_cls, loss_bbox = self._layer_loss(
-                logits[layer], codes[layer], gt_boxes, gt_labels, num_groups
+            loss_cls = self.loss_cls(
+                logits[layer].flatten(0, 1),
+                target_labels[layer].flatten(),
+                avg_factor=cls_factor * num_groups,
             )
-            losses[prefix + "loss_cls"] = loss_cls
-            losses[prefix + "loss_bbox"] = loss_bbox
+            loss_bbox = self.loss_bbox(
+                matched_codes[layer],
+                matched_targets[layer],
+                box_weights[layer],
+                avg_factor=mean_matched * num_groups,
+            )
+            losses[prefix + "loss_cls"] = torch.nan_to_num(loss_cls)
+            losses[prefix + "loss_bbox"] = torch.nan_to_num(loss_bbox)
         return losses
-
-    def _layer_loss(self, logits, codes, gt_boxes, gt_labels, num_groups):
-        """Losses of one layer, the mean over the groups.
-
-        (B * R, O, K) logits, (B * R, O, 10) codes, B * R (G, 9) boxes and (G,) labels; R groups.
-        """
-        background = self.num_classes
-        target_labels = torch.full(logits.shape[:2], background, device=logits.device)  # (B, O)
-        matched_codes, matched_targets = [], []
-        for i, (boxes, labels) in enumerate(zip(gt_boxes, gt_labels)):
-            query_index, gt_index = self.assigner.assign(codes[i], logits[i], boxes, labels)
-            target_labels[i, query_index] = labels[gt_index]
-            matched_codes.append(codes[i, query_index])
-            matched_targets.append(encode_boxes(boxes[gt_index]))
-        matched_codes = torch.cat(matched_codes)  # (sum of G, 10)
-        matched_targets = torch.cat(matched_targets)
-
-        num_matched = logits.new_tensor([len(matched_codes) / num_groups])  # of one group
-        mean_matched = reduce_mean(num_matched).clamp(min=1).item()
-        cls_factor = mean_matched if self.sync_cls_avg_factor else max(num_matched.item(), 1.0)
-        loss_cls = self.loss_cls(
-            logits.flatten(0, 1), target_labels.flatten(), avg_factor=cls_factor * num_groups
-        )
-        # A ground truth with an unknown (NaN) velocity or a zero size teaches no box.
-        finite = torch.isfinite(matched_targets).all(dim=-1)
-        loss_bbox = self.loss_bbox(
-            matched_codes[finite],
-            matched_targets[finite],
-            self.code_weights.expand_as(matched_targets[finite]),
-            avg_factor=mean_matched * num_groups,
-        )
-        return torch.nan_to_num(loss_cls), torch.nan_to_num(loss_bbox)
 
     def get_bboxes(self, preds_dicts, img_metas, rescale=False):
         """Boxes of the last decoder layer.

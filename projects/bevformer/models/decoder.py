@@ -58,7 +58,9 @@ class DetectionTransformerDecoder(BaseModule):
             query = layer(query, query_pos, bev, bev_hw, reference_points[..., :2], num_groups)
             states.append(query)
             if reg_branches is not None:
-                update = reg_branches[i](query)[..., [CX, CY, CZ]].float()
+                code = reg_branches[i](query).float()
+                # Columns one by one: a list of them would be copied to a GPU, which waits for it.
+                update = torch.stack([code[..., column] for column in (CX, CY, CZ)], dim=-1)
                 refined = (update + inverse_sigmoid(reference_points)).sigmoid()
                 reference_points = refined.detach()
         return torch.stack(states), torch.stack(references)

@@ -1,6 +1,6 @@
 """Losses that mmdet computes with compiled CUDA code on a GPU, in PyTorch."""
 
-import torch.nn.functional as F
+import torch
 from mmdet.models.builder import LOSSES
 from mmdet.models.losses import FocalLoss
 from mmdet.models.losses.focal_loss import py_sigmoid_focal_loss
@@ -27,7 +27,7 @@ class TorchFocalLoss(FocalLoss):
         Returns:
             The loss, a scalar unless the reduction is "none".
         """
-        one_hot = F.one_hot(target, num_classes=pred.size(1) + 1)[:, :-1]
+        one_hot = target[:, None] == torch.arange(pred.size(1), device=pred.device)
         return self.loss_weight * py_sigmoid_focal_loss(
             pred,
             one_hot,

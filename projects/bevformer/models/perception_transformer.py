@@ -102,7 +102,26 @@ class PerceptionTransformer(BaseModule):
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
 
-    def get_bev_features(self, feats, bev_queries, bev_pos, bev_hw, img_metas, prev_bev, has_prev):
+    def camera_hits(self, metas_of_frames, bev_hw, device):
+        """Which BEV queries see which camera, for some frames at once.
+
+        Args:
+            metas_of_frames: for each frame its B metas with `lidar2img` and `img_shape`.
+            bev_hw: rows and columns of the BEV grid.
+            device: of the result.
+
+        Returns:
+            CameraHits of each frame. Finding them waits once for the device.
+        """
+        return self.encoder.camera_hits(
+            bev_hw,
+            [_stack_lidar2img(metas).to(device, non_blocking=True) for metas in metas_of_frames],
+            [_padded_image_hw(metas) for metas in metas_of_frames],
+        )
+
+    def get_bev_features(
+        self, feats, bev_queries, bev_pos, bev_hw, img_metas, prev_bev, has_prev, hits=None
+    ):
         """Encode one frame.
 
         Args:
@@ -113,6 +132,7 @@ class PerceptionTransformer(BaseModule):
             img_metas: B metas with `can_bus` (deltas), `lidar2img` and `img_shape`.
             prev_bev: (B, Q, C) or None.
             has_prev: B bools, which samples of `prev_bev` are a previous frame.
+            hits: CameraHits of the frame; None finds them here.
 
         Returns:
             (B, Q, C) BEV features.
@@ -121,19 +141,21 @@ class PerceptionTransformer(BaseModule):
             ValueError: the metas do not fit the images.
         """
         batch, cameras = feats[0].shape[:2]
-        device = feats[0].device
         _check_metas(img_metas, batch, cameras)
+        if hits is None:
+            (hits,) = self.camera_hits([img_metas], bev_hw, feats[0].device)
         can_bus = np.stack([meta["can_bus"] for meta in img_metas]).astype(np.float64)
         queries = repeat(bev_queries, "q c -> b q c", b=batch)
         if self.use_can_bus:
-            motion = self.can_bus_mlp(torch.from_numpy(can_bus).to(queries))
+            numbers = torch.from_numpy(can_bus).to(queries, non_blocking=True)
+            motion = self.can_bus_mlp(numbers)
             queries = queries + motion[:, None, :]
 
         shift = bev_shift(
             torch.from_numpy(can_bus[:, CAN_POSITION][:, :2]),
             torch.from_numpy(can_bus[:, CAN_YAW_RAD]),
             self.encoder.pc_range,
-        ).to(device)
+        )
         if not any(has_prev):
             prev_bev = None
         elif self.rotate_prev_bev:
@@ -146,10 +168,9 @@ class PerceptionTransformer(BaseModule):
             bev_hw=bev_hw,
             image_features=image_features,
             image_shapes=image_shapes,
-            lidar2img=_stack_lidar2img(img_metas).to(device),
-            image_hw=_padded_image_hw(img_metas),
+            hits=hits,
             history=prev_bev,
-            has_history=torch.tensor(has_prev, device=device),
+            has_history=has_prev,
             shift=shift if self.use_shift else torch.zeros_like(shift),
         )
         return self.encoder(context)

@@ -1,0 +1,387 @@
+"""GPU memory of a training step, computed without a GPU.
+
+    python benchmarks/memory_model.py --presets default low_memory --bev 200 300
+    python benchmarks/memory_model.py --config configs/bevformer/bevformer_tiny.py
+
+The detector of a config runs a forward and a backward pass on fake tensors, which have shapes and no
+contents; every storage is followed from its birth to its death. The result is what
+`torch.cuda.max_memory_allocated` would show. Prints a Markdown table and writes JSON. Needs torch 2.1.
+
+The numbers hold weights, two AdamW moments for every trained weight, the gradients of the step before
+until they are freed, the images of the whole queue, and all tensors of the history frames, the current
+frame, the losses and the backward pass; also the columns that the deformable convolution unfolds.
+
+They leave out the CUDA context (0.5 to 1 GiB in nvidia-smi), what the caching allocator holds without
+using it, workspaces of cuDNN and cuBLAS, and the gradient buckets of DistributedDataParallel (as large as
+the gradients). The matching, which runs on the CPU, is replaced by a fixed one.
+"""
+
+import argparse
+import contextlib
+import gc
+import logging
+import multiprocessing
+import os
+import sys
+import weakref
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import common  # noqa: E402
+from presets import PRESETS  # noqa: E402
+
+from projects.bevformer import plugin  # noqa: E402, F401
+from projects.bevformer.engine.config import load_config  # noqa: E402
+from projects.bevformer.engine.precision import set_compute_format  # noqa: E402
+from projects.bevformer.layers import CameraHits, frame_context  # noqa: E402
+from projects.bevformer.models import BEVFormer, bevformer  # noqa: E402
+from projects.bevformer.nuscenes_spec import CAN_SIZE  # noqa: E402
+from projects.bevformer.ops import backends, deform_attn_lean  # noqa: E402
+
+from mmcv.ops.multi_scale_deform_attn import (  # noqa: E402  isort: skip
+    multi_scale_deformable_attn_pytorch,
+)
+from mmdet.core.bbox.builder import BBOX_ASSIGNERS  # noqa: E402  isort: skip
+from mmdet.models.builder import DETECTORS  # noqa: E402  isort: skip
+from mmdet3d.core.bbox import LiDARInstance3DBoxes  # noqa: E402  isort: skip
+from mmdet3d.models import build_model  # noqa: E402  isort: skip
+
+ROOT = common.ROOT
+MIB = 2**20
+# How the network is usually written without a compiled operator: mmcv's fallback on padded rows, and
+# batch norms that keep their input.
+NAIVE = {"deform_attn_backend": "stacked_fallback"}
+
+# Hits per camera (front, front right, front left, back, back left, back right) on the real nuScenes
+# rig, for the official range and four heights; BEV cells along one side -> counts.
+NUSCENES_HITS = {
+    50: (385, 469, 466, 590, 442, 451),
+    100: (1533, 1882, 1870, 2382, 1772, 1801),
+    150: (3452, 4241, 4213, 5371, 3988, 4056),
+    200: (6137, 7533, 7490, 9544, 7090, 7211),
+    300: (13808, 16950, 16850, 21481, 15948, 16224),
+}
+GROUND_TRUTHS = 40  # about the mean number of boxes in a nuScenes key frame
+
+
+def nuscenes_hits(bev_h, bev_w):
+    """Six hit counts for a BEV of any size; sizes that are not in the table are scaled."""
+    if bev_h == bev_w and bev_h in NUSCENES_HITS:
+        return NUSCENES_HITS[bev_h]
+    return tuple(round(count * bev_h * bev_w / 200**2) for count in NUSCENES_HITS[200])
+
+
+def _stacked_fallback(value, shapes, locations, weights, rows_per_map):
+    """mmcv's Python fallback on rows that are padded to the fullest map, as a backend of ops."""
+    longest = max(rows_per_map)
+
+    def padded(rows):
+        empty = rows.new_zeros(longest, *rows.shape[1:])
+        parts = rows.split(rows_per_map)
+        return torch.stack([torch.cat((part, empty[len(part) :])) for part in parts])
+
+    out = multi_scale_deformable_attn_pytorch(value, shapes, padded(locations), padded(weights))
+    return torch.cat([rows[:number] for rows, number in zip(out, rows_per_map)])
+
+
+backends.register_backend("stacked_fallback", _stacked_fallback, lambda value, locations: None)
+
+
+@DETECTORS.register_module()
+class BEVFormerWithKnownHits(BEVFormer):
+    """BEVFormer whose camera hits are those of the nuScenes rig, whatever the metas say."""
+
+    def after_history(self):
+        """Called when the history frames are done."""
+
+    def obtain_history_bev(self, img, img_metas, hits=None):
+        bev = super().obtain_history_bev(img, img_metas, hits)
+        self.after_history()
+        return bev
+
+    def camera_hits(self, img_metas, num_frames, device):
+        head = self.pts_bbox_head
+        batch, queries = len(img_metas), head.bev_h * head.bev_w
+        counts = nuscenes_hits(head.bev_h, head.bev_w)
+        heights = head.transformer.encoder.num_points_in_pillar
+        return [
+            CameraHits.pack(
+                torch.empty(batch, len(counts), queries, heights, 2, device=device),
+                torch.empty(batch, len(counts), queries, dtype=torch.bool, device=device),
+                counts * batch,
+                num_views=2,
+            )
+            for _ in range(num_frames)
+        ]
+
+
+@BBOX_ASSIGNERS.register_module()
+class FixedAssigner:
+    """Ground truth g belongs to query g: a matching that needs no contents."""
+
+    def __init__(self, **hungarian_options):
+        pass
+
+    def assign_layers(self, code_pred, cls_logits, gt_boxes, gt_labels):
+        """Of the form of HungarianAssigner3D.assign_layers."""
+        layers = code_pred.shape[0]
+        numbers = [
+            torch.arange(len(boxes), device=code_pred.device).expand(layers, -1)
+            for boxes in gt_boxes
+        ]
+        return [(number, number) for number in numbers]
+
+
+class StorageTracker(TorchDispatchMode):
+    """Bytes of all storages that are alive, each counted once and rounded up to 512.
+
+    Attributes:
+        alive: bytes now.
+        peak: the most so far.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.alive = self.peak = 0
+        self._sizes = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self.watch(tensor)
+        hidden = _hidden_bytes(func, args)
+        self.peak = max(self.peak, self.alive + hidden)
+        return out
+
+    def watch(self, tensor):
+        """Count the storage of a tensor until it dies."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._sizes:
+            return
+        size = -(-storage.nbytes() // 512) * 512
+        self._sizes[key] = size
+        self.alive += size
+        weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key):
+        self.alive -= self._sizes.pop(key)
+
+
+def _hidden_bytes(func, args):
+    """Bytes that an operator allocates inside its compiled code and that no tensor shows.
+
+    torchvision's deformable convolution unfolds its input into columns, for up to 32 images at once, and
+    its backward pass does so again.
+    """
+    if func.namespace != "torchvision" or "deform_conv2d" not in func.__name__:
+        return 0
+    # The gradient of the output precedes the arguments of the forward pass.
+    images, weight, offset = args[1:4] if "backward" in func.__name__ else args[:3]
+    kernel = weight.shape[2] * weight.shape[3]
+    pixels = images.shape[0] * offset.shape[2] * offset.shape[3]
+    return images.shape[1] * kernel * pixels * images.element_size()
+
+
+def image_hw(cfg):
+    """Height and width of the padded images that a config's training pipeline gives for 900 x 1600."""
+    height, width = 900, 1600
+    for step in cfg.data.train.pipeline:
+        if step["type"] == "RandomScaleImageMultiViewImage":
+            height, width = (int(side * step["scales"][0]) for side in (height, width))
+        if step["type"] == "PadMultiViewImage":
+            divisor = step["size_divisor"]
+            height, width = (-(-side // divisor) * divisor for side in (height, width))
+    return height, width
+
+
+def training_step(cfg, naive=False):
+    """Model the memory of one training step.
+
+    Args:
+        cfg: mmcv.Config of a recipe with six cameras.
+        naive: let batch norms keep their input.
+
+    Returns:
+        dict of MiB: `static` (weights and optimizer state), `images`, `history` (the peak of the
+        history frames), `forward` (what is alive after the losses), `peak`.
+    """
+    return in_a_fork(_send_step, cfg, naive)
+
+
+def in_a_fork(function, *args):
+    """What `function(send, *args)` gives to `send`, which ends the forked process that it runs in.
+
+    torch 2.11 may crash when a detector of fake tensors is taken apart; so it never is.
+    """
+    fork = multiprocessing.get_context("fork")
+    receiver, sender = fork.Pipe(duplex=False)
+
+    def run():
+        def send(result):
+            sender.send(result)
+            os._exit(0)
+
+        gc.disable()
+        function(send, *args)
+
+    child = fork.Process(target=run)
+    child.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        raise RuntimeError("the forked process failed; its traceback is above") from None
+    finally:
+        child.join()
+
+
+def _send_step(send, cfg, naive):
+    """Send what `training_step` returns."""
+    tracker, report = StorageTracker(), {}
+    with fake_mode(), _as_on_a_gpu(naive), tracker:
+        detector = fake_detector(cfg)
+        detector.after_history = lambda: report.update(history=tracker.peak)
+        trained = [p for p in detector.parameters() if p.requires_grad]
+        moments = [torch.empty_like(p) for p in trained for _ in range(2)]  # noqa: F841, of AdamW
+        report["static"] = tracker.alive
+        for parameter in trained:
+            parameter.grad = torch.empty_like(parameter)  # of the step before
+        batch = training_batch(cfg)
+        report["images"] = batch["img"].untyped_storage().nbytes()
+
+        tracker.peak = tracker.alive
+        loss = sum(detector(return_loss=True, **batch).values())
+        report["forward"] = tracker.alive
+        for parameter in trained:
+            parameter.grad = None  # the optimizer hook frees them before the backward pass
+        loss.backward()
+        report["peak"] = tracker.peak
+        send({key: round(value / MIB) for key, value in report.items()})
+
+
+def fake_mode():
+    """Context manager: tensors without contents, and no operator runs for real."""
+    return FakeTensorMode(allow_non_fake_inputs=True, allow_fallback_kernels=False)
+
+
+def fake_detector(cfg):
+    """The detector of a recipe in training mode, with known camera hits and matching."""
+    model_cfg = cfg.model.copy()
+    model_cfg.type = "BEVFormerWithKnownHits"
+    model_cfg.train_cfg.pts.assigner.type = "FixedAssigner"
+    model_cfg.pretrained = None
+    detector = build_model(model_cfg).train()
+    detector.grid_mask.prob = 1.0  # it copies the images whenever it masks
+    set_compute_format(detector, cfg, torch.device("cpu"), logging.getLogger())
+    return detector
+
+
+def training_batch(cfg, device="cpu"):
+    """Arguments of a training step of a recipe."""
+    batch, frames = cfg.data.samples_per_gpu, cfg.data.train.queue_length
+    height, width = image_hw(cfg)
+    boxes = LiDARInstance3DBoxes(torch.ones(GROUND_TRUTHS, 9), box_dim=9)
+    return dict(
+        img=torch.empty(batch, frames, 6, 3, height, width, device=device),
+        img_metas=[{t: _meta(t, height, width) for t in range(frames)} for _ in range(batch)],
+        gt_bboxes_3d=[boxes] * batch,
+        gt_labels_3d=[torch.zeros(GROUND_TRUTHS, dtype=torch.long)] * batch,
+    )
+
+
+@contextlib.contextmanager
+def _as_on_a_gpu(naive):
+    """PyTorch and this project take the ways on a CPU that they take on a GPU."""
+    with contextlib.ExitStack() as stack:
+        for owner, name, replacement in (
+            (F, "dropout", _cuda_dropout),
+            (F, "layer_norm", _cuda_autocast(F.layer_norm)),
+            (F, "softmax", _cuda_autocast(F.softmax)),
+            (frame_context, "_sum_rows", _cuda_sum_rows),
+        ):
+            stack.enter_context(mock.patch.object(owner, name, replacement))
+        if naive:
+            stack.enter_context(mock.patch.object(bevformer, "frugal_backbone", lambda cfg: cfg))
+        for chunks in (deform_attn_lean.FORWARD_CHUNK_BYTES, deform_attn_lean.BACKWARD_CHUNK_BYTES):
+            stack.enter_context(mock.patch.dict(chunks, cpu=chunks["cuda"]))
+        yield
+
+
+def _cuda_dropout(input, p=0.5, training=True, inplace=False):
+    """A mask of booleans instead of numbers."""
+    return torch.native_dropout(input, p, True)[0] if training and p > 0 else input
+
+
+def _cuda_autocast(function):
+    """Autocast runs it in float32 on CUDA."""
+
+    def run(input, *args, **kwargs):
+        half = torch.is_autocast_enabled("cpu") and input.is_floating_point()
+        return function(input.float() if half else input, *args, **kwargs)
+
+    return run
+
+
+def _cuda_sum_rows(per_row, query_of_row, rows_of_query):
+    return frame_context._gather_rows(per_row, rows_of_query)
+
+
+def _meta(frame, height, width):
+    return dict(
+        can_bus=np.zeros(CAN_SIZE),
+        lidar2img=[np.eye(4)] * 6,
+        img_shape=[(height, width, 3)] * 6,
+        prev_bev_exists=frame > 0,
+    )
+
+
+def preset(config, name, bev=None):
+    """The config of a recipe with a preset.
+
+    Args:
+        config: path of a recipe.
+        name: one of PRESETS, or "naive".
+        bev: cells a side of a square BEV; None is the recipe's.
+    """
+    cfg = load_config(config, NAIVE if name == "naive" else PRESETS[name])
+    if bev is not None:
+        head = cfg.model.pts_bbox_head
+        head.bev_h = head.bev_w = bev
+        head.positional_encoding.row_num_embed = head.positional_encoding.col_num_embed = bev
+    return cfg
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", default=str(ROOT / "configs" / "config.py"))
+    parser.add_argument("--presets", nargs="+", choices=["naive", *PRESETS], default=["default"])
+    parser.add_argument("--bev", type=int, nargs="+", help="cells a side; default: the config's")
+    parser.add_argument("--out", type=Path, help="JSON file")
+    args = parser.parse_args(argv)
+    results = []
+    for name in args.presets:
+        for bev in args.bev or [None]:
+            cfg = preset(args.config, name, bev)
+            bev_h = cfg.model.pts_bbox_head.bev_h
+            case = {"config": Path(args.config).stem, "preset": name, "bev": bev_h}
+            results.append({**case, **training_step(cfg, naive=name == "naive")})
+    names = list(results[0])
+    print(common.table(names, [[result[name] for name in names] for result in results]))
+    if args.out is not None:
+        environment = common.environment(torch.device("cpu"))
+        common.write_json(args.out, {"environment": environment, "unit": "MiB", "cases": results})
+
+
+if __name__ == "__main__":
+    main()
