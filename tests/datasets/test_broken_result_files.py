@@ -1,6 +1,8 @@
 """Result files that cannot be scored: every one ends in one line that names the file and what is wrong."""
 
+import importlib.util
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -93,6 +95,42 @@ def test_broken_files_are_named(read, name):
         read(content)
     assert "results_nusc.json" in str(caught.value)
     assert len(str(caught.value)) < 500
+
+
+@pytest.fixture(scope="module")
+def eval_tool():
+    path = Path(__file__).parents[2] / "tools" / "eval.py"
+    spec = importlib.util.spec_from_file_location("eval_tool", str(path))
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    return tool
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fewer", "extra", "duplicate", "another split", "too many boxes", "unknown class",
+        "nan in translation", "nan in detection_score", "cut off",
+    ],
+)  # fmt: skip
+def test_the_tool_ends_with_one_line(eval_tool, monkeypatch, tmp_path, name):
+    content, message = CASES[name]
+    path = tmp_path / "results_nusc.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+
+    class Dataset:
+        def evaluate_file(self, path, folder, devkit):
+            read_result_file(path, TOKENS, CONFIG, "val of v1.0-mini")
+
+    config = Path(__file__).parents[2] / "configs" / "demo.py"
+    arguments = ["eval.py", config, "--results", path, "--work-dir", tmp_path, "--device", "cpu"]
+    monkeypatch.setattr("sys.argv", list(map(str, arguments)))
+    monkeypatch.setattr(eval_tool, "build_test_dataset", lambda cfg, split: Dataset())
+    with pytest.raises(SystemExit, match=message) as caught:
+        eval_tool.main()
+    # A text as the code of SystemExit is printed, and the exit code is 1.
+    assert "results_nusc.json" in caught.value.code
+    assert "\n" not in caught.value.code
 
 
 def test_a_missing_file(tmp_path):

@@ -95,10 +95,10 @@ def detection_metrics(detections, truth, config):
         details: content of its `metrics_details.json`.
     """
     names = list(config.class_range)
-    detections = _filtered(detections, truth, config)
+    detections = counted_boxes(detections, truth, config)
     # Falling scores; of equal ones the last of the file comes first.
     detections = detections.take(np.argsort(detections.score, kind="stable")[::-1])
-    ground_truths = _filtered(truth.boxes, truth, config)
+    ground_truths = counted_boxes(truth.boxes, truth, config)
     group = ground_truths.sample * len(names) + ground_truths.label
     ground_truths = ground_truths.take(np.argsort(group, kind="stable"))
 
@@ -119,7 +119,7 @@ def detection_metrics(detections, truth, config):
     return _summary(curves, names, config), details
 
 
-def _filtered(boxes, truth, config):
+def counted_boxes(boxes, truth, config):
     """Boxes within the range of their class, and cycles outside of bicycle racks."""
     ranges = np.array(list(config.class_range.values()), dtype=np.float64)
     offset = boxes.box[:, :2] - truth.ego_xy[boxes.sample]
