@@ -60,6 +60,8 @@ CASES = {
     "class is no name": (submission([box(detection_name=["car"])]), "detection_name"),
     "unknown attribute": (submission([box(attribute_name="moving")]), "attribute_name 'moving'"),
     "no field": (submission([box(velocity=None)]), "it has no velocity"),
+    "no translation": (submission([box(translation=None)]), "it has no translation"),
+    "no token": (submission([box(None)]), "it has no sample_token"),
     "box of another sample": (submission([box("b")]), "sample a has another sample_token"),
     "too short": (submission([box(rotation=[1.0, 0.0])]), "rotation has 2 numbers, not 4"),
     "text": (submission([box(size=["1", "2", "3"])]), "size is .*not of numbers"),

@@ -316,7 +316,7 @@ def test_boxes_without_velocity(submit):
         (0, np.nan, "translation is not finite"),
         (4, np.inf, "size is not finite"),
         (6, np.nan, "rotation is not finite"),
-        (8, np.nan, "velocity .* is not finite"),
+        (8, np.nan, "velocity is not finite"),
         (3, 0.0, "size is zero or less"),
     ],
 )
@@ -325,9 +325,7 @@ def test_impossible_boxes_are_refused(submit, column, value, message):
     boxes[1, column] = value
     with pytest.raises(ValueError, match=message) as caught:
         submit(detections(boxes, [0, 0]))
-    assert "scene_a_0" in str(caught.value)
-    if column < 7:
-        assert "box 1" in str(caught.value)
+    assert "box 1 of sample scene_a_0" in str(caught.value)
 
 
 def test_scores_that_are_nan_are_refused(submit):

@@ -84,12 +84,10 @@ def detected_boxes(detections, infos, class_names, config):
             f"the benchmark has no class {', '.join(unknown)}: `classes` of the config may hold "
             f"{', '.join(benchmark_names)}"
         )
-    columns = _joined([_columns(detection["boxes_3d"]) for detection in detections], (0, 9))
-    scores = _joined([_array(detection["scores_3d"]) for detection in detections], (0,))
-    labels = _joined([_array(detection["labels_3d"]) for detection in detections], (0,)).astype(int)
-    frame = np.repeat(
-        np.arange(len(detections)), [len(detection["scores_3d"]) for detection in detections]
-    )
+    columns = np.concatenate([_columns(found["boxes_3d"]) for found in detections])
+    scores = np.concatenate([np.asarray(found["scores_3d"], float) for found in detections])
+    labels = np.concatenate([np.asarray(found["labels_3d"], int) for found in detections])
+    frame = np.repeat(np.arange(len(detections)), [len(found["scores_3d"]) for found in detections])
     lidar2ego, lidar_in_ego = _poses(infos, "lidar2ego")
     ego2global, ego_in_global = _poses(infos, "ego2global")
     lidar2global = quaternions.multiply(ego2global, lidar2ego)
@@ -120,22 +118,10 @@ def detected_boxes(detections, infos, class_names, config):
         ),
         score=scores,
     )
-    _check_boxes(boxes, [info["token"] for info in infos], "predictions", config)
-    finite_velocity = np.isfinite(velocities).all(axis=1)
-    if not finite_velocity.all():
-        token = infos[frame[finite_velocity.argmin()]]["token"]
-        raise ValueError(f"predictions: the velocity of a box of sample {token} is not finite")
+    tokens = [info["token"] for info in infos]
+    _check_boxes(boxes, tokens, "predictions", config, np.isfinite(velocities))
     ranges = np.array([config.class_range[name] for name in class_names])
     return boxes.take(np.hypot(centers_ego[:, 0], centers_ego[:, 1]) <= ranges[labels])
-
-
-def _joined(arrays, empty_shape):
-    return np.concatenate([np.zeros(empty_shape), *arrays])
-
-
-def _array(values):
-    """Tensor or array -> float64 array."""
-    return np.asarray(values, dtype=np.float64)
 
 
 def _columns(boxes):
@@ -153,8 +139,8 @@ def _poses(infos, name):
     return quaternions.normalise(rotations), translations.reshape(-1, 3)
 
 
-def _check_boxes(boxes, tokens, source, config):
-    """Raise for boxes that the benchmark does not accept; unknown velocities may be NaN."""
+def _check_boxes(boxes, tokens, source, config, right_velocity):
+    """Raise for boxes that the benchmark does not accept, and where `right_velocity` (M, 2) is False."""
 
     def check(is_right, problem):
         if not is_right.all():
@@ -170,7 +156,7 @@ def _check_boxes(boxes, tokens, source, config):
         ("detection_score", boxes.score[:, None]),
     ):
         check(np.isfinite(values).all(axis=1), f"{name} is not finite")
-    check(~np.isinf(boxes.velocity).any(axis=1), "velocity is not finite")
+    check(right_velocity.all(axis=1), "velocity is not finite")
     check((boxes.box[:, 3:6] > 0).all(axis=1), "size is zero or less")
     check(boxes.score >= 0, "detection_score is negative")
     counts = np.bincount(boxes.sample, minlength=1)
@@ -246,7 +232,7 @@ def read_result_file(path, tokens, config, split):
     def parse(pairs):
         """Boxes become compact as soon as they are read: the file of a whole split is large."""
         members = dict(pairs)
-        if "translation" in members:
+        if "sample_token" in members or "translation" in members:
             return _parse_box(members, labels, path)
         if len(members) < len(pairs):
             repeated.extend(key for key, count in Counter(k for k, _ in pairs).items() if count > 1)
@@ -255,7 +241,7 @@ def read_result_file(path, tokens, config, split):
     try:
         with open(path) as file:
             content = json.load(file, object_pairs_hook=parse)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not JSON or is cut off ({error}): write it again") from error
     for key in ("meta", "results"):
         if not isinstance(content, dict) or not isinstance(content.get(key), dict):
@@ -283,7 +269,8 @@ def read_result_file(path, tokens, config, split):
         attribute=np.array([row.attribute for row in rows], dtype=int),
         score=numbers[:, 12],
     )
-    _check_boxes(boxes, tokens, path, config)
+    # As in the devkit, a velocity may be unknown.
+    _check_boxes(boxes, tokens, path, config, ~np.isinf(boxes.velocity))
     return boxes, content["meta"]
 
 

@@ -88,7 +88,10 @@ def predict(detector, dataset, device, workers=2):
         return None
     tokens = [info["token"] for info in dataset.data_infos]
     check_samples(
-        [token for shard in shards for token in shard], tokens, "prediction", "the data set"
+        [token for shard in shards for token in shard],
+        tokens,
+        "the set of predictions",
+        "the data set",
     )
     by_token = {token: result for shard in shards for token, result in shard.items()}
     return [by_token[token] for token in tokens]
