@@ -90,6 +90,11 @@ class DummyDataset:
         )
         return {"pts_bbox_NuScenes/NDS": score}
 
+    def evaluate_file(self, path, folder, devkit=False):
+        scores = json.loads(Path(path).read_text())["results"]
+        score = float(np.mean(list(scores.values())))
+        (Path(folder) / "metrics_summary.json").write_text(json.dumps(summary(score)))
+
 
 def summary(nds):
     """A `metrics_summary.json` of the devkit with made-up figures."""

@@ -8,7 +8,13 @@ from mmcv import ConfigDict
 
 from projects.bevformer.engine import evaluate
 from projects.bevformer.engine.checkpoint import save_checkpoint
-from projects.bevformer.engine.evaluate import build_trained_model, format_only, predict, score
+from projects.bevformer.engine.evaluate import (
+    build_trained_model,
+    format_only,
+    predict,
+    score,
+    score_file,
+)
 
 CPU = torch.device("cpu")
 LOGGER = logging.getLogger("test")
@@ -53,7 +59,7 @@ def test_shards_of_many_processes_give_the_same_list(monkeypatch):
         monkeypatch.setattr("projects.bevformer.engine.data_loading.get_world_size", lambda: 2)
         monkeypatch.setattr(evaluate, "all_gather", lambda shard: shards.append(shard) or shards)
         if rank == 0:
-            with pytest.raises(ValueError, match="4 of 9 samples have no prediction"):
+            with pytest.raises(ValueError, match="of its 9 samples 4 are missing"):
                 predict(detector, dataset, CPU, workers=0)
     shards.reverse()  # the order in which ranks answer must not matter
     assert scores(predict(detector, dataset, CPU, workers=0)) == alone
@@ -72,6 +78,32 @@ def test_result_files_lie_in_the_folder_itself(tmp_path):
     path = format_only(dataset, results, tmp_path / "b")
     assert path.read_bytes() == (tmp_path / "a" / "results_nusc.json").read_bytes()
     assert [p.name for p in (tmp_path / "b").iterdir()] == ["results_nusc.json"]
+
+
+def test_the_plots_of_an_earlier_evaluation_make_room(tmp_path):
+    class WithPlots(DummyDataset):
+        def evaluate(self, results, metric="bbox", jsonfile_prefix=None, devkit=False):
+            assert devkit
+            super().evaluate(results, metric, jsonfile_prefix)
+            plots = tmp_path / "pts_bbox" / "plots"
+            plots.mkdir()
+            (plots / "summary.pdf").touch()
+
+    dataset = WithPlots(test_mode=True)
+    results = predict(DummyDetector(), dataset, CPU, workers=0)
+    (tmp_path / "plots").mkdir()
+    (tmp_path / "plots" / "old.pdf").touch()
+    score(dataset, results, tmp_path, devkit=True)
+    assert [path.name for path in (tmp_path / "plots").iterdir()] == ["summary.pdf"]
+
+
+def test_a_result_file_is_scored_by_the_data_set(tmp_path):
+    class Scoring(DummyDataset):
+        def evaluate_file(self, path, folder, devkit=False):
+            assert (path, devkit) == ("results_nusc.json", True)
+            (tmp_path / "metrics_summary.json").write_text(json.dumps({"nd_score": 0.5}))
+
+    assert score_file(Scoring(), "results_nusc.json", tmp_path, devkit=True) == {"nd_score": 0.5}
 
 
 def config(width=4, fp16=None):

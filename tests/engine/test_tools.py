@@ -5,7 +5,7 @@ import json
 
 import mmcv
 import pytest
-from dummy_task import REPOSITORY
+from dummy_task import REPOSITORY, summary
 
 from projects.bevformer.engine import pictures
 
@@ -66,6 +66,31 @@ def test_eval_out_format_only_and_prefix(call, eval_tool, config_path, checkpoin
     assert [p.name for p in (tmp_path / "elsewhere").iterdir()] == ["results_nusc.json"]
 
 
+def test_eval_of_a_result_file(call, eval_tool, config_path, checkpoint, tmp_path, capsys):
+    call(eval_tool, config_path, checkpoint)
+    expected = json.loads((checkpoint.parent / "metrics_summary.json").read_text())
+    capsys.readouterr()
+    call(
+        eval_tool, config_path, "--results", checkpoint.parent / "results_nusc.json",
+        "--work-dir", tmp_path / "again",
+    )  # fmt: skip
+    assert f"{expected['nd_score']:.4f}" in capsys.readouterr().out
+    again = json.loads((tmp_path / "again" / "metrics_summary.json").read_text())
+    assert again["nd_score"] == pytest.approx(expected["nd_score"])
+
+
+def test_eval_hands_the_devkit_flag_on(call, eval_tool, config_path, checkpoint, monkeypatch):
+    handed = []
+    monkeypatch.setattr(
+        eval_tool, "score", lambda *a, **options: handed.append(options) or summary(0)
+    )
+    monkeypatch.setattr(eval_tool, "score_file", lambda *a: handed.append(a[3]) or summary(0))
+    call(eval_tool, config_path, checkpoint)
+    call(eval_tool, config_path, checkpoint, "--devkit")
+    call(eval_tool, config_path, "--results", "r.json", "--devkit")
+    assert handed == [{"metric": ["bbox"]}, {"metric": ["bbox"], "devkit": True}, True]
+
+
 def test_eval_draws_evenly_spaced_samples(
     call, eval_tool, config_path, checkpoint, tmp_path, monkeypatch
 ):
@@ -115,6 +140,8 @@ def test_ground_truth_is_drawn_where_the_info_has_it(monkeypatch):
         (["--launcher", "pytorch"], "environment lacks RANK"),
         (["--device", "cuda", "--gpu-id", "99"], "GPU 99"),
         ([], "nothing.pth does not exist"),
+        (["--devkit", "--format-only"], "--devkit and --format-only"),
+        (["--results", "r.json"], "either a checkpoint or --results"),
     ],
 )
 def test_eval_errors_are_one_line(call, eval_tool, config_path, monkeypatch, arguments, message):
@@ -125,6 +152,21 @@ def test_eval_errors_are_one_line(call, eval_tool, config_path, monkeypatch, arg
     assert text.startswith("error")
     assert message in text
     assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "either a checkpoint or --results"),
+        (["--results", "r.json", "--format-only"], "--format-only needs predictions"),
+        (["--results", "r.json", "--out", "x.pkl"], "--out needs predictions"),
+        (["--results", "r.json", "--show-dir", "x"], "--show-dir needs predictions"),
+        (["--results", "r.json", "--launcher", "slurm"], "one process"),
+    ],
+)
+def test_flags_that_do_not_go_with_results(call, eval_tool, config_path, arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        call(eval_tool, config_path, *arguments)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import json
 import os
 import os.path as osp
 import pickle
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Dict, List
 
@@ -22,6 +23,7 @@ from projects.bevformer.datasets.can_bus import (
     SceneCanBus,
     find_can_bus_folder,
 )
+from projects.bevformer.datasets.ground_truth import attribute_name
 from projects.bevformer.geometry.boxes import BOX_CONVENTION_NEW
 from projects.bevformer.nuscenes_spec import CAMERAS, CAN_SIZE, CATEGORY_TO_CLASS
 
@@ -90,11 +92,15 @@ def create_nuscenes_infos(
     for folder in TABLE_FOLDERS[version]:
         nusc = _load_tables(root_path, folder)
         infos = {split: [] for split in SPLITS[folder]}
+        samples_in_split = dict.fromkeys(SPLITS[folder], 0)  # also of scenes that are left out
+        samples_of_scene = Counter(sample["scene_token"] for sample in nusc.sample)
         for scene in progress(sorted(nusc.scene, key=lambda scene: _first_time_us(nusc, scene))):
             split = _split_of(scene["name"], folder)
             if split is None:
                 summary.scenes_in_no_split.append(scene["name"])
-            elif not _has_images(nusc, scene):
+                continue
+            samples_in_split[split] += samples_of_scene[scene["token"]]
+            if not _has_images(nusc, scene):
                 summary.scenes_without_images.append(scene["name"])
             else:
                 can_bus = _load_can_bus(can_bus_folder, scene["name"], split)
@@ -109,7 +115,12 @@ def create_nuscenes_infos(
             )
         for split, split_infos in infos.items():
             path = osp.join(out_dir, f"{extra_tag}_infos_temporal_{split}.pkl")
-            metadata = {"version": folder, "split": split, "box_convention": BOX_CONVENTION_NEW}
+            metadata = {
+                "version": folder,
+                "split": split,
+                "box_convention": BOX_CONVENTION_NEW,
+                "samples_in_split": samples_in_split[split],
+            }
             _write_pickle({"infos": split_infos, "metadata": metadata}, path)
             summary.frames[path] = len(split_infos)
     return summary
@@ -284,6 +295,9 @@ def _annotations(nusc, sample, lidar2global):
         "gt_boxes": np.concatenate((centers, sizes_wlh[:, [1, 0, 2]], yaws[:, None]), axis=1),
         "gt_names": np.array([CATEGORY_TO_CLASS.get(name, name) for name in names], dtype=str),
         "gt_velocity": velocities,
+        "gt_boxes_global": np.concatenate((centers_global, sizes_wlh, rotations), axis=1),
+        "gt_velocity_global": velocities_global,
+        "gt_attributes": np.array([attribute_name(nusc, a) for a in annotations], dtype=str),
         "num_lidar_pts": num_lidar_pts,
         "num_radar_pts": num_radar_pts,
         "valid_flag": num_lidar_pts + num_radar_pts > 0,

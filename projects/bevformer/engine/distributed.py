@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-# The other ranks wait while rank 0 scores the full validation set with the devkit.
+# The other ranks wait while rank 0 scores the full validation set, for minutes with --devkit.
 _TIMEOUT = datetime.timedelta(hours=1)
 LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
 

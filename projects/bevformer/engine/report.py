@@ -1,4 +1,4 @@
-"""The devkit's metrics as plain text."""
+"""Metrics as plain text."""
 
 from terminaltables import AsciiTable
 
@@ -21,7 +21,7 @@ def metrics_table(summary):
     """Overall and per-class figures.
 
     Args:
-        summary: content of the devkit's `metrics_summary.json`.
+        summary: content of `metrics_summary.json`.
 
     Returns:
         str: two tables under each other.
