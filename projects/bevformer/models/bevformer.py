@@ -7,7 +7,7 @@ import contextlib
 
 import torch
 from einops import rearrange
-from mmdet.models.builder import DETECTORS, build_backbone, build_head, build_neck
+from mmdet.models.builder import DETECTORS, MODELS, build_backbone, build_head, build_neck
 from mmdet3d.core import bbox3d2result
 from mmdet3d.models.detectors import Base3DDetector
 
@@ -54,6 +54,8 @@ class BEVFormer(Base3DDetector):
         train_cfg: dict(pts=dict(assigner=...)).
         test_cfg: dict(pts=...) or None.
         pretrained: dict(img=URL or path) of backbone weights.
+        data_preprocessor: config of the ImagePreprocessor for pipelines that hand on uint8 images; None
+            for pipelines that do the whole work, such as the published ones.
 
     Attributes:
         autocast_dtype: None, or the dtype under which forward runs in mixed precision.
@@ -72,6 +74,7 @@ class BEVFormer(Base3DDetector):
         test_cfg=None,
         pretrained=None,
         init_cfg=None,
+        data_preprocessor=None,
     ):
         super().__init__(init_cfg)
         if pretrained and pretrained.get("img"):
@@ -86,6 +89,7 @@ class BEVFormer(Base3DDetector):
                 test_cfg=test_cfg["pts"] if test_cfg else None,
             )
         )
+        self.data_preprocessor = MODELS.build(data_preprocessor) if data_preprocessor else None
         self.use_grid_mask = use_grid_mask
         self.grid_mask = GridMask()
         self.video_test_mode = video_test_mode
@@ -95,6 +99,29 @@ class BEVFormer(Base3DDetector):
     def reset_memory(self):
         """Forget the previous frames of all test streams."""
         self.memory.reset()
+
+    def preprocess(self, img, img_metas):
+        """Images and metas of one frame as `extract_feat` and the head take them.
+
+        Args:
+            img: (B, N, 3, H, W) float, or (B, N, H, W, 3) uint8 with a `data_preprocessor`.
+            img_metas: B metas.
+
+        Returns:
+            img: (B, N, 3, H, W) float.
+            img_metas: B metas of it.
+
+        Raises:
+            ValueError: the images are not those that the pipeline of this model ends with.
+        """
+        if self.data_preprocessor is not None:
+            return self.data_preprocessor(img, img_metas)
+        if img.dtype == torch.uint8:
+            raise ValueError(
+                "the pipeline hands on uint8 images, and the model has no data_preprocessor that makes "
+                "the backbone's input of them: set model.data_preprocessor, see configs/config.py"
+            )
+        return img, img_metas
 
     def extract_feat(self, img, img_metas=None):
         """Image features of one frame.
@@ -126,7 +153,8 @@ class BEVFormer(Base3DDetector):
 
         Args:
             return_loss: train (True) or test (False).
-            img: training: (B, T, N, 3, H, W); testing: a list with one (B, N, 3, H, W) tensor.
+            img: training: (B, T, N, 3, H, W); testing: a list with one (B, N, 3, H, W) tensor. With a
+                `data_preprocessor` uint8 with the channels last, (..., H, W, 3).
             img_metas: training: B dicts {0: meta, ..., T-1: meta}; testing: a list with B metas.
             gt_bboxes_3d: training: B LiDARInstance3DBoxes of the last frame.
             gt_labels_3d: training: B (G,) long tensors.
@@ -158,6 +186,7 @@ class BEVFormer(Base3DDetector):
         history, current = img[:, :-1], img[:, -1]
         prev_bev = self.obtain_history_bev(history, img_metas)
         metas = [queue[img.shape[1] - 1] for queue in img_metas]
+        current, metas = self.preprocess(current, metas)
         has_prev = [prev_bev is not None and bool(meta["prev_bev_exists"]) for meta in metas]
         feats = self.extract_feat(current)
         outputs = self.pts_bbox_head(feats, metas, prev_bev, has_prev=has_prev)
@@ -176,11 +205,11 @@ class BEVFormer(Base3DDetector):
         prev_bev = None
         with frozen(self):
             for t in range(img.shape[1]):
-                metas = [queue[t] for queue in img_metas]
+                frame, metas = self.preprocess(img[:, t], [queue[t] for queue in img_metas])
                 has_prev = [
                     prev_bev is not None and bool(meta["prev_bev_exists"]) for meta in metas
                 ]
-                feats = self.extract_feat(img[:, t])
+                feats = self.extract_feat(frame)
                 prev_bev = self.pts_bbox_head(
                     feats, metas, prev_bev, only_bev=True, has_prev=has_prev
                 )
@@ -201,7 +230,7 @@ class BEVFormer(Base3DDetector):
         """
         if len(img) != 1 or len(img_metas) != 1:
             raise ValueError(f"BEVFormer tests one augmentation, got {len(img)}")
-        images, metas = img[0], img_metas[0]
+        images, metas = self.preprocess(img[0], img_metas[0])
         if not self.video_test_mode:
             self.memory.reset()
         prev_bev, has_prev, relative_metas = self.memory.recall(metas)
