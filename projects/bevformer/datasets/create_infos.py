@@ -125,7 +125,7 @@ def create_nuscenes_infos(
             )
         infos = {split: [] for split in SPLITS[folder]}
         results = _run(_SceneReader(tables, can_bus_folder, max_sweeps), jobs, workers)
-        for (scene, split), pickled in zip(jobs, progress(results, len(jobs))):
+        for pickled, (scene, split) in zip(progress(results, len(jobs)), jobs):
             scene_infos, has_can_bus = pickle.loads(pickled)
             infos[split] += scene_infos
             if not has_can_bus:
