@@ -1,6 +1,7 @@
 """Evaluate a checkpoint: python tools/eval.py CONFIG CHECKPOINT [--eval bbox] [--show-dir DIR].
 
 Several processes: torchrun --nproc_per_node=8 tools/eval.py CONFIG CHECKPOINT --launcher pytorch
+A result file that is there already: python tools/eval.py CONFIG --results results_nusc.json
 """
 
 import argparse
@@ -31,6 +32,7 @@ from projects.bevformer.engine.evaluate import (  # noqa: E402
     format_only,
     predict,
     score,
+    score_file,
 )
 from projects.bevformer.engine.log import get_run_logger  # noqa: E402
 from projects.bevformer.engine.pictures import draw_predictions  # noqa: E402
@@ -43,7 +45,10 @@ def parse_args(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("config", help="config file; data.test is evaluated")
-    parser.add_argument("checkpoint", help="weights")
+    parser.add_argument("checkpoint", nargs="?", help="weights")
+    parser.add_argument(
+        "--results", metavar="FILE", help="score this results_nusc.json instead of a checkpoint"
+    )
     add_common_arguments(parser)
     parser.add_argument(
         "--eval", nargs="+", metavar="METRIC", help="metrics of the data set [bbox]"
@@ -52,6 +57,11 @@ def parse_args(argv=None):
         "--format-only",
         action="store_true",
         help="write results_nusc.json without a score (test split)",
+    )
+    parser.add_argument(
+        "--devkit",
+        action="store_true",
+        help="let the nuScenes devkit score: slower, needs the tables, draws curves into plots/",
     )
     parser.add_argument("--out", help="also keep the raw results, a .pkl file")
     parser.add_argument(
@@ -83,6 +93,20 @@ def parse_args(argv=None):
 
 def check(args):
     """Refuse contradicting flags before anything slow happens."""
+    if (args.checkpoint is None) == (args.results is None):
+        raise ValueError("give either a checkpoint or --results FILE")
+    if args.results is not None:
+        for flag in ("format_only", "out", "show_dir"):
+            if getattr(args, flag):
+                raise ValueError(
+                    f"--{flag.replace('_', '-')} needs predictions: it does not go with --results"
+                )
+        if args.launcher != "none":
+            raise ValueError("--results is scored by one process: leave --launcher out")
+    if args.devkit and args.format_only:
+        raise ValueError(
+            "--devkit and --format-only exclude each other: --format-only scores nothing"
+        )
     if args.eval and args.format_only:
         raise ValueError(
             "--eval and --format-only exclude each other: --format-only gives no score"
@@ -112,6 +136,10 @@ def evaluate(args, eval_options):
     set_seed(choose_seed(args.seed), args.deterministic)
 
     dataset = build_test_dataset(cfg, "test")
+    if args.results is not None:
+        print(metrics_table(score_file(dataset, args.results, work_dir, args.devkit)))
+        print(f"results: {Path(work_dir) / 'metrics_summary.json'}")
+        return
     detector = build_trained_model(
         cfg, args.checkpoint, dataset, device, logger, fuse=args.fuse_conv_bn
     )
@@ -137,6 +165,8 @@ def report(args, dataset, results, out_dir, eval_options):
     if args.format_only:
         print(f"results: {format_only(dataset, results, out_dir)}")
         return
+    if args.devkit:
+        eval_options["devkit"] = True
     summary = score(dataset, results, out_dir, metric=args.eval or ["bbox"], **eval_options)
     print(metrics_table(summary))
     print(f"results: {out_dir / 'results_nusc.json'}, {out_dir / 'metrics_summary.json'}")

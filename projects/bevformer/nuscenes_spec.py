@@ -56,6 +56,20 @@ CATEGORY_TO_CLASS = {
     "vehicle.truck": "truck",
 }
 
+# Bicycles and motorcycles within such a box are neither ground truth nor predictions.
+BICYCLE_RACK = "static_object.bicycle_rack"
+
+ATTRIBUTES = (
+    "pedestrian.moving",
+    "pedestrian.sitting_lying_down",
+    "pedestrian.standing",
+    "cycle.with_rider",
+    "cycle.without_rider",
+    "vehicle.moving",
+    "vehicle.parked",
+    "vehicle.stopped",
+)
+
 # Columns of the 18-number `can_bus` vector of an info or a meta (original_bevformer, section "can_bus").
 CAN_POSITION = slice(0, 3)  # metres, global frame; in a queue: minus the previous frame's
 CAN_ORIENTATION = slice(3, 7)  # quaternion w, x, y, z

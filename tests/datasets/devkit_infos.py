@@ -55,8 +55,11 @@ def devkit_info(nusc, sample, can_bus_folder):
     global2lidar = _rotation(lidar["sensor2ego_rotation"]).T @ (
         _rotation(lidar["ego2global_rotation"]).T
     )
-    velocities = [
-        (global2lidar @ [*nusc.box_velocity(token)[:2], 0.0])[:2] for token in sample["anns"]
+    velocities_global = [nusc.box_velocity(token)[:2] for token in sample["anns"]]
+    velocities = [(global2lidar @ [*velocity, 0.0])[:2] for velocity in velocities_global]
+    attributes = [
+        nusc.get("attribute", a["attribute_tokens"][0])["name"] if a["attribute_tokens"] else ""
+        for a in annotations
     ]
     points = np.array([[a["num_lidar_pts"], a["num_radar_pts"]] for a in annotations], int)
     points = points.reshape(-1, 2)
@@ -66,6 +69,11 @@ def devkit_info(nusc, sample, can_bus_folder):
         ).reshape(-1, 7),
         gt_names=np.array([CATEGORY_TO_CLASS.get(b.name, b.name) for b in boxes], dtype=str),
         gt_velocity=np.array(velocities).reshape(-1, 2),
+        gt_boxes_global=np.array(
+            [a["translation"] + a["size"] + a["rotation"] for a in annotations]
+        ).reshape(-1, 10),
+        gt_velocity_global=np.array(velocities_global).reshape(-1, 2),
+        gt_attributes=np.array(attributes, dtype=str),
         num_lidar_pts=points[:, 0],
         num_radar_pts=points[:, 1],
         valid_flag=points.sum(axis=1) > 0,

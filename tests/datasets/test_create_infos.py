@@ -101,6 +101,34 @@ def test_velocities_are_in_the_lidar_frame(infos, nusc):
             np.testing.assert_allclose(velocity, expected[:2], atol=1e-9)
 
 
+def test_what_the_benchmark_needs_is_as_in_the_tables(infos, nusc):
+    for info in infos:
+        tokens = nusc.get("sample", info["token"])["anns"]
+        for i, token in enumerate(tokens):
+            row = nusc.get("sample_annotation", token)
+            expected = [*row["translation"], *row["size"], *row["rotation"]]
+            assert info["gt_boxes_global"][i].tolist() == expected
+            np.testing.assert_array_equal(
+                info["gt_velocity_global"][i], nusc.box_velocity(token)[:2]
+            )
+            names = [nusc.get("attribute", a)["name"] for a in row["attribute_tokens"]]
+            assert info["gt_attributes"][i] == "".join(names)
+        assert len(info["gt_attributes"]) == len(tokens)
+
+
+def test_annotations_of_several_attributes(root_copy, tmp_path):
+    root, edit = root_copy
+
+    def change(rows):
+        row = next(row for row in rows if row["attribute_tokens"])
+        row["attribute_tokens"] *= 2
+        return rows
+
+    edit("sample_annotation", change)
+    with pytest.raises(ValueError, match="has 2 attributes"):
+        create(root, tmp_path)
+
+
 def test_projection_is_the_devkits(info_folder, infos, nusc, nuscenes_root):
     dataset = TemporalNuScenesDataset(
         str(info_folder / "test_infos_temporal_val.pkl"),
@@ -148,7 +176,12 @@ def test_frame_fields(infos, nusc):
 
 def test_metadata(info_folder):
     _, metadata = load_infos(str(info_folder / "test_infos_temporal_val.pkl"))
-    assert metadata == {"version": "v1.0-mini", "split": "val", "box_convention": "lwh_yaw"}
+    assert metadata == {
+        "version": "v1.0-mini",
+        "split": "val",
+        "box_convention": "lwh_yaw",
+        "samples_in_split": 4,
+    }
 
 
 def test_real_can_bus(real_root, tmp_path):
@@ -433,8 +466,10 @@ def test_samples_without_annotations(root_copy, tmp_path):
     create(root, tmp_path)
     for info in load_infos(str(tmp_path / "t_infos_temporal_val.pkl"))[0]:
         assert info["gt_boxes"].shape == (0, 7)
-        assert info["gt_velocity"].shape == (0, 2)
+        assert info["gt_velocity"].shape == info["gt_velocity_global"].shape == (0, 2)
+        assert info["gt_boxes_global"].shape == (0, 10)
         assert info["gt_names"].shape == info["num_lidar_pts"].shape == (0,)
+        assert info["gt_attributes"].shape == (0,)
         assert info["valid_flag"].dtype == bool
 
 

@@ -1,7 +1,6 @@
-"""Result files and the devkit's scores for them."""
+"""Result files, their scores, and what keeps them from being scored."""
 
 import json
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from pyquaternion import Quaternion
 
 from projects.bevformer.datasets import TemporalNuScenesDataset
 from projects.bevformer.datasets.create_infos import create_nuscenes_infos
-from projects.bevformer.datasets.evaluation import evaluate_result_file, to_submission
+from projects.bevformer.datasets.result_files import detected_boxes, write_result_file
 from projects.bevformer.nuscenes_spec import CLASS_RANGE, CLASSES
 
 CONFIG = config_factory("detection_cvpr_2019")
@@ -53,6 +52,25 @@ def perfect_results(dataset):
         boxes = annotations["gt_bboxes_3d"].tensor[torch.from_numpy(known)]
         results.append({"pts_bbox": detections(boxes, annotations["gt_labels_3d"][known])})
     return results
+
+
+def submission(results, infos, folder, class_names=CLASSES):
+    """Sample token -> submitted boxes, of detections of some frames."""
+    boxes = detected_boxes(results, infos, class_names, CONFIG)
+    path = folder / "results_nusc.json"
+    write_result_file(boxes, [info["token"] for info in infos], {}, CONFIG, str(path))
+    return json.loads(path.read_text())["results"]
+
+
+@pytest.fixture
+def submit(make_info, tmp_path):
+    """Submitted boxes of the detections of one frame."""
+
+    def submit(found, info=None, class_names=CLASSES):
+        info = make_info() if info is None else info
+        return submission([found], [info], tmp_path, class_names)[info["token"]]
+
+    return submit
 
 
 def no_results(dataset):
@@ -120,7 +138,18 @@ def test_result_file_matches_the_annotations(dataset, nusc, tmp_path):
     assert count > 0
 
 
-def test_golden_score_of_the_devkit(real_root, tmp_path):
+@pytest.fixture
+def real_dataset(real_root, tmp_path):
+    create_nuscenes_infos(str(real_root), str(tmp_path), "real", "v1.0-mini", str(real_root.parent))
+    return TemporalNuScenesDataset(
+        str(tmp_path / "real_infos_temporal_val.pkl"),
+        data_root=str(real_root),
+        classes=CLASSES,
+        test_mode=True,
+    )
+
+
+def test_golden_score(real_root, real_dataset, tmp_path):
     """All annotations with their attributes, as submitted: NDS on both devkits (1.1.11 and 1.2.0)."""
     nusc = NuScenes("v1.0-mini", str(real_root), verbose=False)
     attribute_names = {row["token"]: row["name"] for row in nusc.attribute}
@@ -146,10 +175,11 @@ def test_golden_score_of_the_devkit(real_root, tmp_path):
                 )
     path = tmp_path / "results_nusc.json"
     path.write_text(json.dumps({"meta": {"use_camera": True}, "results": results}))
-    metrics = evaluate_result_file(
-        str(path), "v1.0-mini", "val", str(real_root), CONFIG, logging.getLogger("test")
-    )
-    assert metrics[f"{PREFIX}/NDS"] == pytest.approx(0.28121366123705016, abs=1e-9)
+    golden = pytest.approx(0.28121366123705016, abs=1e-9)
+    devkit = DetectionEval(nusc, CONFIG, str(path), "mini_val", str(tmp_path), verbose=False)
+    assert devkit.evaluate()[0].nd_score == golden
+    metrics = real_dataset.evaluate_file(str(path), str(tmp_path / "scores"))
+    assert metrics[f"{PREFIX}/NDS"] == golden
 
 
 def test_train_split_can_be_evaluated(synthetic_root, tmp_path):
@@ -199,18 +229,18 @@ def test_temporary_folder_lives_as_long_as_its_handle(dataset):
         ("traffic_cone", 0.1, ""),
     ],
 )
-def test_attributes(make_info, name, speed, attribute):
+def test_attributes(submit, name, speed, attribute):
     box = [1, 2, 0, 4, 2, 1.5, 0, 0, speed]
-    submitted = to_submission(detections(box, [CLASSES.index(name)]), make_info(), CLASSES, CONFIG)
+    submitted = submit(detections(box, [CLASSES.index(name)]))
     assert submitted[0]["attribute_name"] == attribute
 
 
-def test_box_by_hand(make_info):
+def test_box_by_hand(submit, make_info):
     """The lidar sits 0.9 m before the ego origin and looks right; the ego vehicle heads 90 degrees."""
     half = np.deg2rad(90) / 2
     info = {**make_info(), "ego2global_rotation": [np.cos(half), 0, 0, np.sin(half)]}
     box = [1.0, 2.0, -1.0, 4.0, 2.0, 1.5, 0.5, 3.0, 4.0]
-    (submitted,) = to_submission(detections(box, [0], [0.25]), info, CLASSES, CONFIG)
+    (submitted,) = submit(detections(box, [0], [0.25]), info)
     # lidar (x right, y forward) -> ego (x forward, y left): (2 + 0.9, -1); -> global: (1, 2.9).
     np.testing.assert_allclose(
         submitted["translation"], [101.0, 202.9, 1.8 - 1.0 + 0.75], atol=1e-5
@@ -221,17 +251,16 @@ def test_box_by_hand(make_info):
     np.testing.assert_allclose(submitted["velocity"], [3.0, 4.0], atol=1e-5)
     assert submitted["detection_score"] == 0.25
     assert submitted["detection_name"] == "car"
-    json.dumps(submitted)
 
 
-def test_tilted_poses_against_the_devkits_box(make_info):
+def test_tilted_poses_against_the_devkits_box(submit, make_info):
     info = {
         **make_info(),
         "lidar2ego_rotation": list(Quaternion(axis=[1, 2, 3], degrees=50)),
         "ego2global_rotation": list(Quaternion(axis=[-2, 1, 1], degrees=70)),
     }
     box = [1.0, 2.0, -1.0, 4.0, 2.0, 1.5, 0.5, 3.0, 4.0]
-    (submitted,) = to_submission(detections(box, [0]), info, CLASSES, CONFIG)
+    (submitted,) = submit(detections(box, [0]), info)
     yaw = Quaternion(axis=[0, 0, 1], radians=0.5)
     expected = Box([1.0, 2.0, -0.25], [2.0, 4.0, 1.5], yaw, velocity=(3.0, 4.0, 0.0))
     for pose in ("lidar2ego", "ego2global"):
@@ -243,45 +272,80 @@ def test_tilted_poses_against_the_devkits_box(make_info):
     np.testing.assert_allclose(same_rotation, expected.rotation_matrix, atol=1e-6)
 
 
-def test_boxes_beyond_the_class_range_are_left_out(make_info):
+def test_frames_together_are_frames_one_by_one(make_info, tmp_path):
+    infos = [make_info("scene_a", i) for i in range(3)]
+    rng = np.random.RandomState(0)
+    counts = (2, 0, 3)
+    results = [
+        detections(rng.uniform(1, 5, (n, 9)), rng.randint(10, size=n), rng.rand(n)) for n in counts
+    ]
+    together = submission(results, infos, tmp_path)
+    assert [len(boxes) for boxes in together.values()] == list(counts)
+    for result, info in zip(results, infos):
+        alone = submission([result], [info], tmp_path)
+        assert alone == {info["token"]: together[info["token"]]}
+
+
+def test_boxes_beyond_the_class_range_are_left_out(submit):
     for label, name in enumerate(CLASSES):
         limit = CLASS_RANGE[name]
         # Distance counts from the ego origin, 0.9 m behind the lidar.
         inside = [0, limit - 1.0, 0, 1, 1, 1, 0, 0, 0]
         outside = [0, limit - 0.8, 0, 1, 1, 1, 0, 0, 0]
         found = detections([inside, outside], [label, label], [0.1, 0.2])
-        kept = to_submission(found, make_info(), CLASSES, CONFIG)
+        kept = submit(found)
         assert [box["detection_score"] for box in kept] == pytest.approx([0.1])
 
 
-def test_class_order_of_the_config_counts(make_info):
+def test_class_order_of_the_config_counts(submit):
     found = detections([1, 2, 0, 4, 2, 1.5, 0, 0, 0], [1])
-    (submitted,) = to_submission(found, make_info(), ("bus", "pedestrian"), CONFIG)
+    (submitted,) = submit(found, class_names=("bus", "pedestrian"))
     assert submitted["detection_name"] == "pedestrian"
 
 
-def test_boxes_without_velocity(make_info):
+def test_boxes_without_velocity(submit):
     boxes = LiDARInstance3DBoxes(torch.tensor([[1.0, 2, 0, 4, 2, 1.5, 0]]))
     found = {"boxes_3d": boxes, "scores_3d": torch.ones(1), "labels_3d": torch.zeros(1).long()}
-    (submitted,) = to_submission(found, make_info(), CLASSES, CONFIG)
+    (submitted,) = submit(found)
     assert submitted["velocity"] == [0, 0]
 
 
 @pytest.mark.parametrize(
     ("column", "value", "message"),
-    [(0, np.nan, "not finite"), (8, np.inf, "not finite"), (3, 0.0, "size of zero")],
+    [
+        (0, np.nan, "translation is not finite"),
+        (4, np.inf, "size is not finite"),
+        (6, np.nan, "rotation is not finite"),
+        (8, np.nan, "velocity .* is not finite"),
+        (3, 0.0, "size is zero or less"),
+    ],
 )
-def test_impossible_boxes_are_refused(make_info, column, value, message):
-    box = [1, 2, 0, 4, 2, 1.5, 0, 0, 0]
-    box[column] = value
-    with pytest.raises(ValueError, match=f"scene_a_0.*{message}"):
-        to_submission(detections(box, [0]), make_info(), CLASSES, CONFIG)
+def test_impossible_boxes_are_refused(submit, column, value, message):
+    boxes = np.tile([1, 2, 0, 4, 2, 1.5, 0, 0, 0], (2, 1))
+    boxes[1, column] = value
+    with pytest.raises(ValueError, match=message) as caught:
+        submit(detections(boxes, [0, 0]))
+    assert "scene_a_0" in str(caught.value)
+    if column < 7:
+        assert "box 1" in str(caught.value)
 
 
-def test_too_many_boxes_are_refused(make_info):
+def test_scores_that_are_nan_are_refused(submit):
+    with pytest.raises(
+        ValueError, match="box 0 of sample scene_a_0: detection_score is not finite"
+    ):
+        submit(detections([1, 2, 0, 4, 2, 1.5, 0, 0, 0], [0], [np.nan]))
+
+
+def test_too_many_boxes_are_refused(submit):
     boxes = [[1, 2, 0, 4, 2, 1.5, 0, 0, 0]] * 501
-    with pytest.raises(ValueError, match="501 detections.*max_num"):
-        to_submission(detections(boxes, [0] * 501), make_info(), CLASSES, CONFIG)
+    with pytest.raises(ValueError, match="501 boxes for sample scene_a_0.*max_num"):
+        submit(detections(boxes, [0] * 501))
+
+
+def test_classes_that_the_benchmark_does_not_have(submit):
+    with pytest.raises(ValueError, match="no class tram"):
+        submit(detections([], []), class_names=("car", "tram"))
 
 
 # Samples that do not fit
@@ -292,39 +356,85 @@ def test_number_of_results(dataset):
         dataset.format_results(no_results(dataset)[:3])
 
 
-def test_missing_samples(info_folder, nuscenes_root):
-    dataset = TemporalNuScenesDataset(
+def every_second_frame(info_folder, nuscenes_root):
+    return TemporalNuScenesDataset(
         str(info_folder / "test_infos_temporal_val.pkl"),
         data_root=str(nuscenes_root),
         classes=CLASSES,
         test_mode=True,
         load_interval=2,
     )
-    with pytest.raises(ValueError, match="of its 4 samples 2 are missing, and 0 .*load_interval"):
+
+
+@pytest.mark.parametrize("devkit", [False, True])
+def test_missing_samples(info_folder, nuscenes_root, devkit):
+    dataset = every_second_frame(info_folder, nuscenes_root)
+    message = "val of v1.0-mini: of its 4 samples 2 are missing, 0 .*load_interval"
+    with pytest.raises(ValueError, match=message):
+        dataset.evaluate(no_results(dataset), devkit=devkit)
+
+
+def test_info_files_of_a_part_of_the_split(dataset):
+    dataset.metadata["samples_in_split"] = 81
+    with pytest.raises(
+        ValueError, match="holds 4 samples, val of v1.0-mini has 81.*scenes without"
+    ):
         dataset.evaluate(no_results(dataset))
 
 
 def test_samples_of_another_split(make_dataset, nuscenes_root, two_scenes):
+    """Info records without what evaluation needs: the tables tell."""
     dataset = make_dataset(two_scenes, test_mode=True, data_root=str(nuscenes_root))
-    with pytest.raises(ValueError, match="of its 4 samples 4 are missing, and 6 "):
+    with pytest.raises(ValueError, match="of its 4 samples 4 are missing, 6 .*another version"):
         dataset.evaluate(no_results(dataset))
 
 
-def test_test_split_cannot_be_evaluated(dataset):
-    dataset.version, dataset.metadata["split"] = "v1.0-test", "test"
+@pytest.mark.parametrize("devkit", [False, True])
+def test_test_split_cannot_be_evaluated(dataset, devkit):
+    dataset.version = dataset.metadata["version"] = "v1.0-test"
+    dataset.metadata["split"] = "test"
     with pytest.raises(ValueError, match="--format-only"):
-        dataset.evaluate(no_results(dataset))
+        dataset.evaluate(no_results(dataset), devkit=devkit)
 
 
-def test_tables_must_be_there(make_dataset, two_scenes, tmp_path):
-    dataset = make_dataset(two_scenes, test_mode=True, data_root=str(tmp_path))
+def test_tables_must_be_there_for_the_devkit(dataset, tmp_path):
+    dataset.data_root = str(tmp_path)
+    dataset.evaluate(no_results(dataset))
     with pytest.raises(FileNotFoundError, match="data_root"):
+        dataset.evaluate(no_results(dataset), devkit=True)
+
+
+def test_tables_must_be_there_for_older_info_files(make_dataset, two_scenes, tmp_path):
+    dataset = make_dataset(two_scenes, test_mode=True, data_root=str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="tools/create_data.py"):
         dataset.evaluate(no_results(dataset))
 
 
 def test_only_bbox(dataset):
     with pytest.raises(ValueError, match="segm"):
         dataset.evaluate(no_results(dataset), metric="segm")
+
+
+@pytest.mark.parametrize("nothing", [False, True])
+def test_the_devkit_is_one_flag_away(dataset, tmp_path, nothing, monkeypatch):
+    monkeypatch.setattr(
+        DetectionEval, "render", lambda self, metrics, details: None
+    )  # takes seconds
+    results = no_results(dataset) if nothing else perfect_results(dataset)
+    own = dataset.evaluate(results, jsonfile_prefix=str(tmp_path / "own"))
+    devkits = dataset.evaluate(results, jsonfile_prefix=str(tmp_path / "devkit"), devkit=True)
+    assert own == pytest.approx(devkits, abs=1e-9, nan_ok=True)
+    own, devkits = (tmp_path / name / "pts_bbox" for name in ("own", "devkit"))
+    assert {path.name for path in own.iterdir()} == {
+        "results_nusc.json", "metrics_summary.json", "metrics_details.json",
+    }  # fmt: skip
+    assert {path.name for path in devkits.iterdir()} == {path.name for path in own.iterdir()} | {
+        "plots"
+    }
+    for name in ("metrics_summary.json", "results_nusc.json"):
+        layouts = [json.loads((folder / name).read_text()) for folder in (own, devkits)]
+        assert list(layouts[0]) == list(layouts[1])
+    assert (own / "results_nusc.json").read_bytes() == (devkits / "results_nusc.json").read_bytes()
 
 
 def test_devkit_accepts_the_file_by_itself(dataset, nusc, tmp_path):
@@ -334,4 +444,5 @@ def test_devkit_accepts_the_file_by_itself(dataset, nusc, tmp_path):
     by_hand = DetectionEval(
         nusc, CONFIG, files["pts_bbox"], "mini_val", str(tmp_path / "b"), verbose=False
     )
-    assert by_hand.evaluate()[0].nd_score == dataset.evaluate(results)[f"{PREFIX}/NDS"]
+    expected = by_hand.evaluate()[0].nd_score
+    assert dataset.evaluate(results)[f"{PREFIX}/NDS"] == pytest.approx(expected, abs=1e-9)

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import os.path as osp
 import pickle
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from typing import Dict, List
@@ -108,12 +109,16 @@ def create_nuscenes_infos(
     for folder in TABLE_FOLDERS[version]:
         tables = NuScenesTables(root_path, folder, with_sweeps=max_sweeps > 0)
         split_of = _scene_splits(folder)
+        samples_in_split = dict.fromkeys(SPLITS[folder], 0)  # also of scenes that are left out
+        samples_of_scene = Counter(row["scene_token"] for row in tables.samples.values())
         jobs = []
         for scene in sorted(tables.scenes, key=lambda scene: _first_time_us(tables, scene)):
             split = split_of.get(scene["name"])
             if split is None:
                 summary.scenes_in_no_split.append(scene["name"])
-            elif need_images and not _has_images(tables, scene, root_path):
+                continue
+            samples_in_split[split] += samples_of_scene[scene["token"]]
+            if need_images and not _has_images(tables, scene, root_path):
                 summary.scenes_without_images.append(scene["name"])
             else:
                 jobs.append((scene, split))
@@ -132,7 +137,12 @@ def create_nuscenes_infos(
                 summary.scenes_without_can_bus.append(scene["name"])
         for split, split_infos in infos.items():
             path = osp.join(out_dir, f"{extra_tag}_infos_temporal_{split}.pkl")
-            metadata = {"version": folder, "split": split, "box_convention": BOX_CONVENTION_NEW}
+            metadata = {
+                "version": folder,
+                "split": split,
+                "box_convention": BOX_CONVENTION_NEW,
+                "samples_in_split": samples_in_split[split],
+            }
             _write_pickle({"infos": split_infos, "metadata": metadata}, path)
             summary.frames[path] = len(split_infos)
     return summary
@@ -364,17 +374,18 @@ def _annotations(tables, samples, global2lidar):
     rows = np.array([row for of_frame in rows for row in of_frame], dtype=np.int64)
     of_box = np.repeat(global2lidar, counts, axis=0)  # (G, 4, 4)
 
-    centers = np.einsum("gij,gj->gi", of_box[:, :3, :3], columns.translation[rows])
-    centers += of_box[:, :3, 3]
-    yaws = _yaws_lidar(columns.rotation_wxyz[rows], of_box)
-    boxes = np.concatenate(
-        (centers, columns.size_wlh[rows][:, [1, 0, 2]], yaws[:, None]), axis=1
-    )
+    centers_global, sizes_wlh = columns.translation[rows], columns.size_wlh[rows]
+    rotations, velocities_global = columns.rotation_wxyz[rows], columns.velocity[rows]
+    centers = np.einsum("gij,gj->gi", of_box[:, :3, :3], centers_global) + of_box[:, :3, 3]
+    yaws = _yaws_lidar(rotations, of_box)
+    boxes = np.concatenate((centers, sizes_wlh[:, [1, 0, 2]], yaws[:, None]), axis=1)
+    boxes_global = np.concatenate((centers_global, sizes_wlh, rotations), axis=1)
     # The vertical part is left out before the rotation, as in mmdet3d.
-    velocities = np.einsum("gij,gj->gi", of_box[:, :2, :2], columns.velocity[rows])
+    velocities = np.einsum("gij,gj->gi", of_box[:, :2, :2], velocities_global)
     num_lidar_pts, num_radar_pts = columns.num_lidar_pts[rows], columns.num_radar_pts[rows]
     names = [columns.category[row] for row in rows]
     names = [CATEGORY_TO_CLASS.get(name, name) for name in names]
+    attributes = [columns.attribute[row] for row in rows]
 
     frames = []
     stop = 0
@@ -386,6 +397,9 @@ def _annotations(tables, samples, global2lidar):
                 "gt_boxes": boxes[here],
                 "gt_names": np.array(names[here], dtype=str),
                 "gt_velocity": velocities[here],
+                "gt_boxes_global": boxes_global[here],
+                "gt_velocity_global": velocities_global[here],
+                "gt_attributes": np.array(attributes[here], dtype=str),
                 "num_lidar_pts": num_lidar_pts[here],
                 "num_radar_pts": num_radar_pts[here],
                 "valid_flag": num_lidar_pts[here] + num_radar_pts[here] > 0,

@@ -54,6 +54,7 @@ class Annotations(NamedTuple):
     num_lidar_pts: np.ndarray  # (A,) int64
     num_radar_pts: np.ndarray  # (A,) int64
     category: list  # A names
+    attribute: list  # A names, empty where there is none
 
 
 class NuScenesTables:
@@ -154,7 +155,9 @@ class NuScenesTables:
         instances = self._index("instance", lambda row: categories[row["category_token"]])
         numbers = {name: array("d") for name in ("translation", "size", "rotation")}
         points = {name: array("q") for name in ("num_lidar_pts", "num_radar_pts")}
-        times_us, category, neighbours = array("q"), [], {"prev": [], "next": []}
+        attributes = self._index("attribute", lambda row: row["name"])
+        times_us, neighbours = array("q"), {"prev": [], "next": []}
+        category, attribute = [], []
         rows = {}
         self.annotations_of = _Rows("sample", {token: [] for token in self.samples})
 
@@ -169,6 +172,10 @@ class NuScenesTables:
             for name, tokens in neighbours.items():
                 tokens.append(row[name])
             category.append(instances[row["instance_token"]])
+            tokens = row["attribute_tokens"]
+            if len(tokens) > 1:
+                raise ValueError(f"{row['token']} has {len(tokens)} attributes, not one or none")
+            attribute.append(attributes[tokens[0]] if tokens else "")
             times_us.append(self.samples[row["sample_token"]]["timestamp"])
             place = rows[row["token"]] = len(rows)
             self.annotations_of[row["sample_token"]].append(place)
@@ -187,6 +194,7 @@ class NuScenesTables:
             num_lidar_pts=np.array(points["num_lidar_pts"]),
             num_radar_pts=np.array(points["num_radar_pts"]),
             category=category,
+            attribute=attribute,
         )
 
     def _places(self, rows, tokens):

@@ -17,10 +17,20 @@ from mmdet3d.utils import get_root_logger
 from scipy.spatial.transform import Rotation
 
 from projects.bevformer.datasets.can_bus import CAN_MOTION
-from projects.bevformer.datasets.evaluation import evaluate_result_file, write_result_file
+from projects.bevformer.datasets.evaluation import (
+    EvaluatedSplit,
+    metric_dict,
+    score,
+    score_with_devkit,
+)
 from projects.bevformer.datasets.info_list import InfoList
 from projects.bevformer.datasets.infos import load_infos, path_below_root
 from projects.bevformer.datasets.pipelines.format import stack_byte_images
+from projects.bevformer.datasets.result_files import (
+    detected_boxes,
+    read_result_file,
+    write_result_file,
+)
 from projects.bevformer.nuscenes_spec import (
     CAMERAS,
     CAN_ORIENTATION,
@@ -135,6 +145,7 @@ class TemporalNuScenesDataset(NuScenesDataset):
                 "when tools/create_data.py wrote it"
             )
         self.version = self.metadata["version"]
+        self._tokens_of_file = [info["token"] for info in infos]
         self._check_can_bus_message(infos)
         self._moved = self._was_moved(infos[0]["cams"][CAMERAS[0]]["data_path"])
         return InfoList(infos[:: self.load_interval])
@@ -307,24 +318,32 @@ class TemporalNuScenesDataset(NuScenesDataset):
         Raises:
             ValueError: not one result a frame, or a box that the benchmark does not accept.
         """
+        tmp_dir = None
+        if jsonfile_prefix is None:
+            tmp_dir = tempfile.TemporaryDirectory()
+            jsonfile_prefix = tmp_dir.name
+        path = self._write(self._boxes(results), osp.join(jsonfile_prefix, "pts_bbox"))
+        return {"pts_bbox": path}, tmp_dir
+
+    def _boxes(self, results):
+        """`Boxes` of `results` as in `format_results`."""
         if len(results) != len(self):
             raise ValueError(
                 f"{len(results)} results for {len(self)} frames of {self.ann_file}: every frame "
                 "needs one, in order"
             )
-        tmp_dir = None
-        if jsonfile_prefix is None:
-            tmp_dir = tempfile.TemporaryDirectory()
-            jsonfile_prefix = tmp_dir.name
-        path = write_result_file(
+        return detected_boxes(
             [result["pts_bbox"] for result in results],
             self.data_infos,
             self.CLASSES,
             self.eval_detection_configs,
-            self.modality,
-            osp.join(jsonfile_prefix, "pts_bbox"),
         )
-        return {"pts_bbox": path}, tmp_dir
+
+    def _write(self, boxes, folder):
+        path = osp.join(folder, "results_nusc.json")
+        tokens = [info["token"] for info in self.data_infos]
+        write_result_file(boxes, tokens, self.modality, self.eval_detection_configs, path)
+        return path
 
     def evaluate(
         self,
@@ -334,39 +353,94 @@ class TemporalNuScenesDataset(NuScenesDataset):
         jsonfile_prefix=None,
         result_names=("pts_bbox",),
         pipeline=None,
+        devkit=False,
     ):
-        """Evaluate detections with the nuScenes devkit.
+        """Score detections as the nuScenes benchmark does.
 
         Args:
             results: as in `format_results`.
             metric: "bbox", the only one.
-            logger: gets the devkit's table; the root logger where None.
+            logger: gets the headline; the root logger where None.
             jsonfile_prefix: folder below which results and metrics stay; nothing stays where None.
             result_names: ("pts_bbox",), the only one.
             pipeline: read by no one; mmdet3d's evaluation hook passes it.
+            devkit: let the nuScenes devkit score, which needs the tables and draws curves.
 
         Returns:
-            dict of float: "pts_bbox_NuScenes/NDS", ".../mAP", ".../mATE" ..., and per class.
+            dict of float, see `metric_dict`.
 
         Raises:
-            ValueError: another metric, or see `format_results` and `evaluate_result_file`.
+            FileNotFoundError: the tables are needed and not there.
+            ValueError: another metric; the split cannot be scored, or not all of its samples are there;
+                or see `format_results`.
         """
         if metric not in ("bbox", ["bbox"]) or list(result_names) != ["pts_bbox"]:
             raise ValueError(
                 f'only metric "bbox" of "pts_bbox" can be evaluated, not {metric!r} of {result_names!r}'
             )
-        result_files, tmp_dir = self.format_results(results, jsonfile_prefix)
-        metrics = evaluate_result_file(
-            result_files["pts_bbox"],
-            version=self.version,
-            split=self.metadata.get("split", "val"),
+        logger = get_root_logger() if logger is None else logger
+        split = self._evaluated_split()
+        if devkit:
+            with tempfile.TemporaryDirectory() as scratch:
+                folder = osp.join(
+                    scratch if jsonfile_prefix is None else jsonfile_prefix, "pts_bbox"
+                )
+                path = self._write(self._boxes(results), folder)
+                return metric_dict(score_with_devkit(path, split, folder, logger))
+        truth = split.ground_truth(logger)
+        boxes = self._boxes(results)
+        folder = None
+        if jsonfile_prefix is not None:
+            folder = osp.join(jsonfile_prefix, "pts_bbox")
+            self._write(boxes, folder)
+        return self._score(boxes, truth, self.modality, folder, logger)
+
+    def evaluate_file(self, path, folder, logger=None, devkit=False):
+        """Score a nuScenes submission of this data set, written here or elsewhere.
+
+        Args:
+            path: `results_nusc.json`; its samples may be in any order.
+            folder: gets `metrics_summary.json` and `metrics_details.json`.
+            logger: gets the headline; the root logger where None.
+            devkit: as in `evaluate`.
+
+        Returns:
+            dict of float, see `metric_dict`.
+
+        Raises:
+            FileNotFoundError: no such file, or the tables are needed and not there.
+            ValueError: the split cannot be scored, or the file is not a submission for it.
+        """
+        logger = get_root_logger() if logger is None else logger
+        split = self._evaluated_split()
+        truth = None if devkit else split.ground_truth(logger)
+        tokens = [info["token"] for info in self.data_infos]
+        boxes, meta = read_result_file(path, tokens, self.eval_detection_configs, str(split))
+        if devkit:
+            return metric_dict(score_with_devkit(path, split, folder, logger))
+        return self._score(boxes, truth, meta, folder, logger)
+
+    def _evaluated_split(self):
+        return EvaluatedSplit(
+            infos=self.data_infos[:],
+            tokens=self._tokens_of_file,
+            metadata=self.metadata,
+            ann_file=self.ann_file,
             data_root=self.data_root,
             config=self.eval_detection_configs,
-            logger=get_root_logger() if logger is None else logger,
         )
-        if tmp_dir is not None:
-            tmp_dir.cleanup()
-        return metrics
+
+    def _score(self, boxes, truth, meta, folder, logger):
+        if not len(boxes):
+            logger.warning(
+                "not a single detection within the benchmark's range: all scores are zero"
+            )
+        summary = score(boxes, truth, self.eval_detection_configs, meta, folder)
+        logger.info(
+            "nuScenes %s: mAP %.4f, NDS %.4f, scored in %.1f s",
+            self._evaluated_split(), summary["mean_ap"], summary["nd_score"], summary["eval_time"],
+        )  # fmt: skip
+        return metric_dict(summary)
 
 
 def _stack_queue(frames):

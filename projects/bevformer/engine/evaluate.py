@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import torch
 from mmcv.cnn import fuse_conv_bn
 from mmdet3d.models import build_model
 
+from projects.bevformer.datasets.result_files import check_samples
 from projects.bevformer.engine.batch import test_sample_tokens, to_device
 from projects.bevformer.engine.checkpoint import load_checkpoint, load_weights
 from projects.bevformer.engine.config import config_errors
@@ -84,14 +86,11 @@ def predict(detector, dataset, device, workers=2):
     shards = all_gather(results)
     if get_rank() != 0:
         return None
-    by_token = {token: result for shard in shards for token, result in shard.items()}
     tokens = [info["token"] for info in dataset.data_infos]
-    missing = [token for token in tokens if token not in by_token]
-    if missing:
-        raise ValueError(
-            f"{len(missing)} of {len(tokens)} samples have no prediction, the first is {missing[0]}: "
-            "are sample tokens in the info file unique?"
-        )
+    check_samples(
+        [token for shard in shards for token in shard], tokens, "prediction", "the data set"
+    )
+    by_token = {token: result for shard in shards for token, result in shard.items()}
     return [by_token[token] for token in tokens]
 
 
@@ -120,7 +119,7 @@ def format_only(dataset, results, out_dir):
 
 
 def score(dataset, results, out_dir, metric="bbox", **options):
-    """Score predictions with the nuScenes devkit.
+    """Score predictions as the nuScenes benchmark does.
 
     Args:
         dataset: the data set that was predicted.
@@ -129,7 +128,7 @@ def score(dataset, results, out_dir, metric="bbox", **options):
         metric: handed to `dataset.evaluate`, as are the options.
 
     Returns:
-        dict: content of the devkit's `metrics_summary.json`.
+        dict: content of `metrics_summary.json`.
     """
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -139,11 +138,31 @@ def score(dataset, results, out_dir, metric="bbox", **options):
         return json.load(file)
 
 
+def score_file(dataset, path, out_dir, devkit=False):
+    """Score a `results_nusc.json` that is there already.
+
+    Args:
+        dataset: of the samples that the file is for.
+        path: of the file.
+        out_dir: gets `metrics_summary.json` and `metrics_details.json`.
+        devkit: let the nuScenes devkit score.
+
+    Returns:
+        dict: content of `metrics_summary.json`.
+    """
+    out_dir = Path(out_dir)
+    dataset.evaluate_file(str(path), str(out_dir), devkit=devkit)
+    with open(out_dir / "metrics_summary.json") as file:
+        return json.load(file)
+
+
 def _lift_result_files(out_dir):
     """mmdet3d writes into a sub-folder named like the result key; users look in the folder itself."""
     nested = out_dir / "pts_bbox"
     if nested.is_dir():
         for path in nested.iterdir():
+            if (out_dir / path.name).is_dir():
+                shutil.rmtree(out_dir / path.name)  # the plots of an earlier evaluation
             os.replace(path, out_dir / path.name)
         nested.rmdir()
 

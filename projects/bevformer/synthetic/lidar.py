@@ -5,7 +5,7 @@ The whole turn happens at once, at the time of the key frame.
 
 import numpy as np
 
-from projects.bevformer.synthetic.jit import jit
+from projects.bevformer.jit import jit
 from projects.bevformer.synthetic.mesh import INSET
 from projects.bevformer.synthetic.poses import inverse
 

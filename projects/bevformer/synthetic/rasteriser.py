@@ -5,7 +5,7 @@ Pixel (column, row) is sampled at its middle, (column + 0.5, row + 0.5).
 
 import numpy as np
 
-from projects.bevformer.synthetic.jit import jit
+from projects.bevformer.jit import jit
 
 NEAR_M = 0.15
 _MAX_CORNERS = 5  # a quadrilateral cut by the near plane

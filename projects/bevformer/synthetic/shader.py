@@ -6,8 +6,8 @@ is shaded once, in its middle; one on an outline is the mean of its four samples
 
 import numpy as np
 
+from projects.bevformer.jit import jit
 from projects.bevformer.synthetic.ground import RESOLUTION_M
-from projects.bevformer.synthetic.jit import jit
 from projects.bevformer.synthetic.mesh import FACADE, FOLIAGE, GLASS, LAMP, PAINT, RIBS, STRIPES
 from projects.bevformer.synthetic.rasteriser import NO_FACE
 

@@ -1,4 +1,4 @@
-"""Compilation of the pixel and ray loops."""
+"""Compilation of loops over pixels, rays and boxes."""
 
 import numba
 

@@ -1,0 +1,50 @@
+"""Many rotations at once: quaternions w, x, y, z as rows of float64 arrays.
+
+Everything is computed element by element, so that a row does not depend on the number of rows.
+"""
+
+import numpy as np
+
+
+def normalise(quaternions):
+    """(N, 4) of any length but 0 -> (N, 4) of length 1."""
+    return quaternions / np.linalg.norm(quaternions, axis=1, keepdims=True)
+
+
+def multiply(left, right):
+    """(N, 4) products: `right` is applied first."""
+    w, x, y, z = left.T
+    a, b, c, d = right.T
+    return np.stack(
+        (
+            w * a - x * b - y * c - z * d,
+            w * b + x * a + y * d - z * c,
+            w * c - x * d + y * a + z * b,
+            w * d + x * c - y * b + z * a,
+        ),
+        axis=1,
+    )
+
+
+def rotate(quaternions, vectors):
+    """Turn vectors (N, 3) by unit quaternions (N, 4)."""
+    axis = quaternions[:, 1:]
+    twice = 2 * np.cross(axis, vectors)
+    return vectors + quaternions[:, :1] * twice + np.cross(axis, twice)
+
+
+def rotate_back(quaternions, vectors):
+    """The inverse of `rotate`."""
+    return rotate(quaternions * [1, -1, -1, -1], vectors)
+
+
+def about_z(angles_rad):
+    """(N,) angles -> (N, 4)."""
+    zeros = np.zeros(len(angles_rad))
+    return np.stack((np.cos(angles_rad / 2), zeros, zeros, np.sin(angles_rad / 2)), axis=1)
+
+
+def yaws(quaternions):
+    """Heading of the turned x axis in the x-y plane, rad, of (N, 4) quaternions of any length."""
+    w, x, y, z = quaternions.T
+    return np.arctan2(2 * (x * y + w * z), w * w + x * x - y * y - z * z)
