@@ -37,6 +37,10 @@ def parse_args():
         "--keep-scenes-without-images", action="store_true", help="list frames of images that are not there"
     )
     parser.add_argument(
+        "--mono3d", action="store_true",
+        help="also write the boxes of each image for mmdet3d's monocular detectors",
+    )  # fmt: skip
+    parser.add_argument(
         "--workers", type=int, default=os.cpu_count(), help="processes; one per CPU core if not given"
     )
     return parser.parse_args()
@@ -53,6 +57,7 @@ def main():
             canbus=args.canbus,
             max_sweeps=args.max_sweeps,
             workers=args.workers,
+            mono3d=args.mono3d,
             need_images=not args.keep_scenes_without_images,
             progress=lambda scenes, total: tqdm(scenes, "scenes", total, unit="scene"),
         )

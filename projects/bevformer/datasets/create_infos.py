@@ -26,6 +26,7 @@ from projects.bevformer.datasets.can_bus import (
     SceneCanBus,
     find_can_bus_folder,
 )
+from projects.bevformer.datasets.mono3d import mono3d_of_scene, write_mono3d
 from projects.bevformer.datasets.tables import NuScenesTables
 from projects.bevformer.geometry.boxes import BOX_CONVENTION_NEW
 from projects.bevformer.nuscenes_spec import CAMERAS, CAN_SIZE, CATEGORY_TO_CLASS
@@ -64,6 +65,7 @@ def create_nuscenes_infos(
     max_sweeps=0,
     workers=1,
     need_images=True,
+    mono3d=False,
     progress=lambda scenes, total: scenes,
 ):
     """Write `{extra_tag}_infos_temporal_{train,val,test}.pkl`.
@@ -81,6 +83,8 @@ def create_nuscenes_infos(
         max_sweeps: lidar sweeps before the key frame to list in each info.
         workers: processes; 1 for none but this one.
         need_images: leave out scenes without images.
+        mono3d: also write `{info file}_mono3d.coco.json`, the boxes of each image as mmdet3d's monocular
+            detectors read them; not for the test split.
         progress: wraps the iterator of scenes, for a progress bar.
 
     Returns:
@@ -129,10 +133,15 @@ def create_nuscenes_infos(
                 f"{osp.join(root_path, 'samples')} and {len(summary.scenes_in_no_split)} belong to no split"
             )
         infos = {split: [] for split in SPLITS[folder]}
-        results = _run(_SceneReader(tables, can_bus_folder, max_sweeps), jobs, workers)
+        mono3d = mono3d and len(tables.annotations.category) > 0
+        images, boxes = {split: [] for split in infos}, {split: [] for split in infos}
+        reader = _SceneReader(tables, can_bus_folder, max_sweeps, mono3d)
+        results = _run(reader, jobs, workers)
         for pickled, (scene, split) in zip(progress(results, len(jobs)), jobs):
-            scene_infos, has_can_bus = pickle.loads(pickled)
+            scene_infos, has_can_bus, scene_images, scene_boxes = pickle.loads(pickled)
             infos[split] += scene_infos
+            images[split] += scene_images
+            boxes[split] += scene_boxes
             if not has_can_bus:
                 summary.scenes_without_can_bus.append(scene["name"])
         for split, split_infos in infos.items():
@@ -143,19 +152,25 @@ def create_nuscenes_infos(
                 "box_convention": BOX_CONVENTION_NEW,
                 "samples_in_split": samples_in_split[split],
             }
-            _write_pickle({"infos": split_infos, "metadata": metadata}, path)
+            content = {"infos": split_infos, "metadata": metadata}
+            with whole_file(path, "wb") as file:
+                pickle.dump(content, file, protocol=_PICKLE_PROTOCOL)
             summary.frames[path] = len(split_infos)
+            if mono3d:
+                with whole_file(f"{path[:-4]}_mono3d.coco.json", "w") as file:
+                    write_mono3d(file, images[split], boxes[split])
     return summary
 
 
 class _SceneReader:
     """Makes the infos of one scene after the other."""
 
-    def __init__(self, tables, can_bus_folder, max_sweeps):
-        self.tables, self.can_bus_folder, self.max_sweeps = tables, can_bus_folder, max_sweeps
+    def __init__(self, tables, can_bus_folder, max_sweeps, mono3d):
+        self.tables, self.can_bus_folder = tables, can_bus_folder
+        self.max_sweeps, self.mono3d = max_sweeps, mono3d
 
     def __call__(self, job):
-        """Pickled (infos of the scene, whether it has a CAN bus).
+        """Pickled (infos of the scene, whether it has a CAN bus, its mono3d images and annotations).
 
         Which objects of a record are one and the same shows in the bytes of a pickle. All records go
         through one here, with or without other processes, so that info files are equal byte by byte.
@@ -163,7 +178,12 @@ class _SceneReader:
         scene, split = job
         can_bus = _load_can_bus(self.can_bus_folder, scene["name"], split)
         infos = _scene_infos(self.tables, scene, can_bus, self.max_sweeps)
-        return pickle.dumps((infos, can_bus is not None), protocol=_PICKLE_PROTOCOL)
+        mono3d = ([], [])
+        if self.mono3d:
+            frames = (self.tables.sample_data[info["token"]] for info in infos)
+            sizes = {data.token: data.image_size for frame in frames for data in frame.values()}
+            mono3d = mono3d_of_scene(infos, sizes)
+        return pickle.dumps((infos, can_bus is not None, *mono3d), protocol=_PICKLE_PROTOCOL)
 
 
 def _run(reader, jobs, workers):
@@ -418,12 +438,13 @@ def _yaws_lidar(rotations_wxyz, global2lidar):
     return np.arctan2(-row[:, 1], row[:, 0])
 
 
-def _write_pickle(content, path):
-    """Write beside the file and move: an interrupted run leaves no half info file behind."""
-    temporary = path + ".tmp"
+@contextlib.contextmanager
+def whole_file(path, mode):
+    """Open a file beside `path` that takes its place at the end; an interrupted run leaves no half file."""
+    temporary = f"{path}.tmp"
     try:
-        with open(temporary, "wb") as file:
-            pickle.dump(content, file, protocol=_PICKLE_PROTOCOL)
+        with open(temporary, mode) as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -34,6 +34,7 @@ class SensorData(NamedTuple):
     timestamp: int
     prev: str
     ego_pose_token: str
+    image_size: tuple  # width, height in pixels; zeros where it is no image
     calibration: Calibration
 
 
@@ -133,6 +134,7 @@ class NuScenesTables:
                 row["timestamp"],
                 row["prev"],
                 row["ego_pose_token"],
+                (row["width"], row["height"]),
                 calibration,
             )
             pose_tokens.add(data.ego_pose_token)
