@@ -1,7 +1,9 @@
 """Info files against the devkit's own transformations."""
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -232,6 +234,19 @@ def test_a_worker_says_what_is_wrong(root_copy, tmp_path):
     edit("scene", rename_scenes({"scene-0103": "scene-0916"}))
     with pytest.raises(FileNotFoundError, match="scene-0916_pose.json.*--canbus"):
         create(root, tmp_path, workers=2)
+
+
+def test_a_killed_worker_is_told(synthetic_root, tmp_path, monkeypatch):
+    parent = os.getpid()
+
+    def killed(*arguments):
+        assert os.getpid() != parent
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr("projects.bevformer.datasets.create_infos._scene_infos", killed)
+    with pytest.raises(ValueError, match="fewer --workers"):
+        create(synthetic_root, tmp_path, workers=2)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("interruption", [OSError("disk full"), KeyboardInterrupt()])

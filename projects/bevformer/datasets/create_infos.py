@@ -13,6 +13,7 @@ import os.path as osp
 import pickle
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import Dict, List
 
@@ -83,8 +84,8 @@ def create_nuscenes_infos(
         max_sweeps: lidar sweeps before the key frame to list in each info.
         workers: processes; 1 for none but this one.
         need_images: leave out scenes without images.
-        mono3d: also write `{info file}_mono3d.coco.json`, the boxes of each image as mmdet3d's monocular
-            detectors read them; not for the test split.
+        mono3d: also write `{extra_tag}_infos_temporal_{split}_mono3d.coco.json`, the boxes of each
+            image as mmdet3d's monocular detectors read them; not for the test split.
         progress: wraps the iterator of scenes, for a progress bar.
 
     Returns:
@@ -132,34 +133,42 @@ def create_nuscenes_infos(
                 f"{len(summary.scenes_without_images)} have no camera images under "
                 f"{osp.join(root_path, 'samples')} and {len(summary.scenes_in_no_split)} belong to no split"
             )
-        infos = {split: [] for split in SPLITS[folder]}
-        mono3d = mono3d and len(tables.annotations.category) > 0
-        images, boxes = {split: [] for split in infos}, {split: [] for split in infos}
-        reader = _SceneReader(tables, can_bus_folder, max_sweeps, mono3d)
+        with_boxes = mono3d and len(tables.annotations.category) > 0
+        reader = _SceneReader(tables, can_bus_folder, max_sweeps, with_boxes)
+        contents = {split: _SplitContent() for split in SPLITS[folder]}
         results = _run(reader, jobs, workers)
         for pickled, (scene, split) in zip(progress(results, len(jobs)), jobs):
-            scene_infos, has_can_bus, scene_images, scene_boxes = pickle.loads(pickled)
-            infos[split] += scene_infos
-            images[split] += scene_images
-            boxes[split] += scene_boxes
+            infos, has_can_bus, images, boxes = pickle.loads(pickled)
+            contents[split].infos += infos
+            contents[split].images += images
+            contents[split].boxes += boxes
             if not has_can_bus:
                 summary.scenes_without_can_bus.append(scene["name"])
-        for split, split_infos in infos.items():
-            path = osp.join(out_dir, f"{extra_tag}_infos_temporal_{split}.pkl")
+        for split, content in contents.items():
+            path = osp.join(out_dir, f"{extra_tag}_infos_temporal_{split}")
             metadata = {
                 "version": folder,
                 "split": split,
                 "box_convention": BOX_CONVENTION_NEW,
                 "samples_in_split": samples_in_split[split],
             }
-            content = {"infos": split_infos, "metadata": metadata}
-            with whole_file(path, "wb") as file:
-                pickle.dump(content, file, protocol=_PICKLE_PROTOCOL)
-            summary.frames[path] = len(split_infos)
-            if mono3d:
-                with whole_file(f"{path[:-4]}_mono3d.coco.json", "w") as file:
-                    write_mono3d(file, images[split], boxes[split])
+            with _whole_file(f"{path}.pkl", "wb") as file:
+                info_file = {"infos": content.infos, "metadata": metadata}
+                pickle.dump(info_file, file, protocol=_PICKLE_PROTOCOL)
+            if with_boxes:
+                with _whole_file(f"{path}_mono3d.coco.json", "w") as file:
+                    write_mono3d(file, content.images, content.boxes)
+            summary.frames[f"{path}.pkl"] = len(content.infos)
     return summary
+
+
+@dataclass
+class _SplitContent:
+    """What goes into the files of a split; images and boxes as text, see `mono3d_of_scene`."""
+
+    infos: List[dict] = field(default_factory=list)
+    images: List[str] = field(default_factory=list)
+    boxes: List[str] = field(default_factory=list)
 
 
 class _SceneReader:
@@ -194,10 +203,14 @@ def _run(reader, jobs, workers):
         return
     # Forked, so that the tables are shared and not sent. An executor, unlike a Pool, notices a worker
     # that was killed for its memory.
-    with ProcessPoolExecutor(
-        workers, multiprocessing.get_context("fork"), _set_reader, (reader,)
-    ) as executor:
-        yield from executor.map(_read_scene, jobs)
+    fork = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(workers, fork, _set_reader, (reader,)) as executor:
+        try:
+            yield from executor.map(_read_scene, jobs)
+        except BrokenProcessPool as error:
+            raise ValueError(
+                "a worker process was killed, most likely because memory ran out: fewer --workers need less"
+            ) from error
 
 
 _reader = None
@@ -439,7 +452,7 @@ def _yaws_lidar(rotations_wxyz, global2lidar):
 
 
 @contextlib.contextmanager
-def whole_file(path, mode):
+def _whole_file(path, mode):
     """Open a file beside `path` that takes its place at the end; an interrupted run leaves no half file."""
     temporary = f"{path}.tmp"
     try:

@@ -13,6 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from projects.bevformer.nuscenes_spec import CAMERAS
+
+_CHANNELS = ("LIDAR_TOP", *CAMERAS)
 # Velocities come from annotations no further apart than this, twice as much across both neighbours.
 _MAX_TIME_DIFF_S = 1.5  # the devkit's default
 
@@ -69,7 +72,7 @@ class NuScenesTables:
     Attributes:
         scenes: rows of the scene table.
         samples: token -> row.
-        sample_data: sample token -> {channel: SensorData} of the key frame.
+        sample_data: sample token -> {channel: SensorData} of the key frame, lidar and cameras.
         lidar_data: token -> SensorData of all LIDAR_TOP records; empty without `with_sweeps`.
         ego_poses: token -> EgoPose of the records above.
         annotations: Annotations.
@@ -104,9 +107,9 @@ class NuScenesTables:
                 rows = json.load(file, object_hook=keep)
             if not isinstance(rows, list):
                 raise TypeError(f"it holds one {type(rows).__name__}, not a list of rows")
+        except _DanglingToken:
+            raise
         except (OSError, ValueError, KeyError, TypeError) as error:
-            if isinstance(error, _DanglingToken):
-                raise
             what = f"a row has no {error}" if isinstance(error, KeyError) else error
             raise ValueError(f"cannot read the tables: {path}: {what}: {_UNPACK}") from error
         return rows
@@ -126,7 +129,7 @@ class NuScenesTables:
                 return
             calibration = calibrations[row["calibrated_sensor_token"]]
             is_sweep = with_sweeps and calibration.channel == "LIDAR_TOP"
-            if not (is_key_frame or is_sweep):
+            if not (is_sweep or (is_key_frame and calibration.channel in _CHANNELS)):
                 return
             data = SensorData(
                 row["token"],
