@@ -57,13 +57,13 @@ def make_pictures(infos, root):
     sizes = []
     for info in infos:
         for name in CAMERAS:
-            coarse = random.integers(0, 256, (45, 80, 3), dtype=np.uint8)
+            coarse = random.integers(0, 256, (24, 43, 3), dtype=np.uint8)
             picture = cv2.resize(coarse, (1600, 900), interpolation=cv2.INTER_CUBIC)
-            grain = random.integers(-9, 10, picture.shape[:2])[..., None]
+            grain = random.integers(-3, 4, picture.shape[:2])[..., None]
             picture = np.clip(picture + grain, 0, 255).astype(np.uint8)
             path = root / info["cams"][name]["data_path"]
             path.parent.mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(path), picture, [cv2.IMWRITE_JPEG_QUALITY, 80])
+            cv2.imwrite(str(path), picture, [cv2.IMWRITE_JPEG_QUALITY, 75])
             sizes.append(path.stat().st_size)
     return float(np.mean(sizes))
 
@@ -203,6 +203,7 @@ def bench_worker(infos):
 
 
 def table(results):
+    """The figures as Markdown."""
     sample, create, worker = results["sample"], results["create_data"], results["worker"]
     return "\n".join(
         [
