@@ -40,6 +40,7 @@ import common  # noqa: E402
 from presets import PRESETS  # noqa: E402
 
 from projects.bevformer import plugin  # noqa: E402, F401
+from projects.bevformer.datasets.pipelines import DrawColorDistortion  # noqa: E402
 from projects.bevformer.engine.config import load_config  # noqa: E402
 from projects.bevformer.engine.precision import set_compute_format  # noqa: E402
 from projects.bevformer.layers import CameraHits, frame_context  # noqa: E402
@@ -57,6 +58,7 @@ from mmdet3d.models import build_model  # noqa: E402  isort: skip
 
 ROOT = common.ROOT
 MIB = 2**20
+RAW_HW = (900, 1600)  # pictures of nuScenes
 # How the network is usually written without a compiled operator: mmcv's fallback on padded rows, and
 # batch norms that keep their input.
 NAIVE = {"deform_attn_backend": "stacked_fallback"}
@@ -108,8 +110,8 @@ class BEVFormerWithKnownHits(BEVFormer):
         self.after_history()
         return bev
 
-    def camera_hits(self, img_metas, num_frames, device):
-        head = self.pts_bbox_head
+    def camera_hits(self, img, img_metas):
+        head, device = self.pts_bbox_head, img.device
         batch, queries = len(img_metas), head.bev_h * head.bev_w
         counts = nuscenes_hits(head.bev_h, head.bev_w)
         heights = head.transformer.encoder.num_points_in_pillar
@@ -120,7 +122,7 @@ class BEVFormerWithKnownHits(BEVFormer):
                 counts * batch,
                 num_views=2,
             )
-            for _ in range(num_frames)
+            for _ in range(img.shape[1])
         ]
 
 
@@ -194,9 +196,16 @@ def _hidden_bytes(func, args):
 
 
 def image_hw(cfg):
-    """Height and width of the padded images that a config's training pipeline gives for 900 x 1600."""
-    height, width = 900, 1600
-    for step in cfg.data.train.pipeline:
+    """Height and width of the padded images that a recipe makes of nuScenes' pictures."""
+    height, width = RAW_HW
+    steps = list(cfg.data.train.pipeline)
+    preprocessor = cfg.model.get("data_preprocessor")
+    if preprocessor is not None:
+        steps += [
+            dict(type="RandomScaleImageMultiViewImage", scales=[preprocessor.get("scale", 1.0)]),
+            dict(type="PadMultiViewImage", size_divisor=preprocessor.get("size_divisor", 1)),
+        ]
+    for step in steps:
         if step["type"] == "RandomScaleImageMultiViewImage":
             height, width = (int(side * step["scales"][0]) for side in (height, width))
         if step["type"] == "PadMultiViewImage":
@@ -210,7 +219,7 @@ def training_step(cfg, naive=False):
 
     Args:
         cfg: mmcv.Config of a recipe with six cameras.
-        naive: let batch norms keep their input.
+        naive: let batch norms keep their input, and take the queue in float32.
 
     Returns:
         dict of MiB: `static` (weights and optimizer state), `images`, `history` (the peak of the
@@ -249,6 +258,9 @@ def in_a_fork(function, *args):
 def _send_step(send, cfg, naive):
     """Send what `training_step` returns."""
     tracker, report = StorageTracker(), {}
+    hw = image_hw(cfg)
+    if naive:
+        cfg.model.data_preprocessor = None
     with fake_mode(), _as_on_a_gpu(naive), tracker:
         detector = fake_detector(cfg)
         detector.after_history = lambda: report.update(history=tracker.peak)
@@ -257,7 +269,7 @@ def _send_step(send, cfg, naive):
         report["static"] = tracker.alive
         for parameter in trained:
             parameter.grad = torch.empty_like(parameter)  # of the step before
-        batch = training_batch(cfg)
+        batch = training_batch(cfg, hw)
         report["images"] = batch["img"].untyped_storage().nbytes()
 
         tracker.peak = tracker.alive
@@ -287,14 +299,17 @@ def fake_detector(cfg):
     return detector
 
 
-def training_batch(cfg, device="cpu"):
-    """Arguments of a training step of a recipe."""
+def training_batch(cfg, padded_hw, device="cpu"):
+    """Arguments of a training step of a recipe: bytes where the model distorts and pads, else float32."""
     batch, frames = cfg.data.samples_per_gpu, cfg.data.train.queue_length
-    height, width = image_hw(cfg)
+    if cfg.model.get("data_preprocessor"):
+        img = torch.empty(batch, frames, 6, *RAW_HW, 3, dtype=torch.uint8, device=device)
+    else:
+        img = torch.empty(batch, frames, 6, 3, *padded_hw, device=device)
     boxes = LiDARInstance3DBoxes(torch.ones(GROUND_TRUTHS, 9), box_dim=9)
     return dict(
-        img=torch.empty(batch, frames, 6, 3, height, width, device=device),
-        img_metas=[{t: _meta(t, height, width) for t in range(frames)} for _ in range(batch)],
+        img=img,
+        img_metas=[{t: _meta(t, *padded_hw) for t in range(frames)} for _ in range(batch)],
         gt_bboxes_3d=[boxes] * batch,
         gt_labels_3d=[torch.zeros(GROUND_TRUTHS, dtype=torch.long)] * batch,
     )
@@ -338,7 +353,9 @@ def _cuda_sum_rows(per_row, query_of_row, rows_of_query):
 
 
 def _meta(frame, height, width):
+    images = {"img": [None] * 6}
     return dict(
+        color_distortion=DrawColorDistortion()(images)["color_distortion"],
         can_bus=np.zeros(CAN_SIZE),
         lidar2img=[np.eye(4)] * 6,
         img_shape=[(height, width, 3)] * 6,

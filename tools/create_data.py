@@ -6,7 +6,7 @@ python tools/create_data.py nuscenes --root-path ./data/nuscenes --out-dir ./dat
 """
 
 import argparse
-import functools
+import os
 import os.path as osp
 import sys
 
@@ -30,9 +30,18 @@ def parse_args():
         "--version", default="v1.0", choices=list(TABLE_FOLDERS), help="v1.0 is trainval and test"
     )
     parser.add_argument("--canbus", default="./data", help="folder that contains can_bus")
-    parser.add_argument("--max-sweeps", type=int, default=10, help="lidar sweeps listed per frame")
     parser.add_argument(
-        "--workers", type=int, default=1, help="accepted for compatibility; one process is enough"
+        "--max-sweeps", type=int, default=0, help="lidar sweeps listed per frame; no camera model needs any"
+    )
+    parser.add_argument(
+        "--keep-scenes-without-images", action="store_true", help="list frames of images that are not there"
+    )
+    parser.add_argument(
+        "--mono3d", action="store_true",
+        help="also write the boxes of each image for mmdet3d's monocular detectors",
+    )  # fmt: skip
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count(), help="processes; one per CPU core if not given"
     )
     return parser.parse_args()
 
@@ -47,7 +56,10 @@ def main():
             version=args.version,
             canbus=args.canbus,
             max_sweeps=args.max_sweeps,
-            progress=functools.partial(tqdm, desc="scenes", unit="scene"),
+            workers=args.workers,
+            mono3d=args.mono3d,
+            need_images=not args.keep_scenes_without_images,
+            progress=lambda scenes, total: tqdm(scenes, "scenes", total, unit="scene"),
         )
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f"create_data: {error}")

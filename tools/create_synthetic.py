@@ -1,6 +1,7 @@
-"""Make a small synthetic data set in the nuScenes layout: see docs/synthetic_world.md."""
+"""Make a synthetic data set in the nuScenes layout: see docs/synthetic_world.md."""
 
 import argparse
+import functools
 import re
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from projects.bevformer.synthetic.data_set import (  # noqa: E402
     VERSIONS,
     create_data_set,
+    create_tables_only,
     scene_names,
 )
 
@@ -27,7 +29,13 @@ def parse_args():
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--out-dir", type=Path, default=Path("data/synthetic"), help="data root")
-    parser.add_argument("--version", choices=VERSIONS, default="v1.0-mini")
+    parser.add_argument(
+        "--tables-only", action="store_true",
+        help="no pictures and no lidar files: tables and CAN bus to measure tools on",
+    )  # fmt: skip
+    parser.add_argument(
+        "--version", choices=VERSIONS, help="v1.0-mini, or v1.0-trainval with --tables-only"
+    )
     parser.add_argument("--seed", type=int, default=0, help="same seed, same bytes")
     parser.add_argument(
         "--image-size", type=image_size, default=(450, 800), metavar="HEIGHTxWIDTH",
@@ -35,7 +43,10 @@ def parse_args():
     )  # fmt: skip
     parser.add_argument("--frames-per-scene", type=int, default=40, help="key frames, at 2 Hz")
     group = parser.add_mutually_exclusive_group()
-    group.add_argument("--scenes", nargs="+", metavar="scene-NNNN", help="only these scenes")
+    group.add_argument(
+        "--scenes", nargs="+", metavar="scene-NNNN",
+        help="only these scenes; a number is the same as --num-scenes",
+    )  # fmt: skip
     group.add_argument("--num-scenes", type=int, help="the first scenes of the version's splits")
     parser.add_argument("--workers", type=int, help="processes; one per CPU core if not given")
     parser.add_argument("--force", action="store_true", help="replace the data set in --out-dir")
@@ -44,14 +55,20 @@ def parse_args():
 
 def main():
     args = parse_args()
+    version = args.version or ("v1.0-trainval" if args.tables_only else "v1.0-mini")
+    scenes, count = args.scenes, args.num_scenes
+    if scenes and len(scenes) == 1 and scenes[0].isdigit():
+        scenes, count = None, int(scenes[0])
+    create = create_tables_only
+    if not args.tables_only:
+        create = functools.partial(create_data_set, image_hw=args.image_size)
     try:
-        root = create_data_set(
+        root = create(
             args.out_dir,
-            version=args.version,
+            version=version,
             seed=args.seed,
-            image_hw=args.image_size,
             frames_per_scene=args.frames_per_scene,
-            scenes=args.scenes or scene_names(args.version, args.num_scenes),
+            scenes=scenes or scene_names(version, count),
             workers=args.workers,
             force=args.force,
         )

@@ -1,11 +1,14 @@
 """Info files against the devkit's own transformations."""
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
+from devkit_infos import devkit_info
 from nuscenes.utils.geometry_utils import BoxVisibility, view_points
 from nuscenes.utils.splits import create_splits_scenes
 from pyquaternion import Quaternion
@@ -48,6 +51,34 @@ def rename_scenes(names):
 def create(root, out_dir, version="v1.0-mini", canbus=None, **options):
     canbus = str(root if canbus is None else canbus)
     return create_nuscenes_infos(str(root), str(out_dir), "t", version, canbus, **options)
+
+
+def test_infos_are_those_of_the_devkit_sample_by_sample(info_folder, nusc, can_bus_parent):
+    count = 0
+    for split in ("train", "val"):
+        for info in load_infos(str(info_folder / f"test_infos_temporal_{split}.pkl"))[0]:
+            expected = devkit_info(
+                nusc, nusc.get("sample", info["token"]), can_bus_parent / "can_bus"
+            )
+            del info["frame_idx"]
+            assert info.pop("sweeps") == []
+            assert_equal(info, expected)
+            count += 1
+    assert count == len(nusc.sample)
+
+
+def assert_equal(value, expected, path="info"):
+    """Same structure and types; numbers within 1e-9."""
+    assert type(value) is type(expected), path
+    if isinstance(expected, dict):
+        assert set(value) == set(expected), path
+        for key in expected:
+            assert_equal(value[key], expected[key], f"{path}.{key}")
+    elif isinstance(expected, np.ndarray) and expected.dtype.kind == "f":
+        assert value.dtype == expected.dtype
+        np.testing.assert_allclose(value, expected, rtol=1e-9, atol=1e-9, err_msg=path)
+    else:
+        np.testing.assert_array_equal(value, expected, err_msg=path)
 
 
 def test_boxes_are_mmdet3ds(infos, nusc):
@@ -191,6 +222,50 @@ def test_same_input_same_bytes(synthetic_root, tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+def test_workers_change_no_byte(synthetic_root, tmp_path):
+    for workers in (1, 2):
+        create(synthetic_root, tmp_path / str(workers), workers=workers)
+    for name in ("t_infos_temporal_train.pkl", "t_infos_temporal_val.pkl"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+
+
+def test_a_worker_says_what_is_wrong(root_copy, tmp_path):
+    root, edit = root_copy
+    edit("scene", rename_scenes({"scene-0103": "scene-0916"}))
+    with pytest.raises(FileNotFoundError, match="scene-0916_pose.json.*--canbus"):
+        create(root, tmp_path, workers=2)
+
+
+def test_a_killed_worker_is_told(synthetic_root, tmp_path, monkeypatch):
+    parent = os.getpid()
+
+    def killed(*arguments):
+        assert os.getpid() != parent
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr("projects.bevformer.datasets.create_infos._scene_infos", killed)
+    with pytest.raises(ValueError, match="fewer --workers"):
+        create(synthetic_root, tmp_path, workers=2)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("interruption", [OSError("disk full"), KeyboardInterrupt()])
+def test_an_interrupted_run_leaves_the_old_file(
+    synthetic_root, tmp_path, monkeypatch, interruption
+):
+    create(synthetic_root, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def break_off(content, file, protocol):
+        file.write(b"half")
+        raise interruption
+
+    monkeypatch.setattr("projects.bevformer.datasets.create_infos.pickle.dump", break_off)
+    with pytest.raises(type(interruption)):
+        create(synthetic_root, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_scene_of_no_split_is_left_out_and_counted(root_copy, tmp_path):
     root, edit = root_copy
     edit("scene", rename_scenes({"scene-0061": SCENE_OF_NO_MINI_SPLIT}))
@@ -275,6 +350,7 @@ def test_scene_without_images_is_left_out_and_counted(root_copy, tmp_path):
     shutil.rmtree(str(root / "samples"))
     with pytest.raises(ValueError, match="2 have no camera images"):
         create(root, tmp_path)
+    assert sum(create(root, tmp_path, need_images=False).frames.values()) == 8
 
 
 def test_sweeps(root_copy, tmp_path):
@@ -333,11 +409,47 @@ def test_wrong_version(root_copy, tmp_path, version, error, message):
         create(root_copy[0], tmp_path, version=version)
 
 
-def test_damaged_tables_are_named(root_copy, tmp_path):
-    root, _ = root_copy
-    (root / "v1.0-mini" / "ego_pose.json").write_text("[{")
-    with pytest.raises(ValueError, match="cannot read the tables"):
+def _without(key):
+    """A change that takes a key from the last row."""
+    return lambda rows: [
+        *rows[:-1],
+        {name: value for name, value in rows[-1].items() if name != key},
+    ]
+
+
+def _with(**values):
+    """A change of the last row."""
+    return lambda rows: [*rows[:-1], {**rows[-1], **values}]
+
+
+@pytest.mark.parametrize(
+    ("table", "change", "message"),
+    [
+        ("ego_pose", None, r"ego_pose\.json: Expecting"),
+        ("ego_pose", lambda rows: 3, r"ego_pose\.json: it holds one int"),
+        ("sample_data", _without("filename"), r"sample_data\.json: a row has no 'filename'"),
+        ("sample", _with(token="x"), r"sample\.json has no row '\w{32}'"),
+        ("sample_data", _with(ego_pose_token="gone"), r"ego_pose\.json has no row 'gone'"),
+        ("calibrated_sensor", _with(sensor_token="gone"), r"sensor\.json has no row 'gone'"),
+        ("instance", _with(category_token="gone"), r"category\.json has no row 'gone'"),
+        ("sample_annotation", _with(next="gone"), r"sample_annotation\.json has no row 'gone'"),
+        ("sample_annotation", _with(size=[1.0]), r"size of \w+ has 1 numbers"),
+    ],
+)
+def test_damaged_tables_are_named(root_copy, tmp_path, table, change, message):
+    root, edit = root_copy
+    if change is None:
+        (root / "v1.0-mini" / f"{table}.json").write_text("[{")
+    else:
+        edit(table, change)
+    with pytest.raises(ValueError, match=message):
         create(root, tmp_path)
+
+
+def test_missing_table_is_named(root_copy, tmp_path):
+    (root_copy[0] / "v1.0-mini" / "category.json").unlink()
+    with pytest.raises(ValueError, match=r"cannot read the tables.*category\.json"):
+        create(root_copy[0], tmp_path)
 
 
 def test_sample_chain_that_does_not_end(root_copy, tmp_path):

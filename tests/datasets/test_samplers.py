@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import pytest
 
 from projects.bevformer.datasets import EpochShuffleSampler, SceneSampler
+from projects.bevformer.datasets.samplers import SampleKey
 
 
 def dataset(*frames_of_scenes):
@@ -58,18 +59,42 @@ def test_epoch_covers_everything(size, world_size):
     share = len(samplers[0])
     assert share == (size + world_size - 1) // world_size
     assert [len(part) for part in parts] == [share] * world_size
-    counts = Counter(index for part in parts for index in part)
+    counts = Counter(key.index for part in parts for key in part)
     assert set(counts) == set(range(size))
     if size >= world_size:
         assert sum(counts.values()) - size < world_size
 
 
+def indices(sampler):
+    return [key.index for key in sampler]
+
+
 def test_epoch_order():
     first, second = (EpochShuffleSampler(range(50), seed=3) for _ in range(2))
-    assert list(first) == list(second) != list(range(50))
+    assert list(first) == list(second)
+    order = indices(first)
+    assert order != sorted(order)
     second.set_epoch(1)
-    assert list(first) != list(second)
-    assert list(first) != list(EpochShuffleSampler(range(50), seed=4))
+    assert order != indices(second)
+    assert order != indices(EpochShuffleSampler(range(50), seed=4))
+
+
+def test_keys_name_seed_and_epoch():
+    sampler = EpochShuffleSampler(range(3), seed=7)
+    sampler.set_epoch(2)
+    assert {key[:2] for key in sampler} == {(7, 2)}
+    assert isinstance(next(iter(sampler)), SampleKey)
+
+
+def test_an_epoch_may_begin_in_its_middle():
+    whole, rest = (EpochShuffleSampler(range(10), seed=3) for _ in range(2))
+    rest.start_at(4, 6)
+    whole.set_epoch(4)
+    assert list(rest) == list(whole)[6:]
+    for later in (1, 2):  # what mmcv's IterLoader counts
+        rest.set_epoch(later)
+        whole.set_epoch(4 + later)
+        assert list(rest) == list(whole)
 
 
 def test_empty_dataset_is_refused():

@@ -3,29 +3,57 @@ import random
 import numpy as np
 import torch
 
-from projects.bevformer.engine.seed import WorkerSeed, choose_seed, set_seed
+from projects.bevformer.datasets.samplers import SampleKey
+from projects.bevformer.engine.seed import SeededDataset, choose_seed, seeded, set_seed
 
 
-def worker_draw(torch_seed, rank):
-    """First numbers of a worker whose torch generator starts at `torch_seed`."""
-    torch.manual_seed(torch_seed)
-    WorkerSeed(rank)(worker_id=0)
+def draw():
     return random.random(), np.random.rand(), torch.rand(1).item()
 
 
-def test_workers_differ_by_epoch_and_rank_and_repeat_by_seed():
-    draws = [worker_draw(1, 0), worker_draw(2, 0), worker_draw(1, 1)]
-    for numbers in zip(*draws):
-        assert len(set(numbers)) == 3
-    assert worker_draw(1, 0) == draws[0]
+class Draws:
+    """A data set of numbers that are drawn anew on each reading."""
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        return (index, *draw())
+
+
+def test_a_sample_depends_on_seed_epoch_and_index_alone():
+    dataset = SeededDataset(Draws())
+    assert len(dataset) == 5
+    first = dataset[SampleKey(0, 1, 2)]
+    dataset[SampleKey(0, 1, 3)]
+    draw()
+    assert dataset[SampleKey(0, 1, 2)] == first
+    others = [dataset[SampleKey(*key)] for key in ((1, 1, 2), (0, 2, 2), (0, 1, 3), (0, 2, 1))]
+    for numbers in zip(first[1:], *(other[1:] for other in others)):
+        assert len(set(numbers)) == 5
+
+
+def test_negative_seeds_are_seeds():
+    assert SeededDataset(Draws())[SampleKey(-1, 0, 0)] != SeededDataset(Draws())[SampleKey(0, 0, 0)]
+
+
+def test_seeded_leaves_the_generators_where_they_were():
+    set_seed(3)
+    expected = [draw(), draw()]
+    set_seed(3)
+    numbers = [draw()]
+    with seeded(1, 2):
+        draw()
+    numbers.append(draw())
+    assert numbers == expected
 
 
 def test_set_seed_repeats_all_generators():
-    def draw():
+    def draw_seeded():
         set_seed(5)
-        return random.random(), np.random.rand(), torch.rand(1).item()
+        return draw()
 
-    assert draw() == draw()
+    assert draw_seeded() == draw_seeded()
 
 
 def test_choose_seed_keeps_a_given_one_and_draws_otherwise():

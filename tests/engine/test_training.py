@@ -10,6 +10,7 @@ import pytest
 import torch
 from mmcv import Config
 
+from projects.bevformer.datasets import EpochShuffleSampler
 from projects.bevformer.engine.checkpoint import load_checkpoint
 from projects.bevformer.engine.config import load_config
 from projects.bevformer.engine.train import _init_weights, _warn_of_frozen_random_layers, train
@@ -142,6 +143,17 @@ def test_iteration_runs_resume_where_they_stopped(run):
         path.unlink()
     run(max_iters=5, validate=False, auto_resume=True)
     assert load_checkpoint(work_dir / "iter_5.pth")["meta"]["iter"] == 5
+
+
+def test_iteration_runs_resume_within_their_epoch(run, monkeypatch):
+    starts = []
+    monkeypatch.setattr(
+        EpochShuffleSampler, "start_at", lambda sampler, *where: starts.append(where)
+    )
+    run(max_iters=7, validate=False)  # five batches of two samples, and two of the next epoch
+    assert starts == []
+    run(max_iters=8, validate=False, auto_resume=True)
+    assert starts == [(1, 4)]
 
 
 def test_save_best_keeps_one_file(run):

@@ -38,7 +38,7 @@ def small(cfg):
     if scale["type"] in types:
         pipeline[types.index(scale["type"])] = scale
     else:
-        pipeline.insert(types.index("PadMultiViewImage"), scale)
+        pipeline.insert(types.index("LoadMultiViewImageFromFiles") + 1, scale)
     cfg.data.train.pipeline = pipeline
     return cfg
 

@@ -242,6 +242,52 @@ def test_image_features_keep_samples_and_cameras_apart(detector):
     torch.testing.assert_close(levels[0][1, 1], alone[0][0, 0], rtol=1e-4, atol=1e-5)
 
 
+# Images as bytes
+
+
+MEAN, STD = [110.0, 120.0, 130.0], [40.0, 50.0, 60.0]
+
+
+def as_bytes(img):
+    """(..., H, W, 3) uint8 BGR of normal images (..., 3, H, W)."""
+    return (img * 40 + 120).clamp(0, 255).byte().movedim(-3, -1)
+
+
+def normalised(raw):
+    """What the published pipeline makes of the bytes, without padding."""
+    rgb = raw.flip(-1).float()
+    return ((rgb - torch.tensor(MEAN)) / torch.tensor(STD)).movedim(-1, -3)
+
+
+def test_bytes_give_what_prepared_images_give(detector):
+    preprocessor = dict(type="ImagePreprocessor", mean=MEAN, std=STD, to_rgb=True)
+    of_bytes = build_detector(data_preprocessor=preprocessor)
+    assert of_bytes.state_dict().keys() == detector.state_dict().keys()
+
+    batch = training_batch((0, 1))
+    raw = as_bytes(batch["img"])
+    losses = of_bytes(return_loss=True, **dict(batch, img=raw))
+    expected = detector(return_loss=True, **dict(batch, img=normalised(raw)))
+    for key, value in expected.items():
+        torch.testing.assert_close(losses[key], value, rtol=1e-4, atol=1e-5)
+
+    for frame in (0, 1):
+        batch = inference_batch((0,), frame)
+        raw = as_bytes(batch["img"][0])
+        with torch.no_grad():
+            results = [
+                model.eval()(return_loss=False, **dict(batch, img=[images]))
+                for model, images in ((of_bytes, raw), (detector, normalised(raw)))
+            ]
+        assert_same_boxes(*results)
+
+
+def test_bytes_need_a_preprocessor(detector):
+    batch = training_batch((0,))
+    with pytest.raises(ValueError, match="set model.data_preprocessor"):
+        detector(return_loss=True, **dict(batch, img=as_bytes(batch["img"])))
+
+
 # Testing
 
 

@@ -214,6 +214,17 @@ def test_tool_writes_a_data_set(monkeypatch, tmp_path, capsys):
     assert str(tmp_path / "new") in capsys.readouterr().out
 
 
+def test_tool_takes_a_number_of_scenes(monkeypatch, tmp_path, capsys):
+    _run_tool(
+        monkeypatch, "--out-dir", tmp_path / "new", "--tables-only", "--frames-per-scene", 1,
+        "--scenes", 2, "--workers", 1,
+    )  # fmt: skip
+    scenes = json.loads((tmp_path / "new" / "v1.0-trainval" / "scene.json").read_text())
+    assert len(scenes) == 2
+    assert not (tmp_path / "new" / "samples").exists()
+    assert str(tmp_path / "new") in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

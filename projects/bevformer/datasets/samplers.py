@@ -1,5 +1,7 @@
 """Which frames a process reads, and in which order."""
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch.utils.data import Sampler
@@ -39,8 +41,18 @@ class SceneSampler(Sampler):
         return len(self.indices)
 
 
+class SampleKey(NamedTuple):
+    """Which training sample, and what all its random choices depend on."""
+
+    seed: int
+    epoch: int
+    index: int
+
+
 class EpochShuffleSampler(Sampler):
     """All frames once an epoch, shuffled by (seed, epoch), shared out among processes, for training.
+
+    It yields `SampleKey`s: they bring seed and epoch to the data workers, persistent ones included.
 
     Every rank gets the same number of frames; where the total does not divide, the first frames of the
     epoch's order are read twice.
@@ -64,17 +76,31 @@ class EpochShuffleSampler(Sampler):
         self.world_size = world_size
         self.seed = seed
         self.epoch = 0
+        self._first_epoch = 0
+        self._skipped = 0
 
     def set_epoch(self, epoch):
         """Choose the order of the next iteration."""
-        self.epoch = epoch
+        self.epoch = self._first_epoch + epoch
+
+    def start_at(self, epoch, position):
+        """Let the next iteration begin in the middle of an epoch; `set_epoch` counts from that epoch.
+
+        Args:
+            epoch: which epoch.
+            position: how many of this rank's samples of it to leave out.
+        """
+        self.epoch = self._first_epoch = epoch
+        self._skipped = position
 
     def __iter__(self):
         generator = torch.Generator()
         generator.manual_seed(self.seed + self.epoch)
         order = torch.randperm(self.size, generator=generator).numpy()
         padded = np.resize(order, len(self) * self.world_size)
-        return iter(padded[self.rank :: self.world_size].tolist())
+        own = padded[self.rank :: self.world_size].tolist()
+        skipped, self._skipped = self._skipped, 0
+        return iter([SampleKey(self.seed, self.epoch, index) for index in own[skipped:]])
 
     def __len__(self):
         return -(-self.size // self.world_size)

@@ -8,6 +8,7 @@ import tempfile
 
 import numpy as np
 import torch
+from einops import rearrange
 from mmcv.parallel import DataContainer
 from mmdet3d.core.bbox import LiDARInstance3DBoxes
 from mmdet3d.datasets import NuScenesDataset
@@ -22,7 +23,9 @@ from projects.bevformer.datasets.evaluation import (
     score,
     score_with_devkit,
 )
+from projects.bevformer.datasets.info_list import InfoList
 from projects.bevformer.datasets.infos import load_infos, path_below_root
+from projects.bevformer.datasets.pipelines.format import stack_byte_images
 from projects.bevformer.datasets.result_files import (
     detected_boxes,
     read_result_file,
@@ -52,7 +55,8 @@ class TemporalNuScenesDataset(NuScenesDataset):
     """nuScenes for a temporal camera model.
 
     A training item is a queue of T frames with the annotations of the last one; a test item is one
-    frame, and items follow each other scene after scene in time order. Info records are never edited.
+    frame, and items follow each other scene after scene in time order. Info records are never edited:
+    `data_infos[i]` is a copy, see `InfoList`.
 
     Args:
         ann_file: info file, see `load_infos`.
@@ -132,7 +136,7 @@ class TemporalNuScenesDataset(NuScenesDataset):
         """Read `self.ann_file`; called by the parent, with the opened file.
 
         Returns:
-            list of info dicts, scene after scene in time order, every `load_interval`-th.
+            InfoList, scene after scene in time order, every `load_interval`-th.
         """
         infos, self.metadata = load_infos(self.ann_file)
         if not infos:
@@ -144,7 +148,7 @@ class TemporalNuScenesDataset(NuScenesDataset):
         self._tokens_of_file = [info["token"] for info in infos]
         self._check_can_bus_message(infos)
         self._moved = self._was_moved(infos[0]["cams"][CAMERAS[0]]["data_path"])
-        return infos[:: self.load_interval]
+        return InfoList(infos[:: self.load_interval])
 
     def _was_moved(self, path):
         """Whether files lie under data_root and not where the info file says, judged by one picture."""
@@ -190,7 +194,7 @@ class TemporalNuScenesDataset(NuScenesDataset):
 
         Returns:
             None where the current frame has no object and `filter_empty_gt` is set, else a dict:
-            img: DataContainer of (T, N, 3, H, W) float32.
+            img: DataContainer of (T, N, 3, H, W) float32, or (T, N, H, W, 3) uint8.
             img_metas: DataContainer of {0: meta, ..., T - 1: meta}; `can_bus` holds the deltas to the
                 frame before in the queue, `prev_bev_exists` says whether that is of the same scene.
             gt_bboxes_3d, gt_labels_3d: DataContainers; objects of the last frame.
@@ -202,7 +206,7 @@ class TemporalNuScenesDataset(NuScenesDataset):
         queue.append(current)
 
         example = dict(current)
-        example["img"] = DataContainer(torch.stack([f["img"].data for f in queue]), stack=True)
+        example["img"] = _stack_queue([frame["img"] for frame in queue])
         metas = relative_metas([frame["img_metas"].data for frame in queue])
         example["img_metas"] = DataContainer(dict(enumerate(metas)), cpu_only=True)
         return example
@@ -418,7 +422,7 @@ class TemporalNuScenesDataset(NuScenesDataset):
 
     def _evaluated_split(self):
         return EvaluatedSplit(
-            infos=self.data_infos,
+            infos=self.data_infos[:],
             tokens=self._tokens_of_file,
             metadata=self.metadata,
             ann_file=self.ann_file,
@@ -437,6 +441,19 @@ class TemporalNuScenesDataset(NuScenesDataset):
             self._evaluated_split(), summary["mean_ap"], summary["nd_score"], summary["eval_time"],
         )  # fmt: skip
         return metric_dict(summary)
+
+
+def _stack_queue(frames):
+    """`img` of T frames, each one tensor or N byte images, as one container."""
+    if isinstance(frames[0].data, torch.Tensor):
+        return DataContainer(
+            torch.stack([frame.data for frame in frames]),
+            stack=True,
+            pad_dims=frames[0].pad_dims,
+        )
+    stacked = stack_byte_images([image for frame in frames for image in frame.data])
+    images = rearrange(stacked.data, "(t n) h w c -> t n h w c", t=len(frames))
+    return DataContainer(images, stack=True, pad_dims=stacked.pad_dims)
 
 
 def relative_metas(metas):

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from projects.bevformer.datasets.samplers import EpochShuffleSampler, SceneSampler
 from projects.bevformer.engine.config import config_errors
 from projects.bevformer.engine.distributed import get_rank, get_world_size
-from projects.bevformer.engine.seed import WorkerSeed
+from projects.bevformer.engine.seed import SeededDataset
 
 _TRAIN_SAMPLERS = ("DistributedGroupSampler", "DistributedSampler", "GroupSampler")
 
@@ -57,6 +57,8 @@ def workers_per_process(cfg):
 def build_train_loader(cfg, dataset, seed):
     """Shuffled batches; every epoch another order, the same on each run of a seed.
 
+    Batches do not depend on the number of workers.
+
     Raises:
         ValueError: `data.shuffler_sampler` names an unknown sampler.
     """
@@ -72,12 +74,11 @@ def build_train_loader(cfg, dataset, seed):
     persistent = overrides.get("persistent_workers", cfg.data.get("persistent_workers", False))
     sampler = EpochShuffleSampler(dataset, get_rank(), get_world_size(), seed)
     return DataLoader(
-        dataset,
+        SeededDataset(dataset),
         batch_size=samples,
         sampler=sampler,
         num_workers=workers,
         collate_fn=partial(collate, samples_per_gpu=samples),
-        worker_init_fn=WorkerSeed(get_rank()),
         persistent_workers=persistent and workers > 0,
     )
 

@@ -1,9 +1,11 @@
-"""Random seeds of the main process and of data workers."""
+"""Random seeds of the main process and of training samples."""
 
+import contextlib
 import random
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 
 from projects.bevformer.engine.distributed import broadcast
 
@@ -25,19 +27,44 @@ def set_seed(seed, deterministic=False):
         torch.backends.cudnn.benchmark = False
 
 
-class WorkerSeed:
-    """`worker_init_fn`: another random stream for every worker, rank and epoch, repeatable by seed.
+@contextlib.contextmanager
+def seeded(*numbers):
+    """Within it Python, numpy and torch on the CPU draw from streams that `numbers` alone determine.
 
-    torch seeds a worker from the main process's generator, which moves on every epoch; numpy and
-    Python would otherwise start each epoch with the same numbers.
+    Afterwards all three go on where they were. Generators of GPUs are left alone.
+
+    Args:
+        numbers: ints of 0 or more.
+    """
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    words = np.random.SeedSequence(numbers).generate_state(6)
+    random.seed(words[:4].tobytes())
+    np.random.seed(words[:4])
+    torch.default_generator.manual_seed(int(words[4]) << 32 | int(words[5]))
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+
+
+class SeededDataset(Dataset):
+    """A data set whose random choices for a sample depend on (seed, epoch, index) alone.
+
+    Which worker reads it, what was read before, and whether the run was resumed make no difference.
+
+    Args:
+        dataset: takes an index; draws from Python's, numpy's or torch's global generators.
     """
 
-    def __init__(self, rank):
-        self.rank = rank
+    def __init__(self, dataset):
+        self.dataset = dataset
 
-    def __call__(self, worker_id):
-        entropy = [torch.initial_seed(), self.rank]
-        words = np.random.SeedSequence(entropy).generate_state(3)
-        random.seed(int(words[0]))
-        np.random.seed(int(words[1]))
-        torch.manual_seed(int(words[2]))
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, key):
+        """The item of a `SampleKey`."""
+        with seeded(key.seed % 2**32, key.epoch, key.index):
+            return self.dataset[key.index]

@@ -106,6 +106,9 @@ def train(
 
     if resume_from is not None:
         runner.resume(resume_from)
+        if not runner.counts_epochs:  # mmcv would start the first epoch again
+            epoch, batches = divmod(runner.iter, len(loader))
+            loader.sampler.start_at(epoch, batches * loader.batch_size)
     elif cfg.get("load_from"):
         checkpoint = runner.load_checkpoint(cfg.load_from)
         check_provenance(checkpoint, cfg.load_from, cfg, logger, split="train")

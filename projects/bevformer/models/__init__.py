@@ -6,6 +6,7 @@ from .bevformer import BEVFormer
 from .bevformer_head import BEVFormerHead
 from .decoder import DetectionTransformerDecoder
 from .encoder import BEVFormerEncoder
+from .image_preprocessor import ImagePreprocessor
 from .losses import TorchFocalLoss
 from .perception_transformer import PerceptionTransformer
 from .temporal_memory import TemporalMemory
@@ -15,6 +16,7 @@ __all__ = [
     "BEVFormerEncoder",
     "BEVFormerHead",
     "DetectionTransformerDecoder",
+    "ImagePreprocessor",
     "PerceptionTransformer",
     "TemporalMemory",
     "TorchFocalLoss",

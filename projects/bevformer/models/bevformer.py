@@ -7,7 +7,7 @@ import contextlib
 
 import torch
 from einops import rearrange
-from mmdet.models.builder import DETECTORS, build_backbone, build_head, build_neck
+from mmdet.models.builder import DETECTORS, MODELS, build_backbone, build_head, build_neck
 from mmdet3d.core import bbox3d2result
 from mmdet3d.models.detectors import Base3DDetector
 
@@ -46,6 +46,8 @@ class BEVFormer(Base3DDetector):
         train_cfg: dict(pts=dict(assigner=...)).
         test_cfg: dict(pts=...) or None.
         pretrained: dict(img=URL or path) of backbone weights.
+        data_preprocessor: config of the ImagePreprocessor for pipelines that hand on uint8 images; None
+            for pipelines that do the whole work, such as the published ones.
 
     Attributes:
         autocast_dtype: None, or the dtype under which forward runs in mixed precision.
@@ -64,6 +66,7 @@ class BEVFormer(Base3DDetector):
         test_cfg=None,
         pretrained=None,
         init_cfg=None,
+        data_preprocessor=None,
     ):
         super().__init__(init_cfg)
         if pretrained and pretrained.get("img"):
@@ -78,6 +81,7 @@ class BEVFormer(Base3DDetector):
                 test_cfg=test_cfg["pts"] if test_cfg else None,
             )
         )
+        self.data_preprocessor = MODELS.build(data_preprocessor) if data_preprocessor else None
         self.use_grid_mask = use_grid_mask
         self.grid_mask = GridMask()
         self.video_test_mode = video_test_mode
@@ -87,6 +91,29 @@ class BEVFormer(Base3DDetector):
     def reset_memory(self):
         """Forget the previous frames of all test streams."""
         self.memory.reset()
+
+    def preprocess(self, img, img_metas):
+        """Images and metas of one frame as `extract_feat` and the head take them.
+
+        Args:
+            img: (B, N, 3, H, W) float, or (B, N, H, W, 3) uint8 with a `data_preprocessor`.
+            img_metas: B metas.
+
+        Returns:
+            img: (B, N, 3, H, W) float.
+            img_metas: B metas of it.
+
+        Raises:
+            ValueError: the images are not those that the pipeline of this model ends with.
+        """
+        if self.data_preprocessor is not None:
+            return self.data_preprocessor(img, img_metas)
+        if img.dtype == torch.uint8:
+            raise ValueError(
+                "the pipeline hands on uint8 images, and the model has no data_preprocessor that makes "
+                "the backbone's input of them: set model.data_preprocessor, see configs/config.py"
+            )
+        return img, img_metas
 
     def extract_feat(self, img, img_metas=None):
         """Image features of one frame.
@@ -118,7 +145,8 @@ class BEVFormer(Base3DDetector):
 
         Args:
             return_loss: train (True) or test (False).
-            img: training: (B, T, N, 3, H, W); testing: a list with one (B, N, 3, H, W) tensor.
+            img: training: (B, T, N, 3, H, W); testing: a list with one (B, N, 3, H, W) tensor. With a
+                `data_preprocessor` uint8 with the channels last, (..., H, W, 3).
             img_metas: training: B dicts {0: meta, ..., T-1: meta}; testing: a list with B metas.
             gt_bboxes_3d: training: B LiDARInstance3DBoxes of the last frame.
             gt_labels_3d: training: B (G,) long tensors.
@@ -147,27 +175,32 @@ class BEVFormer(Base3DDetector):
         Returns:
             dict of losses.
         """
-        hits = self.camera_hits(img_metas, img.shape[1], img.device)
+        hits = self.camera_hits(img, img_metas)
         prev_bev = self.obtain_history_bev(img[:, :-1], img_metas, hits)
-        current, metas = img[:, -1], [queue[img.shape[1] - 1] for queue in img_metas]
+        metas = [queue[img.shape[1] - 1] for queue in img_metas]
+        current, metas = self.preprocess(img[:, -1], metas)
         has_prev = [prev_bev is not None and bool(meta["prev_bev_exists"]) for meta in metas]
         feats = self.extract_feat(current)
         outputs = self.pts_bbox_head(feats, metas, prev_bev, has_prev=has_prev, hits=hits[-1])
         return self.pts_bbox_head.loss(gt_bboxes_3d, gt_labels_3d, outputs, img_metas=metas)
 
-    def camera_hits(self, img_metas, num_frames, device):
+    def camera_hits(self, img, img_metas):
         """Which BEV queries see which camera in each frame of a queue; the device is waited for once.
 
         Args:
-            img_metas: B dicts {0: meta, ...} of the queues.
-            num_frames: T, how many of their frames.
-            device: of the result.
+            img: (B, T, ...) the images of the queues, as in `forward`.
+            img_metas: B dicts {0: meta, ..., T-1: meta}.
 
         Returns:
             T CameraHits.
         """
-        metas_of_frames = [[queue[t] for queue in img_metas] for t in range(num_frames)]
-        return self.pts_bbox_head.camera_hits(metas_of_frames, device)
+        metas_of_frames = [[queue[t] for queue in img_metas] for t in range(img.shape[1])]
+        if self.data_preprocessor is not None:
+            image_hw = img.shape[-3:-1]
+            metas_of_frames = [
+                self.data_preprocessor.describe(metas, image_hw) for metas in metas_of_frames
+            ]
+        return self.pts_bbox_head.camera_hits(metas_of_frames, img.device)
 
     def obtain_history_bev(self, img, img_metas, hits=None):
         """BEV of the last history frame, in eval mode and without gradient.
@@ -183,11 +216,11 @@ class BEVFormer(Base3DDetector):
         prev_bev = None
         with frozen(self):
             for t in range(img.shape[1]):
-                metas = [queue[t] for queue in img_metas]
+                frame, metas = self.preprocess(img[:, t], [queue[t] for queue in img_metas])
                 has_prev = [
                     prev_bev is not None and bool(meta["prev_bev_exists"]) for meta in metas
                 ]
-                feats = self.extract_feat(img[:, t])
+                feats = self.extract_feat(frame)
                 prev_bev = self.pts_bbox_head(
                     feats,
                     metas,
@@ -213,7 +246,7 @@ class BEVFormer(Base3DDetector):
         """
         if len(img) != 1 or len(img_metas) != 1:
             raise ValueError(f"BEVFormer tests one augmentation, got {len(img)}")
-        images, metas = img[0], img_metas[0]
+        images, metas = self.preprocess(img[0], img_metas[0])
         if not self.video_test_mode:
             self.memory.reset()
         prev_bev, has_prev, relative_metas = self.memory.recall(metas)

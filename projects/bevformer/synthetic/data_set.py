@@ -1,5 +1,6 @@
 """Makes a whole data set: shares the scenes among processes, then writes the tables."""
 
+import functools
 import multiprocessing
 import os
 import shutil
@@ -12,6 +13,7 @@ from tqdm import tqdm
 from projects.bevformer.nuscenes_spec import CAMERAS
 from projects.bevformer.synthetic.recording import LIDAR_CHANNEL, SceneTask, record, scene_rig
 from projects.bevformer.synthetic.schema import TableWriter
+from projects.bevformer.synthetic.tables_only import TablesTask, make_scene, write_tables
 
 # The scenes of v1.0-mini, as the devkit's splits name them: mini_train, then mini_val.
 MINI_TRAIN = ("scene-0061", "scene-0553", "scene-0655", "scene-0757",
@@ -100,7 +102,7 @@ def create_data_set(
     ]
     frames = {scene: [] for scene in scenes}
     with tqdm(total=len(scenes) * frames_per_scene, unit="frame", disable=not show_progress) as bar:
-        for task, recorded in zip(tasks, _run(tasks, workers)):
+        for task, recorded in zip(tasks, _run(record, tasks, workers)):
             frames[task.scene] += recorded
             bar.update(len(recorded))
 
@@ -111,21 +113,51 @@ def create_data_set(
     return root
 
 
+def create_tables_only(
+    out_dir,
+    version: str = "v1.0-trainval",
+    seed: int = 0,
+    frames_per_scene: int = 40,
+    scenes: Optional[Sequence[str]] = None,
+    workers: Optional[int] = None,
+    force: bool = False,
+    show_progress: bool = True,
+) -> Path:
+    """Write the tables and the CAN bus poses of a data set that has no pictures and no lidar files.
+
+    For measuring tools at the size of the real data; see `tables_only`.
+
+    Args, returns and raises: as `create_data_set`.
+    """
+    scenes = tuple(scene_names(version) if scenes is None else scenes)
+    workers = (os.cpu_count() or 1) if workers is None else workers
+    _check(version, seed, (900, 1600), frames_per_scene, scenes, workers)
+    root = _empty_folder(Path(out_dir), force)
+    for name in ("maps", "can_bus", version):
+        (root / name).mkdir()
+    tasks = [TablesTask(seed, scene, frames_per_scene) for scene in scenes]
+    make = functools.partial(make_scene, can_bus_folder=root / "can_bus")
+    scene_rows = _run(make, tasks, workers)
+    bar = tqdm(scene_rows, total=len(tasks), unit="scene", disable=not show_progress)
+    write_tables(root / version, seed, bar)
+    return root
+
+
 def _portions(frame_count):
     starts = range(0, frame_count, _FRAMES_PER_TASK)
     return [(start, min(start + _FRAMES_PER_TASK, frame_count)) for start in starts]
 
 
-def _run(tasks, workers):
+def _run(work, tasks, workers):
     """Results of all tasks, in order."""
     workers = min(workers, len(tasks))
     if workers == 1:
-        yield from map(record, tasks)
+        yield from map(work, tasks)
         return
     # Spawned, not forked: the caller may have threads (torch, OpenMP), which a fork would break.
     context = multiprocessing.get_context("spawn")
     with context.Pool(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-        yield from pool.imap(record, tasks)
+        yield from pool.imap(work, tasks)
 
 
 def _check(version, seed, image_hw, frames_per_scene, scenes, workers):

@@ -39,18 +39,66 @@ ATTRIBUTES = {
 _VISIBILITIES = {"1": "v0-40", "2": "v40-60", "3": "v60-80", "4": "v80-100"}
 _VISIBILITY_BOUNDS = (0.4, 0.6, 0.8)
 
-_RADARS = (
+RADARS = (
     "RADAR_FRONT",
     "RADAR_FRONT_RIGHT",
     "RADAR_FRONT_LEFT",
     "RADAR_BACK_LEFT",
     "RADAR_BACK_RIGHT",
 )
-_SENSORS = {
+SENSORS = {
     **dict.fromkeys(CAMERAS, "camera"),
     LIDAR_CHANNEL: "lidar",
-    **dict.fromkeys(_RADARS, "radar"),  # named in the table, without data
+    **dict.fromkeys(RADARS, "radar"),  # named in the table, without data
 }
+
+
+TABLES = (
+    "category", "attribute", "visibility", "sensor", "log", "map", "scene", "calibrated_sensor", "sample",
+    "sample_data", "ego_pose", "instance", "sample_annotation",
+)  # fmt: skip
+
+
+def make_token(seed, *parts):
+    """32 hexadecimal digits that depend on the seed and the parts."""
+    text = "/".join(str(part) for part in (seed, *parts))
+    return hashlib.md5(text.encode()).hexdigest()
+
+
+def fixed_tables(seed):
+    """{table: rows} of the tables that are the same whatever was recorded."""
+
+    def named_rows(table, descriptions):
+        return [
+            {"token": make_token(seed, table, name), "name": name, "description": description}
+            for name, description in descriptions.items()
+        ]
+
+    return {
+        "category": named_rows("category", {name: name for name in CATEGORIES}),
+        "attribute": named_rows("attribute", ATTRIBUTES),
+        "visibility": [
+            {
+                "token": token,
+                "level": level,
+                "description": f"visible share in per cent: {level[1:]}",
+            }
+            for token, level in _VISIBILITIES.items()
+        ],
+        "sensor": [
+            {
+                "token": make_token(seed, "sensor", channel),
+                "channel": channel,
+                "modality": modality,
+            }
+            for channel, modality in SENSORS.items()
+        ],
+    }
+
+
+def visibility_token(visible_share):
+    """Tokens of the levels of an object of which the cameras see so much, or of several objects."""
+    return np.digitize(visible_share, _VISIBILITY_BOUNDS) + 1
 
 
 class TableWriter:
@@ -58,36 +106,11 @@ class TableWriter:
 
     def __init__(self, seed, image_hw):
         self._seed, self._image_hw = seed, image_hw
-        self._tables: Dict[str, list] = {
-            "category": self._named_rows("category", {name: name for name in CATEGORIES}),
-            "attribute": self._named_rows("attribute", ATTRIBUTES),
-            "visibility": [
-                {
-                    "token": token,
-                    "level": level,
-                    "description": f"visible share in per cent: {level[1:]}",
-                }
-                for token, level in _VISIBILITIES.items()
-            ],
-            "sensor": [
-                {"token": self._token("sensor", channel), "channel": channel, "modality": modality}
-                for channel, modality in _SENSORS.items()
-            ],
-        }
-        for name in ("log", "map", "scene", "calibrated_sensor", "sample", "sample_data", "ego_pose",
-                     "instance", "sample_annotation"):  # fmt: skip
-            self._tables[name] = []
+        self._tables: Dict[str, list] = {table: [] for table in TABLES}
+        self._tables.update(fixed_tables(seed))
 
     def _token(self, *parts):
-        """32 hexadecimal digits that depend on the seed and the parts."""
-        text = "/".join(str(part) for part in (self._seed, *parts))
-        return hashlib.md5(text.encode()).hexdigest()
-
-    def _named_rows(self, table, descriptions):
-        return [
-            {"token": self._token(table, name), "name": name, "description": description}
-            for name, description in descriptions.items()
-        ]
+        return make_token(self._seed, *parts)
 
     def add_scene(self, scene, rig, frames: List[Frame]):
         """Add one scene.
@@ -177,7 +200,7 @@ class TableWriter:
             ):
                 length, width, height = (float(side) for side in seen.size_lwh)
                 attributes = [self._token("attribute", seen.attribute)] if seen.attribute else []
-                level = int(np.digitize(seen.visible_share, _VISIBILITY_BOUNDS)) + 1
+                level = int(visibility_token(seen.visible_share))
                 self._tables["sample_annotation"].append(
                     {"token": token, "sample_token": samples[frame_number],
                      "instance_token": instance, "visibility_token": str(level),

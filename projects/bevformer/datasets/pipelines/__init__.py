@@ -6,10 +6,11 @@ No step edits an array that it was given.
 """
 
 from projects.bevformer.datasets.pipelines.color import (
+    DrawColorDistortion,
     NormalizeMultiviewImage,
     PhotoMetricDistortionMultiViewImage,
 )
-from projects.bevformer.datasets.pipelines.format import CustomCollect3D
+from projects.bevformer.datasets.pipelines.format import ByteImageFormatBundle3D, CustomCollect3D
 from projects.bevformer.datasets.pipelines.loading import LoadMultiViewImageFromFiles
 from projects.bevformer.datasets.pipelines.objects import ObjectRangeFilter
 from projects.bevformer.datasets.pipelines.size import (
@@ -18,7 +19,9 @@ from projects.bevformer.datasets.pipelines.size import (
 )
 
 __all__ = [
+    "ByteImageFormatBundle3D",
     "CustomCollect3D",
+    "DrawColorDistortion",
     "LoadMultiViewImageFromFiles",
     "NormalizeMultiviewImage",
     "ObjectRangeFilter",

@@ -6,19 +6,17 @@ from mmdet3d.datasets.builder import PIPELINES
 
 
 @PIPELINES.register_module()
-class PhotoMetricDistortionMultiViewImage:
-    """Random brightness, contrast, saturation, hue and channel order, drawn anew for each camera.
+class DrawColorDistortion:
+    """Draw the numbers of a PhotoMetricDistortionMultiViewImage and leave the images as they are.
 
-    Each change happens with probability one half. Images are float32 BGR, 0 ... 255, and may leave
-    that range. Draws come from `np.random`, which mmdet seeds in every worker.
+    The images can then stay uint8, and the model's ImagePreprocessor distorts them on its device. On
+    the same state of `np.random` the numbers are those that the published step would draw.
 
     Args:
         brightness_delta: largest value added or subtracted.
         contrast_range: smallest and largest factor of all channels.
         saturation_range: smallest and largest factor of the saturation.
         hue_delta: largest turn of the hue, degrees.
-
-    Source: SSD (arXiv 1512.02325), section 3.6; the order of the changes is mmdet's.
     """
 
     def __init__(
@@ -34,6 +32,63 @@ class PhotoMetricDistortionMultiViewImage:
         self.hue_delta = hue_delta
 
     def __call__(self, results):
+        """Add `color_distortion`: dict of (N,) float32 brightness, contrast_first, saturation, hue
+        and contrast_last, and (N, 3) int64 channels; see `ops.color.distort_colors`."""
+        draws = [self.draw() for _ in results["img"]]
+        results["color_distortion"] = {
+            name: np.array(
+                [draw[name] for draw in draws], np.int64 if name == "channels" else np.float32
+            )
+            for name in draws[0]
+        }
+        return results
+
+    def draw(self):
+        """Numbers for one image, name -> number; each change happens with probability one half."""
+        draw = {
+            "brightness": 0.0,
+            "contrast_first": 1.0,
+            "saturation": 1.0,
+            "hue": 0.0,
+            "contrast_last": 1.0,
+            "channels": (0, 1, 2),
+        }
+        if _coin():
+            draw["brightness"] = np.random.uniform(-self.brightness_delta, self.brightness_delta)
+        contrast_first = _coin()
+        if contrast_first and _coin():
+            draw["contrast_first"] = np.random.uniform(*self.contrast_range)
+        if _coin():
+            draw["saturation"] = np.random.uniform(*self.saturation_range)
+        if _coin():
+            draw["hue"] = np.random.uniform(-self.hue_delta, self.hue_delta)
+        if not contrast_first and _coin():
+            draw["contrast_last"] = np.random.uniform(*self.contrast_range)
+        if _coin():
+            draw["channels"] = tuple(np.random.permutation(3))
+        return draw
+
+    def __repr__(self):
+        return (
+            f"{type(self).__name__}(brightness_delta={self.brightness_delta}, "
+            f"contrast_range={self.contrast_range}, saturation_range={self.saturation_range}, "
+            f"hue_delta={self.hue_delta})"
+        )
+
+
+@PIPELINES.register_module()
+class PhotoMetricDistortionMultiViewImage(DrawColorDistortion):
+    """Random brightness, contrast, saturation, hue and channel order, drawn anew for each camera.
+
+    Each change happens with probability one half. Images are float32 BGR, 0 ... 255, and may leave
+    that range. Draws come from `np.random`, which the training loader seeds for every sample.
+
+    Args: as DrawColorDistortion.
+
+    Source: SSD (arXiv 1512.02325), section 3.6; the order of the changes is mmdet's.
+    """
+
+    def __call__(self, results):
         """Distort `img`.
 
         Raises:
@@ -45,45 +100,30 @@ class PhotoMetricDistortionMultiViewImage:
                     f"PhotoMetricDistortionMultiViewImage needs float32 images, got {image.dtype}: "
                     "set to_float32=True in LoadMultiViewImageFromFiles"
                 )
-        results["img"] = [self._distort(image) for image in results["img"]]
+        results["img"] = [_distort(image, self.draw()) for image in results["img"]]
         return results
 
-    def _distort(self, image):
-        if _coin():
-            image = image + np.float32(
-                np.random.uniform(-self.brightness_delta, self.brightness_delta)
-            )
-        contrast_first = _coin()
-        if contrast_first:
-            image = self._change_contrast(image)
 
-        hsv = mmcv.bgr2hsv(image)  # hue 0 ... 360, a new array
-        if _coin():
-            hsv[..., 1] *= np.random.uniform(*self.saturation_range)
-        if _coin():
-            hue = hsv[..., 0]
-            hue += np.random.uniform(-self.hue_delta, self.hue_delta)
-            hue[hue > 360] -= 360
-            hue[hue < 0] += 360
-        image = mmcv.hsv2bgr(hsv)
+def _distort(image, draw):
+    """A new (H, W, 3) float32 image; changes that were not drawn are left out."""
+    if draw["brightness"]:
+        image = image + np.float32(draw["brightness"])
+    if draw["contrast_first"] != 1:
+        image = image * np.float32(draw["contrast_first"])
 
-        if not contrast_first:
-            image = self._change_contrast(image)
-        if _coin():
-            image = image[..., np.random.permutation(3)]
-        return image
+    hsv = mmcv.bgr2hsv(image)  # hue 0 ... 360, a new array
+    if draw["saturation"] != 1:
+        hsv[..., 1] *= draw["saturation"]
+    if draw["hue"]:
+        hue = hsv[..., 0]
+        hue += draw["hue"]
+        hue[hue > 360] -= 360
+        hue[hue < 0] += 360
+    image = mmcv.hsv2bgr(hsv)
 
-    def _change_contrast(self, image):
-        if _coin():
-            image = image * np.float32(np.random.uniform(*self.contrast_range))
-        return image
-
-    def __repr__(self):
-        return (
-            f"PhotoMetricDistortionMultiViewImage(brightness_delta={self.brightness_delta}, "
-            f"contrast_range={self.contrast_range}, saturation_range={self.saturation_range}, "
-            f"hue_delta={self.hue_delta})"
-        )
+    if draw["contrast_last"] != 1:
+        image = image * np.float32(draw["contrast_last"])
+    return image[..., list(draw["channels"])] if draw["channels"] != (0, 1, 2) else image
 
 
 @PIPELINES.register_module()

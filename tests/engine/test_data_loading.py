@@ -1,0 +1,118 @@
+"""Training batches of the synthetic data set, through the loader that `train` uses."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from mmcv import Config
+
+from projects.bevformer import compat  # noqa: F401
+from projects.bevformer.datasets.create_infos import create_nuscenes_infos
+from projects.bevformer.engine.data_loading import build_train_dataset, build_train_loader
+from projects.bevformer.nuscenes_spec import CLASSES
+
+PIPELINE = [
+    dict(type="LoadMultiViewImageFromFiles"),
+    dict(type="DrawColorDistortion"),
+    dict(type="LoadAnnotations3D", with_bbox_3d=True, with_label_3d=True),
+    dict(type="ObjectNameFilter", classes=CLASSES),
+    dict(type="ByteImageFormatBundle3D", class_names=CLASSES, stack=False),
+    dict(type="CustomCollect3D", keys=["gt_bboxes_3d", "gt_labels_3d", "img"]),
+]
+
+
+@pytest.fixture(scope="module")
+def ann_file(synthetic_root, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("infos")
+    root = str(synthetic_root)
+    create_nuscenes_infos(root, str(folder), "t", "v1.0-mini", root)
+    return str(folder / "t_infos_temporal_train.pkl")
+
+
+@pytest.fixture
+def loader(ann_file, synthetic_root):
+    """Factory of training loaders."""
+
+    def build(workers=0, seed=3, samples=2, **options):
+        train = dict(
+            type="TemporalNuScenesDataset",
+            data_root=f"{synthetic_root}/",
+            pipeline=PIPELINE,
+            classes=CLASSES,
+            queue_length=3,
+            **{"ann_file": ann_file, **options},
+        )
+        cfg = Config({"data": dict(samples_per_gpu=samples, workers_per_gpu=workers, train=train)})
+        return build_train_loader(cfg, build_train_dataset(cfg), seed)
+
+    return build
+
+
+def epoch_of(loader, epoch):
+    """What the batches of an epoch hold, in plain values."""
+    loader.sampler.set_epoch(epoch)
+    return [plain(batch) for batch in loader]
+
+
+def plain(batch):
+    metas = batch["img_metas"].data[0]
+    return {
+        "frames": [[meta["sample_idx"] for meta in queue.values()] for queue in metas],
+        "pixels": batch["img"].data[0].sum(dim=(-1, -2, -3)).tolist(),
+        "draws": [
+            {name: values.tolist() for name, values in meta["color_distortion"].items()}
+            for queue in metas
+            for meta in queue.values()
+        ],
+        "boxes": [boxes.tensor.tolist() for boxes in batch["gt_bboxes_3d"].data[0]],
+    }
+
+
+def test_batches_do_not_depend_on_the_workers(loader):
+    expected = [epoch_of(loader(0), epoch) for epoch in (0, 1)]
+    assert expected[0] != expected[1]
+    assert expected[0] != epoch_of(loader(0, seed=4), 0)
+    for workers in (1, 2):
+        several = loader(workers)
+        assert [epoch_of(several, epoch) for epoch in (0, 1)] == expected
+
+
+def test_batches_do_not_depend_on_what_was_drawn_before(loader):
+    expected = epoch_of(loader(), 1)
+    np.random.seed(99)
+    torch.manual_seed(99)
+    resumed = loader()  # a run that goes on after its first epoch
+    assert epoch_of(resumed, 1) == expected
+    assert epoch_of(resumed, 1) == expected
+
+
+def test_a_run_resumed_within_an_epoch_reads_the_rest(loader):
+    whole, rest = loader(samples=1), loader(samples=1)
+    expected = epoch_of(whole, 0)
+    rest.sampler.start_at(0, 3)
+    assert [plain(batch) for batch in rest] == expected[3:]
+
+
+def test_frames_drawn_in_place_of_empty_ones_depend_on_the_key_too(loader, ann_file, tmp_path):
+    with open(ann_file, "rb") as file:
+        content = pickle.load(file)
+    for info in content["infos"][1:3]:
+        info["gt_names"][:] = "animal"
+    path = tmp_path / "infos.pkl"
+    path.write_bytes(pickle.dumps(content))
+    empty = {info["token"] for info in content["infos"][1:3]}
+    found = []
+    for workers in (0, 2):
+        loader_of_path = loader(workers, samples=1, ann_file=str(path))
+        found.append([epoch_of(loader_of_path, epoch) for epoch in range(3)])
+    assert found[0] == found[1]
+    assert not {batch["frames"][0][-1] for epoch in found[0] for batch in epoch} & empty
+
+
+def test_queues_of_bytes(loader):
+    (batch,) = list(loader(samples=4))
+    assert batch["img"].data[0].shape == (4, 3, 6, 225, 400, 3)
+    assert batch["img"].data[0].dtype == torch.uint8
+    (one,) = list(loader(samples=4, filter_empty_gt=False))
+    assert torch.equal(one["img"].data[0], batch["img"].data[0])
