@@ -6,13 +6,14 @@ Images are uint8 in BGR, as OpenCV reads and writes them.
 import cv2
 import numpy as np
 
+from projects.bevformer.data_files import join_root
 from projects.bevformer.visualization.boxes import (
     FRONT_FACE,
     REAR_FACE,
     drawable_boxes,
     sample_title,
 )
-from projects.bevformer.visualization.files import join_root, read_image
+from projects.bevformer.visualization.files import read_image
 
 # As someone sitting in the car sees them; the lower row is what is seen over the shoulder.
 ARRANGEMENT = (
