@@ -80,7 +80,9 @@ def global_opcode(module, name):
 )
 def test_what_could_run_code_is_named_and_not_run(load, tmp_path, monkeypatch, content, named):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=rf"file\.pkl is not read: it names {named}.*write it again"):
+    with pytest.raises(
+        ValueError, match=rf"file\.pkl is not read: it names {named}.*write it again"
+    ):
         load(content)
     assert not (tmp_path / "ran").exists()
 

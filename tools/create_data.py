@@ -18,6 +18,7 @@ from projects.bevformer.datasets.create_infos import (  # noqa: E402
     TABLE_FOLDERS,
     create_nuscenes_infos,
 )
+from projects.bevformer.engine.cli import tool_errors  # noqa: E402
 
 
 def parse_args():
@@ -34,12 +35,13 @@ def parse_args():
     parser.add_argument(
         "--workers", type=int, default=1, help="accepted for compatibility; one process is enough"
     )
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser.parse_args()
 
 
 def main():
     args = parse_args()
-    try:
+    with tool_errors(args.debug):
         summary = create_nuscenes_infos(
             root_path=args.root_path,
             out_dir=args.out_dir,
@@ -49,8 +51,6 @@ def main():
             max_sweeps=args.max_sweeps,
             progress=functools.partial(tqdm, desc="scenes", unit="scene"),
         )
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"create_data: {error}")
 
     for path, frames in summary.frames.items():
         print(f"{path}: {frames} frames")

@@ -303,20 +303,7 @@ def test_wrong_version(root_copy, tmp_path, version, error, message):
 def test_damaged_tables_are_named(root_copy, tmp_path):
     root, _ = root_copy
     (root / "v1.0-mini" / "ego_pose.json").write_text("[{")
-    with pytest.raises(ValueError, match="cannot read the tables"):
-        create(root, tmp_path)
-
-
-def test_sample_chain_that_does_not_end(root_copy, tmp_path):
-    root, edit = root_copy
-
-    def close_the_loop(samples):
-        last = next(sample for sample in samples if not sample["next"])
-        last["next"] = last["token"]
-        return samples
-
-    edit("sample", close_the_loop)
-    with pytest.raises(ValueError, match="should have 4 samples"):
+    with pytest.raises(ValueError, match="ego_pose.json is damaged"):
         create(root, tmp_path)
 
 
@@ -339,12 +326,3 @@ def test_samples_without_annotations(root_copy, tmp_path):
         assert info["gt_velocity"].shape == (0, 2)
         assert info["gt_names"].shape == info["num_lidar_pts"].shape == (0,)
         assert info["valid_flag"].dtype == bool
-
-
-def test_sample_without_a_camera(root_copy, tmp_path):
-    root, edit = root_copy
-    edit(
-        "sample_data", lambda rows: [row for row in rows if "CAM_BACK_LEFT" not in row["filename"]]
-    )
-    with pytest.raises(ValueError, match="has no CAM_BACK_LEFT"):
-        create(root, tmp_path)

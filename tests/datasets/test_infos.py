@@ -120,9 +120,15 @@ def set_camera(field, value):
     ("damage", "message"),
     [
         (lambda i: i.update(ego2global_rotation=[1, 0, 0]), "ego2global_rotation of frame 1.* 4 f"),
-        (lambda i: i.update(lidar2ego_translation=[0, 0, np.nan]), "lidar2ego_translation of frame 1"),
+        (
+            lambda i: i.update(lidar2ego_translation=[0, 0, np.nan]),
+            "lidar2ego_translation of frame 1",
+        ),
         (lambda i: i["cams"]["CAM_BACK"].pop("data_path"), "cams.CAM_BACK of frame 1 .* data_path"),
-        (set_camera("cam_intrinsic", np.eye(4)), "cams.CAM_BACK.cam_intrinsic of frame 1.* 3 x 3 f"),
+        (
+            set_camera("cam_intrinsic", np.eye(4)),
+            "cams.CAM_BACK.cam_intrinsic of frame 1.* 3 x 3 f",
+        ),
         (set_camera("cam_intrinsic", "none"), "cams.CAM_BACK.cam_intrinsic of frame 1"),
         (lambda i: i.update(gt_names=i["gt_names"][1:]), "frame 1 has 3 gt_boxes and 2 gt_names"),
         (lambda i: i["gt_boxes"].fill(np.inf), "gt_boxes of frame 1"),
@@ -143,6 +149,8 @@ def test_infos_must_be_a_list_of_dicts(write_infos, infos):
 
 
 def test_version_and_split_must_agree(make_info, write_infos):
-    with pytest.raises(ValueError, match="split 'test' of version 'v1.0-mini', which has train and"):
+    with pytest.raises(
+        ValueError, match="split 'test' of version 'v1.0-mini', which has train and"
+    ):
         load_infos(write_infos([make_info()], split="test"))
     load_infos(write_infos([make_info()], version="my-own", split="test"))

@@ -264,7 +264,9 @@ def test_a_queue_of_different_sizes_is_named(make_dataset, two_scenes):
     dataset.pipeline = pipeline
     dataset[0]
     first, last = "root/samples/CAM/0.jpg", "root/samples/CAM/0.jpg"
-    with pytest.raises(ValueError, match=rf"\({first}\) are \(2, 2\).*scene_a_2 \({last}\) are \(4, 2"):
+    with pytest.raises(
+        ValueError, match=rf"\({first}\) are \(2, 2\).*scene_a_2 \({last}\) are \(4, 2"
+    ):
         dataset[2]
 
 

@@ -4,7 +4,6 @@ Frames: matrices are named `src2dst`, are 4x4 float64 and act on column vectors;
 LIDAR_TOP at the key frame; each camera has its own ego pose, because it fires at its own time.
 """
 
-import json
 import os
 import os.path as osp
 import pickle
@@ -22,6 +21,7 @@ from projects.bevformer.datasets.can_bus import (
     SceneCanBus,
     find_can_bus_folder,
 )
+from projects.bevformer.datasets.table_checks import TABLES, check_tables, read_tables
 from projects.bevformer.geometry.boxes import BOX_CONVENTION_NEW
 from projects.bevformer.nuscenes_spec import CAMERAS, CAN_SIZE, CATEGORY_TO_CLASS
 
@@ -97,7 +97,7 @@ def create_nuscenes_infos(
             elif not _has_images(nusc, scene):
                 summary.scenes_without_images.append(scene["name"])
             else:
-                can_bus = _load_can_bus(can_bus_folder, scene["name"], split)
+                can_bus = _load_can_bus(can_bus_folder, nusc, scene, split)
                 if can_bus is None:
                     summary.scenes_without_can_bus.append(scene["name"])
                 infos[split] += _scene_infos(nusc, scene, can_bus, max_sweeps)
@@ -116,13 +116,17 @@ def create_nuscenes_infos(
 
 
 def _load_tables(root_path, folder):
+    path = osp.join(root_path, folder)
     try:
-        return NuScenes(version=folder, dataroot=root_path, verbose=False)
-    except (AssertionError, OSError, KeyError, json.JSONDecodeError) as error:
+        nusc = NuScenes(version=folder, dataroot=root_path, verbose=False)
+    except (AssertionError, OSError, LookupError, TypeError, ValueError, AttributeError) as error:
+        check_tables(read_tables(path), path)  # says which file and which field
         raise ValueError(
-            f"the devkit cannot read the tables in {osp.join(root_path, folder)} "
+            f"the devkit cannot read the tables in {path} "
             f"({type(error).__name__}: {error}): unpack the metadata and the maps again"
         ) from error
+    check_tables({name: getattr(nusc, name) for name in TABLES}, path)
+    return nusc
 
 
 def _first_time_us(nusc, scene):
@@ -145,13 +149,17 @@ def _has_images(nusc, scene):
     )
 
 
-def _load_can_bus(folder, scene_name, split):
+def _load_can_bus(folder, nusc, scene, split):
     """The scene's CAN bus, or None where there truly is none."""
-    if scene_name in SCENES_WITHOUT_CAN_BUS:
+    name = scene["name"]
+    if name in SCENES_WITHOUT_CAN_BUS:
         return None
-    if split == "test" and not osp.isfile(osp.join(folder, f"{scene_name}_pose.json")):
+    if split == "test" and not osp.isfile(osp.join(folder, f"{name}_pose.json")):
         return None
-    return SceneCanBus(folder, scene_name)
+    can_bus = SceneCanBus(folder, name)
+    last = nusc.get("sample", scene["last_sample_token"])
+    can_bus.check_overlap(_first_time_us(nusc, scene), last["timestamp"])
+    return can_bus
 
 
 def _scene_infos(nusc, scene, can_bus, max_sweeps):
@@ -159,11 +167,6 @@ def _scene_infos(nusc, scene, can_bus, max_sweeps):
     infos = []
     token = scene["first_sample_token"]
     while token:
-        if len(infos) == scene["nbr_samples"]:
-            raise ValueError(
-                f"{scene['name']} should have {scene['nbr_samples']} samples, but its chain goes on "
-                f"at {token}: the tables are damaged, unpack the metadata again"
-            )
         sample = nusc.get("sample", token)
         infos.append(_frame_info(nusc, sample, len(infos), can_bus, max_sweeps))
         token = sample["next"]
@@ -171,12 +174,6 @@ def _scene_infos(nusc, scene, can_bus, max_sweeps):
 
 
 def _frame_info(nusc, sample, frame_idx, can_bus, max_sweeps):
-    absent = [channel for channel in ("LIDAR_TOP", *CAMERAS) if channel not in sample["data"]]
-    if absent:
-        raise ValueError(
-            f"sample {sample['token']} has no {', '.join(absent)}: the tables are damaged, "
-            "unpack the metadata again"
-        )
     lidar_data = nusc.get("sample_data", sample["data"]["LIDAR_TOP"])
     lidar = _sensor_record(nusc, lidar_data)
     lidar2global = _sensor2global(lidar)
