@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from projects.bevformer.data_files import jpeg_damage, join_root
+from projects.bevformer.data_files import join_root, jpeg_damage
 
 
 @pytest.mark.parametrize(
