@@ -22,6 +22,7 @@ ALLOWED = {
     "synthetic": COMMON,
     "visualization": COMMON,
     "engine": COMMON | {"ops", "layers", "models", "matching", "datasets", "visualization"},
+    "doctor": COMMON | {"datasets", "engine", "plugin"},
     "plugin.py": {"models", "datasets", "engine"},
     "nuscenes_spec.py": set(),
     "compat.py": set(),
