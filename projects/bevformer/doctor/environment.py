@@ -139,12 +139,15 @@ def inspect_environment():
         driver=_nvidia_driver(),
         start_method=multiprocessing.get_start_method(),
     )
-    failed = set(environment.import_errors)
-    if "torch" in sys.modules and "torch" not in failed:
+
+    def usable(module):
+        return sys.modules.get(module) is not None and module not in environment.import_errors
+
+    if usable("torch"):
         _look_at_gpus(environment)
-        if "torchvision" not in failed:
+        if usable("torchvision"):
             environment.deform_conv_error = _error_of(_try_deform_conv)
-    if "mmcv" in sys.modules and not {"mmcv", "mmcv._ext"} & failed:
+    if usable("mmcv") and usable("mmcv._ext"):
         environment.config_dump_error = _error_of(_try_config_dump)
         environment.mmcv_cuda = _mmcv_has_cuda()
     return environment
