@@ -92,7 +92,7 @@ class SceneCanBus:
             start_us, end_us: times of the scene's first and last key frame, microseconds.
 
         Raises:
-            ValueError: no message lies between.
+            ValueError: all messages are before the first, or all are after the last key frame.
         """
         if self._times_us[-1] < start_us or self._times_us[0] > end_us:
             raise ValueError(

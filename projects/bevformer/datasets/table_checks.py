@@ -27,7 +27,7 @@ _FIELDS = {
         *("sample_token", "ego_pose_token", "calibrated_sensor_token", "timestamp"),
         *("is_key_frame", "filename", "prev", "next"),
     ),
-    "scene": (*("name", "log_token", "nbr_samples", "first_sample_token", "last_sample_token"),),
+    "scene": ("name", "log_token", "nbr_samples", "first_sample_token", "last_sample_token"),
     "sensor": ("channel", "modality"),
     "visibility": (),
 }
@@ -112,12 +112,15 @@ def _check_tables(tables, folder):
             _check_reference(tables[name], field, tokens[target], target, _table_path(folder, name))
     for name, vectors in _VECTORS.items():
         for field, size in vectors.items():
-            _check_vectors(tables[name], field, size, _table_path(folder, name))
+            path = _table_path(folder, name)
+            token_column = _column(tables[name], "token", path)
+            check_vectors(token_column, _column(tables[name], field, path), field, size, path)
     _check_intrinsics(tables, _table_path(folder, "calibrated_sensor"))
-    _check_paths(tables["sample_data"], _table_path(folder, "sample_data"))
+    for row in tables["sample_data"]:
+        check_filename(row["token"], row["filename"], _table_path(folder, "sample_data"))
     _check_sweeps(tables["sample_data"], _table_path(folder, "sample_data"))
-    _check_chains(tables["sample"], _table_path(folder, "sample"))
-    _check_scenes(tables, _table_path(folder, "scene"))
+    check_chains(tables["sample"], _table_path(folder, "sample"))
+    check_scenes(tables["scene"], tables["sample"], _table_path(folder, "scene"))
     _check_cameras(tables, _table_path(folder, "sample_data"))
     for record in tables["map"]:
         mask = osp.join(osp.dirname(folder), record["filename"])
@@ -178,24 +181,32 @@ def _check_reference(records, field, targets, target, path):
         )
 
 
-def _check_vectors(records, field, size, path):
-    values = _column(records, field, path)
+def check_vectors(tokens, values, field, size, path):
+    """Refuse a column of vectors that are not `size` finite numbers, or no quaternions.
+
+    Args:
+        tokens: of the rows.
+        values: a list of numbers a row.
+        field: name of the column; "rotation" holds quaternions.
+        size: of each vector.
+        path: of the table, for the message.
+    """
     try:
         if not set(map(len, values)) <= {size}:
             raise ValueError
-        # Twice as fast as np.array of the lists, and there are millions of them.
+        # np.array of millions of short lists is slower.
         flat = np.fromiter(chain.from_iterable(values), np.float64, size * len(values))
         rows = flat.reshape(-1, size)
         good = np.isfinite(rows).all(axis=1)
         if field == "rotation":
             good &= np.linalg.norm(rows, axis=1) > 1e-6
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         good = np.array([_is_vector(value, size) for value in values])
     if not good.all():
-        record = records[int(np.argmin(good))]
+        row = int(np.argmin(good))
         kind = "a quaternion" if field == "rotation" else f"{size} finite numbers"
         raise ValueError(
-            f"{path}: {field} of {record['token']} is {record[field]}, not {kind}: {_REMEDY}"
+            f"{path}: {field} of {tokens[row]} is {values[row]}, not {kind}: {_REMEDY}"
         )
 
 
@@ -207,25 +218,25 @@ def _is_vector(value, size):
 def _check_intrinsics(tables, path):
     cameras = {record["token"] for record in tables["sensor"] if record["modality"] == "camera"}
     for record in tables["calibrated_sensor"]:
-        if record["sensor_token"] not in cameras:
-            continue
-        matrix = record["camera_intrinsic"]
-        usable = np.shape(matrix) == (3, 3) and np.isfinite(matrix).all()
-        if not usable or abs(np.linalg.det(matrix)) < 1e-6:
-            raise ValueError(
-                f"{path}: camera_intrinsic of {record['token']} is {matrix}, not an invertible 3 x 3 "
-                f"matrix: {_REMEDY}"
-            )
+        if record["sensor_token"] in cameras:
+            check_intrinsic(record["token"], record["camera_intrinsic"], path)
 
 
-def _check_paths(records, path):
-    for record in records:
-        filename = record["filename"]
-        if filename[:1] in ("/", "\\") or (".." in filename and ".." in filename.split("/")):
-            raise ValueError(
-                f"{path}: filename of {record['token']} is {filename!r}, which leads out of the data "
-                f"set: {_REMEDY}"
-            )
+def check_intrinsic(token, matrix, path):
+    """Refuse a camera matrix that is not an invertible 3 x 3 matrix."""
+    usable = np.shape(matrix) == (3, 3) and np.isfinite(matrix).all()
+    if not usable or abs(np.linalg.det(matrix)) < 1e-6:
+        raise ValueError(
+            f"{path}: camera_intrinsic of {token} is {matrix}, not an invertible 3 x 3 matrix: {_REMEDY}"
+        )
+
+
+def check_filename(token, filename, path):
+    """Refuse a path that leads out of the data set."""
+    if filename[:1] in ("/", "\\") or (".." in filename and ".." in filename.split("/")):
+        raise ValueError(
+            f"{path}: filename of {token} is {filename!r}, which leads out of the data set: {_REMEDY}"
+        )
 
 
 def _check_sweeps(records, path):
@@ -237,8 +248,8 @@ def _check_sweeps(records, path):
             )
 
 
-def _check_chains(samples, path):
-    """The samples of a scene, in time order, name each other as prev and next."""
+def check_chains(samples, path):
+    """Refuse samples of a scene that, in time order, do not name each other as prev and next."""
     ordered = sorted(samples, key=lambda sample: (sample["scene_token"], sample["timestamp"]))
     nobody = {"scene_token": None, "token": ""}
     for before, sample, after in zip([nobody, *ordered], ordered, [*ordered[1:], nobody]):
@@ -252,18 +263,19 @@ def _check_chains(samples, path):
                 )
 
 
-def _check_scenes(tables, path):
-    of_scene = {scene["token"]: [] for scene in tables["scene"]}
-    for sample in tables["sample"]:
+def check_scenes(scenes, samples, path):
+    """Refuse scenes that do not name the number and the first of their samples."""
+    of_scene = {scene["token"]: [] for scene in scenes}
+    for sample in samples:
         of_scene[sample["scene_token"]].append(sample)
-    for scene in tables["scene"]:
-        samples = of_scene[scene["token"]]
-        if not samples or scene["nbr_samples"] != len(samples):
+    for scene in scenes:
+        own = of_scene[scene["token"]]
+        if not own or scene["nbr_samples"] != len(own):
             raise ValueError(
                 f"{path}: nbr_samples of {scene['name']} is {scene['nbr_samples']}, sample.json has "
-                f"{len(samples)}: {_REMEDY}"
+                f"{len(own)}: {_REMEDY}"
             )
-        first = min(samples, key=lambda sample: sample["timestamp"])
+        first = min(own, key=lambda sample: sample["timestamp"])
         if scene["first_sample_token"] != first["token"]:
             raise ValueError(
                 f"{path}: first_sample_token of {scene['name']} is {scene['first_sample_token']}, in "
