@@ -18,6 +18,7 @@ from projects.bevformer.datasets.create_infos import (  # noqa: E402
     TABLE_FOLDERS,
     create_nuscenes_infos,
 )
+from projects.bevformer.engine.cli import tool_errors  # noqa: E402
 
 
 def parse_args():
@@ -43,12 +44,13 @@ def parse_args():
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count(), help="processes; one per CPU core if not given"
     )
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser.parse_args()
 
 
 def main():
     args = parse_args()
-    try:
+    with tool_errors(args.debug):
         summary = create_nuscenes_infos(
             root_path=args.root_path,
             out_dir=args.out_dir,
@@ -61,8 +63,6 @@ def main():
             need_images=not args.keep_scenes_without_images,
             progress=lambda scenes, total: tqdm(scenes, "scenes", total, unit="scene"),
         )
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"create_data: {error}")
 
     for path, frames in summary.frames.items():
         print(f"{path}: {frames} frames")

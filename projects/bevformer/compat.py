@@ -5,6 +5,7 @@ Importing it makes `import mmdet3d` work; every module that uses mmdet3d imports
 
 import contextlib
 import inspect
+import io
 import os
 import pickle
 import re
@@ -68,6 +69,18 @@ class _PlainPickle:
         return _PlainPickle.Unpickler(file, **pickle_load_args).load()
 
 
+def _safely():
+    """Arguments of `torch.load` that keep it from running code."""
+    if digit_version(torch.__version__) >= digit_version("1.13.0"):
+        return {"weights_only": True}
+    return {"pickle_module": _PlainPickle}
+
+
+def load_torch_bytes(content):
+    """What torch put into a pickle for a tensor's storage, read as `load_torch_file` reads a file."""
+    return torch.load(io.BytesIO(content), map_location="cpu", **_safely())
+
+
 def load_torch_file(path, map_location="cpu"):
     """`torch.load` that never runs code from the file: tensors and plain Python values only.
 
@@ -85,12 +98,8 @@ def load_torch_file(path, map_location="cpu"):
     path = str(path)
     if not os.path.isfile(path):
         raise FileNotFoundError(f"checkpoint {path} does not exist")
-    if digit_version(torch.__version__) >= digit_version("1.13.0"):
-        safely = {"weights_only": True}
-    else:
-        safely = {"pickle_module": _PlainPickle}
     try:
-        return torch.load(path, map_location=map_location, **safely)
+        return torch.load(path, map_location=map_location, **_safely())
     except Exception as error:  # random bytes can make an unpickler raise anything
         if "GLOBAL" in str(error):
             unsafe = re.search(r"GLOBAL ([\w.]+)", str(error))

@@ -54,23 +54,38 @@ def test_vectors_are_copies(can_bus):
     assert can_bus.at(100)[0] == 100
 
 
+WITHOUT_POSITION = {key: value for key, value in message(1).items() if key != "pos"}
+
+
 @pytest.mark.parametrize(
-    "content",
+    ("content", "says"),
     [
-        "",
-        "[]",
-        "{}",
-        "3",
-        json.dumps([message(1)])[:-9],
-        json.dumps([{**message(1), "vel": [1, 2]}]),
-        json.dumps([{key: value for key, value in message(1).items() if key != "pos"}]),
-        json.dumps([{**message(1), "vel": [1, 2, np.nan]}]),
+        ("", "is damaged"),
+        (json.dumps([message(1)])[:-9], "is damaged"),
+        ("[]", "is not a list of pose messages, or an empty one"),
+        ("{}", "is not a list"),
+        ("3", "is not a list"),
+        ("[3]", "utime of message 0 is None, not a number"),
+        (json.dumps([message(1), {**message(1), "utime": "a"}]), "utime of message 1"),
+        (json.dumps([message(1), {**message(1), "vel": [1, 2]}]), r"vel of message 1 is \[1, 2\]"),
+        (json.dumps([WITHOUT_POSITION]), "pos of message 0 is None, not 3 finite"),
+        (json.dumps([{**message(1), "vel": [1, 2, np.nan]}]), "vel of message 0 is .*nan"),
     ],
 )
-def test_broken_file_is_named(tmp_path, content):
+def test_broken_file_is_named(tmp_path, content, says):
     (tmp_path / "scene-0001_pose.json").write_text(content)
-    with pytest.raises(ValueError, match="scene-0001_pose.json"):
+    with pytest.raises(ValueError, match=f"scene-0001_pose.json:? {says}.*can_bus.zip again"):
         SceneCanBus(str(tmp_path), "scene-0001")
+
+
+def test_messages_of_another_time_are_refused(tmp_path):
+    (tmp_path / "scene-0001_pose.json").write_text(json.dumps([message(10), message(20)]))
+    can_bus = SceneCanBus(str(tmp_path), "scene-0001")
+    for start, end in ((5, 10), (20, 30), (12, 15)):
+        can_bus.check_overlap(start, end)
+    for start, end in ((1, 9), (21, 30)):
+        with pytest.raises(ValueError, match="0001_pose.json: all utime, 10 to 20, are outside of"):
+            can_bus.check_overlap(start, end)
 
 
 def test_missing_file_is_named(tmp_path):

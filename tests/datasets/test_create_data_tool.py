@@ -45,5 +45,5 @@ def test_wrong_can_bus_path_ends_in_one_line(synthetic_root, tmp_path, monkeypat
             *("--root-path", synthetic_root, "--out-dir", tmp_path, "--version", "v1.0-mini"),
             *("--canbus", tmp_path),
         )
-    assert str(stop.value).startswith("create_data: no CAN bus folder")
+    assert str(stop.value).startswith("error (rank 0): no CAN bus folder")
     assert not list(tmp_path.iterdir())

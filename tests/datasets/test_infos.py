@@ -54,7 +54,8 @@ def test_undecidable_convention_is_refused(make_info, write_infos, change):
 def test_no_boxes_need_no_convention(make_info, write_infos):
     test_split, empty = make_info("scene_a"), make_info("scene_b")
     del test_split["gt_boxes"]
-    empty["gt_boxes"] = np.zeros((0, 7))
+    for field in ("gt_boxes", "gt_names", "gt_velocity", "num_lidar_pts"):
+        empty[field] = empty[field][:0]
     assert len(load_infos(write_infos([test_split, empty], box_convention=None))[0]) == 2
     assert load_infos(write_infos([], box_convention=None))[0] == []
 
@@ -109,3 +110,47 @@ def test_wrong_can_bus_length(make_info, write_infos):
 def test_sample_twice(make_info, write_infos):
     with pytest.raises(ValueError, match="scene_a_0 occurs twice"):
         load_infos(write_infos([make_info(), make_info()]))
+
+
+def set_camera(field, value):
+    return lambda info: info["cams"]["CAM_BACK"].update({field: value})
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda i: i.update(ego2global_rotation=[1, 0, 0]), "ego2global_rotation of frame 1.* 4 f"),
+        (
+            lambda i: i.update(lidar2ego_translation=[0, 0, np.nan]),
+            "lidar2ego_translation of frame 1",
+        ),
+        (lambda i: i["cams"]["CAM_BACK"].pop("data_path"), "cams.CAM_BACK of frame 1 .* data_path"),
+        (
+            set_camera("cam_intrinsic", np.eye(4)),
+            "cams.CAM_BACK.cam_intrinsic of frame 1.* 3 x 3 f",
+        ),
+        (set_camera("cam_intrinsic", "none"), "cams.CAM_BACK.cam_intrinsic of frame 1"),
+        (lambda i: i.update(gt_names=i["gt_names"][1:]), "frame 1 has 3 gt_boxes and 2 gt_names"),
+        (lambda i: i["gt_boxes"].fill(np.inf), "gt_boxes of frame 1"),
+        (lambda i: i.update(gt_boxes=np.zeros((3, 9))), "gt_boxes of frame 1 are not rows of 7"),
+    ],
+)
+def test_broken_numbers_are_named(make_info, write_infos, damage, message):
+    infos = [make_info("scene_a", frame) for frame in range(3)]
+    damage(infos[1])
+    with pytest.raises(ValueError, match=f"infos.pkl: .*{message}.*create_data.py"):
+        load_infos(write_infos(infos))
+
+
+@pytest.mark.parametrize("infos", [{"token": {}}, ["text"], None])
+def test_infos_must_be_a_list_of_dicts(write_infos, infos):
+    with pytest.raises(ValueError, match='"infos" is not a list of dicts'):
+        load_infos(write_infos(infos))
+
+
+def test_version_and_split_must_agree(make_info, write_infos):
+    with pytest.raises(
+        ValueError, match="split 'test' of version 'v1.0-mini', which has train and"
+    ):
+        load_infos(write_infos([make_info()], split="test"))
+    load_infos(write_infos([make_info()], version="my-own", split="test"))

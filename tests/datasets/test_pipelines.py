@@ -73,8 +73,31 @@ def test_load_names_the_broken_file(tmp_path, content):
             content = file.read()[:20]
     with open(paths[1], "wb") as file:
         file.write(content)
-    with pytest.raises(ValueError, match="1.png cannot be decoded"):
+    with pytest.raises(ValueError, match="1.png (cannot be decoded|is empty)"):
         step("LoadMultiViewImageFromFiles")({"img_filename": paths})
+
+
+def test_load_names_the_damage_of_a_jpeg(tmp_path):
+    path = str(tmp_path / "0.jpg")
+    cv2.imwrite(path, np.random.RandomState(0).randint(0, 255, (90, 160, 3), np.uint8))
+    with open(path, "rb") as file:
+        content = file.read()
+    with open(path, "wb") as file:
+        file.write(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="0.jpg is cut off"):
+        step("LoadMultiViewImageFromFiles")({"img_filename": [path]})
+
+
+def test_load_refuses_images_that_do_not_fit_the_camera_matrix(tmp_path):
+    paths = write_images(tmp_path, [(90, 160, 3)] * 2)
+    fits = np.array([[100.0, 0, 82], [0, 100, 44], [0, 0, 1]])
+    for halved, message in ((0, "160 x 90.*\\(164, 44\\)"), (1, "160 x 90.*\\(82, 90\\)")):
+        too_large = fits.copy()
+        too_large[halved, 2] = 164 if halved == 0 else 90
+        results = {"img_filename": paths, "cam2img": [fits, too_large]}
+        with pytest.raises(ValueError, match=f"1.png is {message}"):
+            step("LoadMultiViewImageFromFiles")(results)
+    step("LoadMultiViewImageFromFiles")({"img_filename": paths, "cam2img": [fits, fits]})
 
 
 def test_load_names_the_missing_file(tmp_path):

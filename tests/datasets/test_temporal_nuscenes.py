@@ -3,7 +3,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from mmcv.parallel import collate
+from mmcv.parallel import DataContainer, collate
 from mmdet3d.core.bbox import LiDARInstance3DBoxes
 from mmdet3d.datasets.builder import DATASETS
 
@@ -250,6 +250,24 @@ def test_projection_by_hand(make_dataset, two_scenes):
 def test_paths(make_dataset, two_scenes, root, path, joined):
     two_scenes[0]["lidar_path"] = path
     assert make_dataset(two_scenes, data_root=root).get_data_info(0)["pts_filename"] == joined
+
+
+def test_a_queue_of_different_sizes_is_named(make_dataset, two_scenes):
+    dataset = make_dataset(two_scenes)
+
+    def pipeline(frame):
+        image = torch.zeros(6, 3, 4 if frame["sample_idx"] == "scene_a_2" else 2, 2)
+        labels = DataContainer(torch.zeros(1))
+        metas = DataContainer(dict(can_bus=frame["can_bus"], scene_token=frame["scene_token"]))
+        return {"img": DataContainer(image), "img_metas": metas, "gt_labels_3d": labels}
+
+    dataset.pipeline = pipeline
+    dataset[0]
+    first, last = "root/samples/CAM/0.jpg", "root/samples/CAM/0.jpg"
+    with pytest.raises(
+        ValueError, match=rf"\({first}\) are \(2, 2\).*scene_a_2 \({last}\) are \(4, 2"
+    ):
+        dataset[2]
 
 
 # The dataset as a whole

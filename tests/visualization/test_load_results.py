@@ -1,10 +1,12 @@
 """Results come back to the lidar frame of their sample, from either file format."""
 
+import io
 import json
 import pickle
 
 import numpy as np
 import pytest
+import torch
 
 from projects.bevformer.visualization import load_results
 
@@ -70,7 +72,7 @@ def test_pickle_results_are_in_the_order_of_the_infos(infos, make_boxes, tmp_pat
     [
         ("a.pkl", pickle.dumps([{"pts_bbox": {}}]), "1 results, the data set has 2 samples"),
         ("a.pkl", pickle.dumps({"pts_bbox": {}}), "not a list of dicts with 'pts_bbox'"),
-        ("a.pkl", b"garbage", "not a list of dicts with 'pts_bbox'"),
+        ("a.pkl", b"garbage", "not a list of results"),
         ("a.json", b'{"results": {"other": []}}', "none of the 1 samples"),
         ("a.json", b"[1, 2]", "not a nuScenes results file"),
         ("a.json", b"{", "not a nuScenes results file"),
@@ -82,6 +84,29 @@ def test_wrong_files_are_explained(infos, tmp_path, name, content, message):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message):
         load_results(path, infos)
+
+
+class Calls:
+    def __reduce__(self):
+        return eval, ("open('ran', 'w')",)
+
+
+def test_code_in_results_is_not_run(infos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trap = io.BytesIO()
+    torch.save(Calls(), trap, _use_new_zipfile_serialization=False)
+
+    class Storage:
+        """A tensor's bytes, which torch pickles once more inside."""
+
+        def __reduce__(self):
+            return torch.storage._load_from_bytes, (trap.getvalue(),)
+
+    for content, message in ((Calls(), "it names builtins.eval"), (Storage(), "not a list of res")):
+        (tmp_path / "r.pkl").write_bytes(pickle.dumps([{"pts_bbox": {"scores_3d": content}}]))
+        with pytest.raises(ValueError, match=message):
+            load_results(tmp_path / "r.pkl", infos)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_missing_file(infos, tmp_path):

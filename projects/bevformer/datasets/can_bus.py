@@ -1,6 +1,7 @@
 """The vehicle's CAN bus at a key frame, read from the nuScenes CAN bus expansion."""
 
 import json
+import math
 import os.path as osp
 from bisect import bisect_right
 
@@ -28,6 +29,8 @@ _POSE_FIELDS = {
     "rotation_rate": CAN_ROTATION_RATE,
     "vel": CAN_VELOCITY,
 }
+_SIZES = {"utime": None, **{key: part.stop - part.start for key, part in _POSE_FIELDS.items()}}
+_REMEDY = "unpack can_bus.zip again"
 # accel, rotation rate and velocity are adjacent: the part that the official infos take from the
 # message after the key frame.
 CAN_MOTION = slice(CAN_ACCELERATION.start, CAN_VELOCITY.stop)
@@ -68,20 +71,33 @@ class SceneCanBus:
     """
 
     def __init__(self, folder, scene_name):
-        path = osp.join(folder, f"{scene_name}_pose.json")
-        if not osp.isfile(path):
+        self._path = osp.join(folder, f"{scene_name}_pose.json")
+        if not osp.isfile(self._path):
             raise FileNotFoundError(
-                f"{path} does not exist, and {scene_name} is not one of the scenes recorded without "
+                f"{self._path} does not exist, and {scene_name} is not one of the scenes recorded without "
                 "a CAN bus: unpack can_bus.zip again, or check --canbus"
             )
-        messages = _read_messages(path)
+        messages = _read_messages(self._path)
         self._times_us = [message["utime"] for message in messages]
         self._vectors = np.zeros((len(messages), CAN_SIZE))
         for key, columns in _POSE_FIELDS.items():
             self._vectors[:, columns] = [message[key] for message in messages]
-        if not np.isfinite(self._vectors).all():
+
+    def check_overlap(self, start_us, end_us):
+        """Refuse messages that are all before or all after the scene: they are of another one.
+
+        The first or last message a little inside the scene is normal.
+
+        Args:
+            start_us, end_us: times of the scene's first and last key frame, microseconds.
+
+        Raises:
+            ValueError: all messages are before the first, or all are after the last key frame.
+        """
+        if self._times_us[-1] < start_us or self._times_us[0] > end_us:
             raise ValueError(
-                f"{path} contains numbers that are not finite: unpack can_bus.zip again"
+                f"{self._path}: all utime, {self._times_us[0]} to {self._times_us[-1]}, are outside of "
+                f"the scene, {start_us} to {end_us}: unpack can_bus.zip again"
             )
 
     def at(self, timestamp_us):
@@ -115,21 +131,31 @@ class SceneCanBus:
 
 
 def _read_messages(path):
-    """Pose messages in time order."""
+    """Pose messages in time order; where one is not whole, its number in the file and its field."""
     try:
-        with open(path) as file:
+        with open(path, encoding="utf-8") as file:
             messages = json.load(file)
-        messages = sorted(messages, key=lambda message: message["utime"])
-        complete = bool(messages) and all(
-            len(message[key]) == columns.stop - columns.start
-            for message in messages
-            for key, columns in _POSE_FIELDS.items()
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): {_REMEDY}") from error
+    if not isinstance(messages, list) or not messages:
+        raise ValueError(f"{path} is not a list of pose messages, or an empty one: {_REMEDY}")
+    for position, message in enumerate(messages):
+        for key, size in _SIZES.items():
+            value = message.get(key) if isinstance(message, dict) else None
+            if not _is_finite(value, size):
+                raise ValueError(
+                    f"{path}: {key} of message {position} is {value}, not "
+                    f"{f'{size} finite numbers' if size else 'a number'}: {_REMEDY}"
+                )
+    return sorted(messages, key=lambda message: message["utime"])
+
+
+def _is_finite(value, size):
+    """Whether it is a finite number (size None) or a list of `size` of them."""
+    if size is not None:
+        return (
+            isinstance(value, list)
+            and len(value) == size
+            and all(_is_finite(x, None) for x in value)
         )
-    except (ValueError, KeyError, TypeError):
-        complete = False
-    if not complete:
-        raise ValueError(
-            f"{path} is not a list of pose messages with utime, {', '.join(_POSE_FIELDS)}: "
-            "unpack can_bus.zip again"
-        )
-    return messages
+    return isinstance(value, (int, float)) and math.isfinite(value)

@@ -28,6 +28,7 @@ from projects.bevformer.datasets.can_bus import (
     find_can_bus_folder,
 )
 from projects.bevformer.datasets.mono3d import mono3d_of_scene, write_mono3d
+from projects.bevformer.datasets.table_checks import check_columns, check_tables, read_tables
 from projects.bevformer.datasets.tables import NuScenesTables
 from projects.bevformer.geometry.boxes import BOX_CONVENTION_NEW
 from projects.bevformer.nuscenes_spec import CAMERAS, CAN_SIZE, CATEGORY_TO_CLASS
@@ -112,7 +113,7 @@ def create_nuscenes_infos(
 
     summary = InfoSummary()
     for folder in TABLE_FOLDERS[version]:
-        tables = NuScenesTables(root_path, folder, with_sweeps=max_sweeps > 0)
+        tables = _read_tables(root_path, folder, with_sweeps=max_sweeps > 0)
         split_of = _scene_splits(folder)
         samples_in_split = dict.fromkeys(SPLITS[folder], 0)  # also of scenes that are left out
         samples_of_scene = Counter(row["scene_token"] for row in tables.samples.values())
@@ -185,7 +186,7 @@ class _SceneReader:
         through one here, with or without other processes, so that info files are equal byte by byte.
         """
         scene, split = job
-        can_bus = _load_can_bus(self.can_bus_folder, scene["name"], split)
+        can_bus = _load_can_bus(self.can_bus_folder, self.tables, scene, split)
         infos = _scene_infos(self.tables, scene, can_bus, self.max_sweeps)
         mono3d = ([], [])
         if self.mono3d:
@@ -225,6 +226,19 @@ def _read_scene(job):
     return _reader(job)
 
 
+def _read_tables(root_path, folder, with_sweeps):
+    """NuScenesTables that can be computed with."""
+    try:
+        tables = NuScenesTables(root_path, folder, with_sweeps)
+        check_columns(tables, osp.join(root_path, folder))
+        return tables
+    except (ValueError, TypeError, AttributeError, LookupError):
+        # Slowly, with all tables as they are: says which file, row and field.
+        path = osp.join(root_path, folder)
+        check_tables(read_tables(path), path)
+        raise
+
+
 def _scene_splits(folder):
     """Scene name -> info split."""
     devkit_splits = create_splits_scenes()
@@ -249,13 +263,17 @@ def _has_images(tables, scene, root_path):
     )
 
 
-def _load_can_bus(folder, scene_name, split):
+def _load_can_bus(folder, tables, scene, split):
     """The scene's CAN bus, or None where there truly is none."""
-    if scene_name in SCENES_WITHOUT_CAN_BUS:
+    name = scene["name"]
+    if name in SCENES_WITHOUT_CAN_BUS:
         return None
-    if split == "test" and not osp.isfile(osp.join(folder, f"{scene_name}_pose.json")):
+    if split == "test" and not osp.isfile(osp.join(folder, f"{name}_pose.json")):
         return None
-    return SceneCanBus(folder, scene_name)
+    can_bus = SceneCanBus(folder, name)
+    last = tables.samples[scene["last_sample_token"]]
+    can_bus.check_overlap(_first_time_us(tables, scene), last["timestamp"])
+    return can_bus
 
 
 def _scene_infos(tables, scene, can_bus, max_sweeps):
@@ -311,11 +329,6 @@ def _samples_of(tables, scene):
     samples = []
     token = scene["first_sample_token"]
     while token:
-        if len(samples) == scene["nbr_samples"]:
-            raise ValueError(
-                f"{scene['name']} should have {scene['nbr_samples']} samples, but its chain goes on "
-                f"at {token}: the tables are damaged, unpack the metadata again"
-            )
         samples.append(tables.samples[token])
         token = samples[-1]["next"]
     return samples
@@ -324,12 +337,6 @@ def _samples_of(tables, scene):
 def _key_frame_records(tables, sample):
     """Where and when the lidar and the six cameras recorded a key frame."""
     data = tables.sample_data[sample["token"]]
-    absent = [channel for channel in ("LIDAR_TOP", *CAMERAS) if channel not in data]
-    if absent:
-        raise ValueError(
-            f"sample {sample['token']} has no {', '.join(absent)}: the tables are damaged, "
-            "unpack the metadata again"
-        )
     return [_sensor_record(tables, data[channel]) for channel in ("LIDAR_TOP", *CAMERAS)]
 
 

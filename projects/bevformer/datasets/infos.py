@@ -4,7 +4,6 @@ docs/data_format.md lists the fields.
 """
 
 import os.path as osp
-import pickle
 import re
 
 import numpy as np
@@ -15,6 +14,7 @@ from projects.bevformer.geometry.boxes import (
     old_to_new_boxes,
 )
 from projects.bevformer.nuscenes_spec import CAMERAS, CAN_SIZE
+from projects.bevformer.safe_pickle import load_plain
 
 _REQUIRED_FIELDS = (
     "token",
@@ -30,16 +30,25 @@ _REQUIRED_FIELDS = (
     "ego2global_translation",
     "ego2global_rotation",
 )
-# What pickle raises on a truncated or foreign file, and looking into something that is not a dict.
-_NOT_AN_INFO_FILE = (
-    pickle.UnpicklingError,
-    EOFError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ImportError,
-)
+# Numbers of a frame and of each camera, which must be finite, and their shapes.
+_POSE_SHAPES = {
+    "lidar2ego_translation": (3,),
+    "lidar2ego_rotation": (4,),
+    "ego2global_translation": (3,),
+    "ego2global_rotation": (4,),
+    "can_bus": (CAN_SIZE,),
+}
+_CAMERA_SHAPES = {
+    "sensor2lidar_rotation": (3, 3),
+    "sensor2lidar_translation": (3,),
+    "cam_intrinsic": (3, 3),
+}
+# nuScenes' table folders and the splits that they hold.
+SPLITS_OF_VERSION = {
+    "v1.0-trainval": ("train", "val"),
+    "v1.0-test": ("test",),
+    "v1.0-mini": ("train", "val"),
+}
 # Classes whose boxes are plainly longer than wide: they tell the conventions apart.
 _LONG_CLASSES = ("car", "truck", "bus")
 _CLEARLY_LONGER = 1.2
@@ -58,25 +67,27 @@ def load_infos(path):
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not an info file, a field is missing, a sample occurs twice, or the box convention
-            is neither stamped nor recognisable.
+        ValueError: not an info file, it names anything but plain values and arrays, a field is missing
+            or not finite, version and split contradict each other, a sample occurs twice, or the box
+            convention is neither stamped nor recognisable.
     """
     if not osp.isfile(path):
         raise FileNotFoundError(
             f"info file {path} does not exist: write it with tools/create_data.py, or check ann_file"
         )
+    content = load_plain(path, "an info file", "write it again with tools/create_data.py")
     try:
-        with open(path, "rb") as file:
-            content = pickle.load(file)
         infos, metadata = content["infos"], content["metadata"]
         metadata = dict(metadata, version=metadata["version"])
-    except _NOT_AN_INFO_FILE as error:
+    except (LookupError, TypeError, ValueError) as error:
         raise ValueError(
             f'{path} is not an info file {{"infos": [...], "metadata": {{"version": ...}}}} '
             f"({type(error).__name__}: {error}): write it again with tools/create_data.py"
         ) from error
 
+    _check_split(metadata, path)
     _check_fields(infos, path)
+    _check_numbers(infos, path)
     if _box_convention(infos, metadata, path) == BOX_CONVENTION_OLD:
         for info in infos:
             if "gt_boxes" in info:
@@ -91,7 +102,21 @@ def path_below_root(path):
     return match.group(1) if match else None
 
 
+def _check_split(metadata, path):
+    splits = SPLITS_OF_VERSION.get(metadata["version"])  # None: other data in nuScenes' format
+    split = metadata.get("split")
+    if splits is not None and split is not None and split not in splits:
+        raise ValueError(
+            f"{path}: metadata says split {split!r} of version {metadata['version']!r}, which has "
+            f"{' and '.join(splits)}: write the file again with tools/create_data.py"
+        )
+
+
 def _check_fields(infos, path):
+    if not isinstance(infos, list) or not all(isinstance(info, dict) for info in infos):
+        raise ValueError(
+            f'{path}: "infos" is not a list of dicts: write the file again with tools/create_data.py'
+        )
     tokens = set()
     for position, info in enumerate(infos):
         missing = [field for field in _REQUIRED_FIELDS if field not in info]
@@ -109,6 +134,54 @@ def _check_fields(infos, path):
         if info["token"] in tokens:
             raise ValueError(f"{path}: sample {info['token']} occurs twice")
         tokens.add(info["token"])
+
+
+def _check_numbers(infos, path):
+    """All poses and calibrations are there, whole and finite; all frames at once, for speed."""
+    for field, shape in _POSE_SHAPES.items():
+        _check_rows([info[field] for info in infos], shape, path, field)
+    for camera in CAMERAS:
+        records = [info["cams"][camera] for info in infos]
+        for field in ("data_path", *_CAMERA_SHAPES):
+            for position, record in enumerate(records):
+                if field not in record:
+                    raise ValueError(
+                        f"{path}: cams.{camera} of frame {position} has no {field}: write the file "
+                        "again with tools/create_data.py"
+                    )
+        for field, shape in _CAMERA_SHAPES.items():
+            values = [record[field] for record in records]
+            _check_rows(values, shape, path, f"cams.{camera}.{field}")
+    for position, info in enumerate(infos):
+        if "gt_boxes" not in info:
+            continue
+        boxes = np.asarray(info["gt_boxes"])
+        for field in ("gt_names", "gt_velocity", "num_lidar_pts"):
+            if len(info.get(field, ())) != len(boxes):
+                raise ValueError(
+                    f"{path}: frame {position} has {len(boxes)} gt_boxes and "
+                    f"{len(info.get(field, ()))} {field}: write the file again with tools/create_data.py"
+                )
+        if len(boxes) and (boxes.shape[1:] != (7,) or not np.isfinite(boxes).all()):
+            raise ValueError(
+                f"{path}: gt_boxes of frame {position} are not rows of 7 finite numbers: "
+                "write the file again with tools/create_data.py"
+            )
+
+
+def _check_rows(values, shape, path, field):
+    try:
+        rows = np.array(values, dtype=np.float64).reshape(len(values), *shape)
+        good = np.isfinite(rows).reshape(len(values), -1).all(axis=1)
+    except (TypeError, ValueError):  # of another shape, at least one
+        good = np.array([np.shape(value) == shape for value in values])
+    if good.all():
+        return
+    position = int(np.argmin(good))
+    raise ValueError(
+        f"{path}: {field} of frame {position} is not {' x '.join(map(str, shape))} finite numbers: "
+        "write the file again with tools/create_data.py"
+    )
 
 
 def _box_convention(infos, metadata, path):

@@ -154,6 +154,9 @@ class NuScenesTables:
                 self.ego_poses[row["token"]] = EgoPose(row["translation"], row["rotation"])
 
         self._read("ego_pose", keep_pose)
+        missing = pose_tokens - self.ego_poses.keys()
+        if missing:
+            raise _DanglingToken("ego_pose", min(missing))
 
     def _read_annotations(self):
         categories = self._index("category", lambda row: row["name"])

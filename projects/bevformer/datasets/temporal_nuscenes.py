@@ -16,6 +16,7 @@ from mmdet3d.datasets.builder import DATASETS
 from mmdet3d.utils import get_root_logger
 from scipy.spatial.transform import Rotation
 
+from projects.bevformer.data_files import join_root
 from projects.bevformer.datasets.can_bus import CAN_MOTION
 from projects.bevformer.datasets.evaluation import (
     EvaluatedSplit,
@@ -202,7 +203,10 @@ class TemporalNuScenesDataset(NuScenesDataset):
         current = self._run_pipeline(index)
         if self.filter_empty_gt and not (current["gt_labels_3d"].data != -1).any():
             return None
-        queue = [self._run_pipeline(i) for i in self._history_indices(index)]
+        history = self._history_indices(index)
+        queue = [self._run_pipeline(i) for i in history]
+        for i, frame in zip(history, queue):
+            self._check_one_size(i, frame, index, current)
         queue.append(current)
 
         example = dict(current)
@@ -210,6 +214,20 @@ class TemporalNuScenesDataset(NuScenesDataset):
         metas = relative_metas([frame["img_metas"].data for frame in queue])
         example["img_metas"] = DataContainer(dict(enumerate(metas)), cpu_only=True)
         return example
+
+    def _check_one_size(self, i, frame, index, current):
+        """Frames are stacked; torch would not say which one differs."""
+        sizes = [_image_hw(f["img"].data) for f in (frame, current)]
+        if sizes[0] != sizes[1]:
+            first, second = (
+                self._join_root(self.data_infos[k]["cams"][CAMERAS[0]]["data_path"])
+                for k in (i, index)
+            )
+            raise ValueError(
+                f"the images of sample {self.data_infos[i]['token']} ({first}) are {sizes[0]} after the "
+                f"pipeline, those of sample {self.data_infos[index]['token']} ({second}) are {sizes[1]}: "
+                "all must have one size; use the original images"
+            )
 
     def prepare_test_data(self, index):
         """One frame; `can_bus` is absolute, the model takes the differences."""
@@ -281,13 +299,9 @@ class TemporalNuScenesDataset(NuScenesDataset):
         }
 
     def _join_root(self, path):
-        """Info paths are relative to data_root; older files hold absolute ones or include data_root."""
-        root = self.data_root or ""
         if self._moved:
-            return osp.join(root, path_below_root(path))
-        if osp.normpath(path).startswith(osp.normpath(root) + osp.sep):
-            return path
-        return osp.join(root, path)  # an absolute path stays as it is
+            path = path_below_root(path)
+        return join_root(self.data_root, path)
 
     def _can_bus(self, info):
         """(18,) vector with the ego pose of the tables in place of the CAN bus's own."""
@@ -441,6 +455,13 @@ class TemporalNuScenesDataset(NuScenesDataset):
             self._evaluated_split(), summary["mean_ap"], summary["nd_score"], summary["eval_time"],
         )  # fmt: skip
         return metric_dict(summary)
+
+
+def _image_hw(images):
+    """Height and width of the images of a frame: one tensor, or N byte images."""
+    if isinstance(images, torch.Tensor) and images.dtype != torch.uint8:
+        return tuple(images.shape[-2:])
+    return tuple(images[0].shape[:2])
 
 
 def _stack_queue(frames):

@@ -1,6 +1,7 @@
 """What `tools/train.py` and `tools/eval.py` share: flags, and errors without a traceback."""
 
 import contextlib
+import re
 
 from mmcv import DictAction
 
@@ -62,7 +63,13 @@ def tool_errors(debug):
     except (ValueError, OSError) as error:
         if debug:
             raise
-        message = " ".join(str(error).split())
+        message = " ".join(_own_message(str(error)).split())
         raise SystemExit(f"error (rank {get_rank()}): {message} [--debug shows where]") from None
     finally:
         shut_down()
+
+
+def _own_message(text):
+    """What an error says; torch puts the traceback of a data loading process before it."""
+    in_worker = re.search(r"\nOriginal Traceback .*\n[\w.]+: (.*)", text, re.DOTALL)
+    return in_worker.group(1) if in_worker else text

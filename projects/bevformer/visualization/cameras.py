@@ -6,13 +6,14 @@ Images are uint8 in BGR, as OpenCV reads and writes them.
 import cv2
 import numpy as np
 
+from projects.bevformer.data_files import join_root
 from projects.bevformer.visualization.boxes import (
     FRONT_FACE,
     REAR_FACE,
     drawable_boxes,
     sample_title,
 )
-from projects.bevformer.visualization.files import join_root, read_image
+from projects.bevformer.visualization.files import read_image
 
 # As someone sitting in the car sees them; the lower row is what is seen over the shoulder.
 ARRANGEMENT = (
@@ -52,26 +53,45 @@ def draw_cameras(info, predictions, ground_truth, data_root, score_threshold=0.3
         ValueError: an image cannot be decoded.
     """
     box_sets = drawable_boxes(predictions, ground_truth, score_threshold)
-    rows = [[_draw_view(info, name, data_root, box_sets) for name in row] for row in ARRANGEMENT]
-    views = _arrange(rows)
-    return np.concatenate([_header(views.shape[1], info, box_sets), views])
+    views = {
+        name: (read_image(join_root(data_root, camera["data_path"])), lidar_to_image(camera))
+        for name, camera in info["cams"].items()
+    }
+    return draw_views(info, views, box_sets)
 
 
-def _draw_view(info, camera_name, data_root, box_sets):
-    camera = info["cams"][camera_name]
-    image = read_image(join_root(data_root, camera["data_path"]))
+def draw_views(info, views, box_sets):
+    """Draw boxes into images, whatever their size, and put them into the cameras' arrangement.
+
+    Args:
+        info: an entry of the info file, for the head of the picture.
+        views: camera name -> ((H, W, 3) uint8 BGR, (4, 4) lidar to image in pixels of that image).
+        box_sets: list of DrawableBoxes.
+
+    Returns:
+        (H, W, 3) uint8 BGR, see `draw_cameras`.
+    """
+    rows = [[_draw_view(name, *views[name], box_sets) for name in row] for row in ARRANGEMENT]
+    picture = arrange(rows)
+    return np.concatenate([_header(picture.shape[1], info, box_sets), picture])
+
+
+def _draw_view(camera_name, image, lidar2img, box_sets):
     scale = min(1.0, MAX_VIEW_WIDTH / image.shape[1])
     if scale < 1.0:
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    lidar2img = np.diag([scale, scale, 1.0, 1.0]) @ lidar_to_image(camera)
+    else:
+        image = image.copy()
+    lidar2img = np.diag([scale, scale, 1.0, 1.0]) @ lidar2img
     line_width = max(1, round(image.shape[1] / 400))
     for boxes in box_sets:
         draw_boxes(image, boxes, lidar2img, line_width)
-    _draw_caption(image, camera_name)
+    draw_caption(image, camera_name)
     return image
 
 
-def _draw_caption(image, text):
+def draw_caption(image, text):
+    """Write a line into the upper left corner of `image` (in place)."""
     font_scale = image.shape[1] / 1200
     (width, height), pad = cv2.getTextSize(text, _FONT, font_scale, 1)
     cv2.rectangle(image, (0, 0), (width + 2 * pad, height + 2 * pad), _BACKGROUND, cv2.FILLED)
@@ -95,7 +115,8 @@ def _put_text(image, text, origin, font_scale, color_bgr):
     cv2.putText(image, text, origin, _FONT, font_scale, color_bgr, 1, cv2.LINE_AA)
 
 
-def _arrange(rows):
+def arrange(rows):
+    """Rows of images -> one image, each in the corner of a cell of the largest's size."""
     views = [view for row in rows for view in row]
     cell_height = max(view.shape[0] for view in views)
     cell_width = max(view.shape[1] for view in views)

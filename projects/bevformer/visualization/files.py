@@ -5,14 +5,9 @@ import os.path as osp
 import cv2
 import numpy as np
 
+from projects.bevformer.data_files import jpeg_damage
+
 _LIDAR_COLUMNS = 5  # x, y, z, intensity, ring: float32 each in a nuScenes file
-
-
-def join_root(data_root, path):
-    """Info paths are relative to data_root; older files hold absolute ones or include data_root."""
-    if not data_root or osp.normpath(path).startswith(osp.normpath(data_root) + osp.sep):
-        return path
-    return osp.join(data_root, path)  # an absolute path stays as it is
 
 
 def read_image(path):
@@ -23,15 +18,20 @@ def read_image(path):
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file cannot be decoded.
+        ValueError: the file cannot be decoded or is damaged.
     """
     if not osp.isfile(path):
         raise FileNotFoundError(
             f"image {path} does not exist: check data_root and that the download is complete"
         )
-    image = cv2.imread(path, cv2.IMREAD_COLOR)
+    with open(path, "rb") as file:
+        content = file.read()
+    damage = jpeg_damage(content)
+    image = None
+    if damage is None:  # cv2.imread would answer a part of a file with grey
+        image = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), cv2.IMREAD_COLOR)
     if image is None:
-        raise ValueError(f"image {path} cannot be decoded: download it again")
+        raise ValueError(f"image {path} {damage or 'cannot be decoded'}: download it again")
     return image
 
 

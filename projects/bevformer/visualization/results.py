@@ -1,7 +1,6 @@
 """Results from files: the pickle of an evaluation, or the JSON of the nuScenes benchmark."""
 
 import json
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ from pyquaternion import Quaternion
 
 from projects.bevformer import compat  # noqa: F401
 from projects.bevformer.nuscenes_spec import CLASSES
+from projects.bevformer.safe_pickle import load_plain
 
 
 def load_results(path, infos, class_names=CLASSES):
@@ -42,21 +42,40 @@ def load_results(path, infos, class_names=CLASSES):
 
 
 def _load_pickle(path, infos):
+    class PickledBoxes:
+        """Stands in for mmdet3d's boxes while the file is read: it keeps what they are made of."""
+
+    results = load_plain(
+        path,
+        "a list of results",
+        "make it with tools/eval.py --out",
+        {
+            ("mmdet3d.core.bbox.structures.lidar_box3d", "LiDARInstance3DBoxes"): PickledBoxes,
+            ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+            ("torch.storage", "_load_from_bytes"): compat.load_torch_bytes,
+        },
+    )
     try:
-        with open(str(path), "rb") as file:
-            results = pickle.load(file)
-    except (pickle.UnpicklingError, EOFError):
-        results = None
-    if not isinstance(results, list) or not all("pts_bbox" in result for result in results):
+        detections = [dict(result["pts_bbox"]) for result in results]
+        for detection in detections:
+            if isinstance(detection.get("boxes_3d"), PickledBoxes):
+                detection["boxes_3d"] = _lidar_boxes(detection["boxes_3d"])
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"{path} is not a list of dicts with 'pts_bbox': make it with tools/eval.py --out"
-        )
-    if len(results) != len(infos):
+        ) from error
+    if len(detections) != len(infos):
         raise ValueError(
-            f"{path} has {len(results)} results, the data set has {len(infos)} samples: "
+            f"{path} has {len(detections)} results, the data set has {len(infos)} samples: "
             "use the config (data.test) that the results were made with"
         )
-    return {info["token"]: result["pts_bbox"] for info, result in zip(infos, results)}
+    return {info["token"]: detection for info, detection in zip(infos, detections)}
+
+
+def _lidar_boxes(pickled):
+    from mmdet3d.core.bbox import LiDARInstance3DBoxes
+
+    return LiDARInstance3DBoxes(pickled.tensor, pickled.box_dim, pickled.with_yaw)
 
 
 def _load_nuscenes_json(path, infos, class_names):

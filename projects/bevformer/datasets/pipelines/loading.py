@@ -2,10 +2,11 @@
 
 import os.path as osp
 
-import cv2
 import mmcv
 import numpy as np
 from mmdet3d.datasets.builder import PIPELINES
+
+from projects.bevformer.data_files import jpeg_damage
 
 
 @PIPELINES.register_module(force=True)
@@ -29,7 +30,8 @@ class LoadMultiViewImageFromFiles:
 
         Raises:
             FileNotFoundError: an image does not exist.
-            ValueError: an image cannot be decoded, has no 3 channels, or another size than the first.
+            ValueError: an image cannot be decoded, is damaged, has no 3 channels, another size
+                than the first, or one that does not fit `cam2img`.
         """
         filenames = list(results["img_filename"])
         images = [_read_image(filename, self.color_type) for filename in filenames]
@@ -39,6 +41,8 @@ class LoadMultiViewImageFromFiles:
                     f"camera image {filename} is {image.shape}, but {filenames[0]} is {images[0].shape}: "
                     "all cameras of a frame must have one size"
                 )
+        for filename, image, matrix in zip(filenames, images, results.get("cam2img", ())):
+            _check_principal_point(filename, image, matrix)
         if self.to_float32:
             images = [image.astype(np.float32) for image in images]
         shapes = [image.shape for image in images]
@@ -66,12 +70,26 @@ def _read_image(filename, color_type):
         raise FileNotFoundError(
             f"camera image {filename} does not exist: check data_root, or unpack the images again"
         )
-    try:
-        image = mmcv.imread(filename, color_type)
-    except cv2.error:  # an empty file
-        image = None
+    with open(filename, "rb") as file:
+        content = file.read()
+    damage = jpeg_damage(content)
+    image = None if damage else mmcv.imfrombytes(content, color_type)
     if image is None:
-        raise ValueError(f"camera image {filename} cannot be decoded: unpack or download it again")
+        raise ValueError(
+            f"camera image {filename} {damage or 'cannot be decoded'}: unpack or download it again"
+        )
     if image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"camera image {filename} is {image.shape}, not (height, width, 3)")
     return image
+
+
+def _check_principal_point(filename, image, cam2img):
+    """Pictures that were made smaller have their principal point outside, if the matrix was not."""
+    height, width = image.shape[:2]
+    x, y = cam2img[0][2], cam2img[1][2]
+    if not (0 < x < width and 0 < y < height):
+        raise ValueError(
+            f"camera image {filename} is {width} x {height}, but cam_intrinsic has its centre at "
+            f"({x:.0f}, {y:.0f}): images and info file are of different sizes; use the original images, "
+            "and scale them in the pipeline"
+        )

@@ -1,0 +1,155 @@
+"""A config: the files that it names, whether its parts build, and the memory that training needs."""
+
+import os.path as osp
+
+from projects.bevformer.doctor.findings import broken, error_line, ok, warning
+from projects.bevformer.doctor.memory import training_mib
+
+
+def read_config(path, options=None, data_root=None):
+    """Read a config.
+
+    Returns:
+        The config, or None where it cannot be read, and a list of Finding.
+    """
+    from projects.bevformer.engine.config import load_config
+
+    try:
+        cfg = load_config(path, options, data_root)
+        splits = {split: cfg.data[split] for split in ("train", "val", "test")}
+    except Exception as error:  # a config is code, it can raise anything
+        return None, [broken(str(path), error_line(error), "mend the config")]
+    for split, options in splits.items():
+        if "ann_file" not in options:
+            return None, [broken(f"data.{split}", "has no ann_file", "mend the config")]
+    return cfg, [ok(str(path), "can be read")]
+
+
+def info_files_of(cfg):
+    """Config key -> info file, each file once."""
+    files = {}
+    for split in ("train", "val", "test"):
+        path = cfg.data[split].ann_file
+        if path not in files.values():
+            files[f"data.{split}"] = path
+    return files
+
+
+def check_config(cfg, gpu_mib=None):
+    """Check a config that could be read.
+
+    Args:
+        cfg: mmcv.Config.
+        gpu_mib: memory of the GPU that it shall run on, or None.
+
+    Returns:
+        list of Finding.
+    """
+    findings = _check_weights(cfg)
+    for check in (_check_classes, _check_data_sets, _check_network):
+        try:
+            findings += check(cfg)
+        except Exception as error:  # a wrong key can raise anything anywhere
+            findings.append(broken("config", error_line(error), "mend the config"))
+    try:
+        needed = training_mib(cfg)
+    except (KeyError, AttributeError):
+        needed = None  # another network
+    return findings + _check_memory(needed, gpu_mib)
+
+
+def _check_weights(cfg):
+    from projects.bevformer.compat import load_torch_file
+
+    findings = []
+    backbone = cfg.get("model", {}).get("img_backbone", {}) or {}
+    named = {
+        "load_from": cfg.get("load_from"),
+        "resume_from": cfg.get("resume_from"),
+        "model.pretrained": (cfg.get("model", {}).get("pretrained") or {}),
+        "model.img_backbone.init_cfg": (backbone.get("init_cfg") or {}),
+    }
+    for key, value in named.items():
+        if isinstance(value, dict):
+            value = value.get("checkpoint") or value.get("img")
+        if not value:
+            continue
+        if "://" in value:
+            findings.append(
+                warning(
+                    key, f"{value} is downloaded when training starts", "needs the network once"
+                )
+            )
+            continue
+        try:
+            load_torch_file(value)
+            findings.append(ok(key, f"{value} can be read"))
+        except (ValueError, OSError) as error:
+            findings.append(broken(key, error_line(error), ""))
+    return findings
+
+
+def _check_classes(cfg):
+    classes = {split: cfg.data[split].get("classes") for split in ("train", "val", "test")}
+    if len({str(names) for names in classes.values()}) > 1:
+        return [
+            broken(
+                "data.*.classes", "differ between train, val and test", "use one list for all three"
+            )
+        ]
+    names = classes["train"]
+    number = cfg.model.get("pts_bbox_head", {}).get("num_classes")
+    if names is not None and number is not None and len(names) != number:
+        return [
+            broken(
+                "model.pts_bbox_head.num_classes",
+                f"is {number}, but data.train.classes has {len(names)} names",
+                "make them agree",
+            )
+        ]
+    return []
+
+
+def _check_data_sets(cfg):
+    from projects.bevformer.engine.data_loading import build_test_dataset, build_train_dataset
+
+    findings = []
+    for split in ("train", "val", "test"):
+        if not osp.isfile(cfg.data[split].ann_file):
+            continue  # a finding of its own
+        try:
+            build_train_dataset(cfg) if split == "train" else build_test_dataset(cfg, split)
+        except (ValueError, OSError) as error:
+            findings.append(broken(f"data.{split}", error_line(error), ""))
+    return findings
+
+
+def _check_network(cfg):
+    from mmdet3d.models import build_model
+
+    from projects.bevformer.engine.config import config_errors
+
+    model = cfg.model.copy()
+    model["pretrained"] = None
+    with config_errors("model"):
+        network = build_model(model, cfg.get("train_cfg"), cfg.get("test_cfg"))
+    millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+    return [ok("model", f"builds; {millions:.1f} million parameters")]
+
+
+def _check_memory(needed_mib, gpu_mib):
+    if needed_mib is None:
+        return [ok("memory", "no figure is known for this network")]
+    text = f"training needs about {needed_mib / 1024:.1f} GiB of GPU memory in float32"
+    if gpu_mib is None:
+        return [ok("memory", f"{text}; there is no GPU here")]
+    if needed_mib > gpu_mib:
+        return [
+            broken(
+                "memory",
+                f"{text}, this GPU has {gpu_mib / 1024:.1f} GiB free",
+                "model.img_backbone.with_cp=True, fp16.dtype=bfloat16, a smaller bev_h and bev_w, or "
+                "data.samples_per_gpu=1 need less",
+            )
+        ]
+    return [ok("memory", f"{text}, this GPU has {gpu_mib / 1024:.1f} GiB free")]

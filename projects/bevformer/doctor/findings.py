@@ -1,0 +1,48 @@
+"""A finding: how bad it is, where it was found, what it is, and how to mend it."""
+
+from dataclasses import dataclass
+
+OK, WARNING, BROKEN = "ok", "warning", "broken"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report.
+
+    Attributes:
+        level: OK; WARNING, what works but may surprise; BROKEN, what does not work.
+        where: package, file or config key.
+        what: was found.
+        remedy: what to do about it; empty for OK.
+    """
+
+    level: str
+    where: str
+    what: str
+    remedy: str = ""
+
+    def line(self):
+        """The finding on one line."""
+        text = f"[{self.level}] {self.where}: {self.what}"
+        return " ".join((f"{text}. {self.remedy}" if self.remedy else text).split())
+
+
+def ok(where, what):
+    """Finding of what is as it should be."""
+    return Finding(OK, where, what)
+
+
+def warning(where, what, remedy):
+    """Finding of what works but may surprise."""
+    return Finding(WARNING, where, what, remedy)
+
+
+def broken(where, what, remedy):
+    """Finding of what does not work."""
+    return Finding(BROKEN, where, what, remedy)
+
+
+def error_line(error):
+    """An exception in one line, without torch's or mmcv's tail of context."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {text}"

@@ -1,0 +1,112 @@
+#!/usr/bin/env python
+"""Say what is wrong with the installation, a data set or a config, and how to mend it.
+
+    python tools/doctor.py
+    python tools/doctor.py --data-root data/nuscenes --canbus data [--deep]
+    python tools/doctor.py --config configs/config.py
+
+One line a finding: [ok], [warning] (works, but may surprise) or [broken]. The exit code is 1 when
+something is broken.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from projects.bevformer.doctor.environment import (  # noqa: E402
+    check_environment,
+    inspect_environment,
+)
+from projects.bevformer.doctor.findings import BROKEN, OK, WARNING, warning  # noqa: E402
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data-root", help="nuScenes root to check [that of --config]")
+    parser.add_argument(
+        "--canbus", help="folder that contains can_bus [in or beside the data root]"
+    )
+    parser.add_argument("--config", help="config to check, with the info files that it names")
+    parser.add_argument(
+        "--cfg-options", nargs="+", metavar="KEY=VALUE", help="override config keys"
+    )
+    parser.add_argument("--deep", action="store_true", help="decode every image, not only a few")
+    parser.add_argument("--workers", type=int, default=1, help="processes for --deep [1]")
+    parser.add_argument("--quiet", action="store_true", help="only what is not as it should be")
+    return parser.parse_args(argv)
+
+
+def main():
+    args = parse_args()
+    counts = {OK: 0, WARNING: 0, BROKEN: 0}
+    for finding in diagnose(args):
+        counts[finding.level] += 1
+        if not (args.quiet and finding.level == OK):
+            print(finding.line(), flush=True)
+    print(f"{counts[OK]} ok, {counts[WARNING]} warnings, {counts[BROKEN]} broken")
+    if counts[BROKEN]:
+        sys.exit(1)
+
+
+def diagnose(args):
+    """Findings, as they are made."""
+    environment = inspect_environment()
+    yield from check_environment(environment)
+    if not (args.data_root or args.config):
+        return
+    if environment.import_errors:
+        yield warning(
+            "data set and config", "are not checked where imports fail", "mend the imports first"
+        )
+        return
+    yield from diagnose_data_and_config(args, environment)
+
+
+def diagnose_data_and_config(args, environment):
+    # What these import may not import at the head of the file: that is for the doctor to tell.
+    from tqdm import tqdm
+
+    from projects.bevformer.doctor.config import check_config, info_files_of, read_config
+    from projects.bevformer.doctor.data_set import check_data_set, check_info_files
+
+    cfg, data_root, info_files = None, args.data_root, {}
+    if args.config is not None:
+        cfg, findings = read_config(args.config, _options(args.cfg_options), args.data_root)
+        yield from findings
+        if cfg is not None:
+            data_root = cfg.data.train.get("data_root") or "."
+            info_files = info_files_of(cfg)
+    if data_root is not None:
+        for path in sorted(Path(data_root).glob("*_infos_*.pkl")):
+            if str(path) not in map(str, map(Path, info_files.values())):
+                info_files[str(path)] = str(path)
+        yield from check_data_set(
+            data_root,
+            args.canbus,
+            args.deep,
+            args.workers,
+            progress=lambda images: tqdm(
+                images, desc="images", unit="image", disable=not args.deep
+            ),
+        )
+        yield from check_info_files(info_files, data_root)
+    if cfg is not None:
+        free = min((gpu.free_mib for gpu in environment.gpus), default=None)
+        yield from check_config(cfg, free)
+
+
+def _options(words):
+    """The values of --cfg-options; mmcv, which parses them, may not have been there before."""
+    from mmcv import DictAction
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction)
+    return parser.parse_args(["--cfg-options", *words]).cfg_options if words else None
+
+
+if __name__ == "__main__":
+    main()
