@@ -136,6 +136,12 @@ def collect_without_images(results):
 
 
 @pytest.fixture
+def collect():
+    """A pipeline of one step that opens no file."""
+    return collect_without_images
+
+
+@pytest.fixture
 def make_dataset(write_infos):
     """Factory of datasets over handmade infos that open no file."""
 

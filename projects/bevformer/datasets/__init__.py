@@ -5,7 +5,14 @@
 
 from projects.bevformer import compat  # noqa: F401
 from projects.bevformer.datasets import pipelines
+from projects.bevformer.datasets.fused_frames import CustomNuScenesDatasetV2
 from projects.bevformer.datasets.samplers import EpochShuffleSampler, SceneSampler
 from projects.bevformer.datasets.temporal_nuscenes import TemporalNuScenesDataset
 
-__all__ = ["EpochShuffleSampler", "SceneSampler", "TemporalNuScenesDataset", "pipelines"]
+__all__ = [
+    "CustomNuScenesDatasetV2",
+    "EpochShuffleSampler",
+    "SceneSampler",
+    "TemporalNuScenesDataset",
+    "pipelines",
+]

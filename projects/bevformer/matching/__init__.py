@@ -2,6 +2,6 @@
 
 from .box_coder import NMSFreeCoder
 from .hungarian_assigner_3d import HungarianAssigner3D
-from .match_costs import BBox3DL1Cost
+from .match_costs import BBox3DL1Cost, SmoothL1Cost
 
-__all__ = ["BBox3DL1Cost", "HungarianAssigner3D", "NMSFreeCoder"]
+__all__ = ["BBox3DL1Cost", "HungarianAssigner3D", "NMSFreeCoder", "SmoothL1Cost"]

@@ -12,16 +12,24 @@ from projects.bevformer.datasets.pipelines.color import (
 )
 from projects.bevformer.datasets.pipelines.format import ByteImageFormatBundle3D, CustomCollect3D
 from projects.bevformer.datasets.pipelines.loading import LoadMultiViewImageFromFiles
+from projects.bevformer.datasets.pipelines.mono import DD3DMapper
 from projects.bevformer.datasets.pipelines.objects import ObjectRangeFilter
 from projects.bevformer.datasets.pipelines.size import (
     PadMultiViewImage,
     RandomScaleImageMultiViewImage,
 )
+from projects.bevformer.datasets.pipelines.view_augmentation import (
+    CropResizeFlipImage,
+    GlobalRotScaleTransImage,
+)
 
 __all__ = [
     "ByteImageFormatBundle3D",
+    "CropResizeFlipImage",
     "CustomCollect3D",
+    "DD3DMapper",
     "DrawColorDistortion",
+    "GlobalRotScaleTransImage",
     "LoadMultiViewImageFromFiles",
     "NormalizeMultiviewImage",
     "ObjectRangeFilter",

@@ -1,0 +1,192 @@
+# The published BEVFormer v2 "t1-base": one frame, ResNet-50, a perspective head beside the BEV head.
+# Published: NDS 42.6, mAP 35.1 on nuScenes val, from ckpts/fcos_r50_coco_2mmdet.pth, total batch 8.
+# Not verified here: no training on nuScenes, no official weights, not that pretraining file. The
+# published recipe takes the objects of the perspective head from the nuScenes tables, this one from
+# the info file (docs/checkpoint_compatibility.md#bevformer-v2).
+_base_ = ["../_base_/bevformer.py", "../_base_/default_runtime.py"]
+point_cloud_range = {{_base_.point_cloud_range}}
+img_norm_cfg = dict(mean=[103.530, 116.280, 123.675], std=[1.0, 1.0, 1.0], to_rgb=False)
+input_modality = {{_base_.input_modality}}
+data_root = "data/nuscenes/"
+embed_dims = {{_base_.embed_dims}}
+voxel_size = [102.4 / 200, 102.4 / 200, 8]
+frames = (0,)
+class_names = [
+    "barrier",
+    "bicycle",
+    "bus",
+    "car",
+    "construction_vehicle",
+    "motorcycle",
+    "pedestrian",
+    "traffic_cone",
+    "trailer",
+    "truck",
+]
+ida_aug_conf = dict(reisze=[640], crop=(0, 260, 1600, 900), H=900, W=1600, rand_flip=False)
+
+train_pipeline = [
+    dict(type="LoadMultiViewImageFromFiles", to_float32=True),
+    dict(type="PhotoMetricDistortionMultiViewImage"),
+    dict(type="LoadAnnotations3D", with_bbox_3d=True, with_label_3d=True, with_attr_label=False),
+    dict(type="ObjectRangeFilter", point_cloud_range=point_cloud_range),
+    dict(type="ObjectNameFilter", classes=class_names),
+    dict(type="CropResizeFlipImage", data_aug_conf=ida_aug_conf, training=True),
+    dict(type="NormalizeMultiviewImage", **img_norm_cfg),
+    dict(type="PadMultiViewImage", size_divisor=32),
+    dict(type="DefaultFormatBundle3D", class_names=class_names),
+    dict(
+        type="CustomCollect3D",
+        keys=["gt_bboxes_3d", "gt_labels_3d", "img", "mono_input_dict", "aug_param"],
+    ),
+    dict(type="DD3DMapper"),
+]
+test_pipeline = [
+    dict(type="LoadMultiViewImageFromFiles", to_float32=True),
+    dict(type="CropResizeFlipImage", data_aug_conf=ida_aug_conf, training=False),
+    dict(type="NormalizeMultiviewImage", **img_norm_cfg),
+    dict(type="PadMultiViewImage", size_divisor=32),
+    dict(
+        type="MultiScaleFlipAug3D",
+        img_scale=(1600, 640),
+        pts_scale_ratio=1,
+        flip=False,
+        transforms=[
+            dict(type="DefaultFormatBundle3D", class_names=class_names, with_label=False),
+            dict(type="CustomCollect3D", keys=["img"]),
+        ],
+    ),
+]
+dataset = dict(
+    type="CustomNuScenesDatasetV2",
+    frames=frames,
+    data_root=data_root,
+    classes=class_names,
+    modality=input_modality,
+    box_type_3d="LiDAR",
+)
+evaluated = dict(
+    _delete_=True,
+    ann_file=data_root + "nuscenes_infos_temporal_val.pkl",
+    pipeline=test_pipeline,
+    test_mode=True,
+    **dataset,
+)
+data = dict(
+    samples_per_gpu=1,
+    workers_per_gpu=4,
+    persistent_workers=True,
+    train=dict(
+        _delete_=True,
+        ann_file=data_root + "nuscenes_infos_temporal_train.pkl",
+        pipeline=train_pipeline,
+        use_valid_flag=True,
+        mono_cfg=dict(min_num_lidar_points=3, min_box_visibility=0.2),
+        **dataset,
+    ),
+    val=evaluated,
+    test=evaluated,
+)
+
+model = dict(
+    type="BEVFormerV2",
+    use_grid_mask=True,
+    video_test_mode=False,
+    num_levels=4,
+    num_mono_levels=5,
+    mono_loss_weight=1.0,
+    frames=frames,
+    img_backbone=dict(
+        _delete_=True,
+        type="ResNet",
+        depth=50,
+        num_stages=4,
+        out_indices=(1, 2, 3),
+        frozen_stages=-1,
+        norm_cfg=dict(type="SyncBN"),
+        norm_eval=False,
+        style="caffe",
+    ),
+    img_neck=dict(num_outs=5),
+    pts_bbox_head=dict(
+        transformer=dict(
+            _delete_=True,
+            type="PerceptionTransformerV2",
+            embed_dims=embed_dims,
+            frames=frames,
+            encoder={{_base_.model.pts_bbox_head.transformer.encoder}},
+            decoder={{_base_.model.pts_bbox_head.transformer.decoder}},
+        ),
+        bbox_coder=dict(voxel_size=voxel_size),
+        loss_bbox=dict(_delete_=True, type="SmoothL1Loss", loss_weight=0.75, beta=1.0),
+    ),
+    fcos3d_bbox_head=dict(
+        type="NuscenesDD3D",
+        num_classes=10,
+        in_channels=embed_dims,
+        strides=[8, 16, 32, 64, 128],
+        fcos2d_cfg=dict(
+            num_cls_convs=4, num_box_convs=4, norm="SyncBN", box2d_scale_init_factor=1.0
+        ),
+        fcos2d_loss_cfg=dict(focal_loss_alpha=0.25, focal_loss_gamma=2.0, loc_loss_type="giou"),
+        fcos3d_cfg=dict(
+            num_convs=4,
+            norm="SyncBN",
+            depth_scale_init_factor=0.3,
+            proj_ctr_scale_init_factor=1.0,
+            use_per_level_predictors=False,
+            mean_depth_per_level=[44.921, 20.252, 11.712, 7.166, 8.548],
+            std_depth_per_level=[24.331, 9.833, 6.223, 4.611, 8.275],
+        ),
+        fcos3d_loss_cfg=dict(
+            min_depth=0.1,
+            max_depth=80.0,
+            box3d_loss_weight=2.0,
+            conf3d_loss_weight=1.0,
+            conf_3d_temperature=1.0,
+            smooth_l1_loss_beta=0.05,
+            predict_allocentric_rot=True,
+            scale_depth_by_focal_lengths=True,
+            scale_depth_by_focal_lengths_factor=500.0,
+            # Width, length, height in metres, in the order of class_names.
+            canon_box_sizes=[
+                [2.3524184, 0.5062202, 1.0413622],
+                [0.61416006, 1.7016163, 1.3054738],
+                [2.9139307, 10.725025, 3.2832346],
+                [1.9751819, 4.641267, 1.74352],
+                [2.772134, 6.565072, 3.2474296],
+                [0.7800532, 2.138673, 1.4437162],
+                [0.6667362, 0.7181772, 1.7616143],
+                [0.40246472, 0.4027083, 1.0084083],
+                [3.0059454, 12.8197, 4.1213827],
+                [2.4986045, 6.9310856, 2.8382742],
+            ],
+        ),
+        target_assign_cfg=dict(
+            center_sample=True,
+            pos_radius=1.5,
+            sizes_of_interest=((-1, 64), (64, 128), (128, 256), (256, 512), (512, 1e8)),
+        ),
+        nusc_loss_weight=dict(attr_loss_weight=0.2, speed_loss_weight=0.2),
+    ),
+    train_cfg=dict(pts=dict(assigner=dict(reg_cost=dict(type="SmoothL1Cost", weight=0.75)))),
+)
+
+load_from = "ckpts/fcos_r50_coco_2mmdet.pth"
+optimizer = dict(
+    type="AdamW",
+    lr=4e-4,
+    paramwise_cfg=dict(custom_keys={"img_backbone": dict(lr_mult=0.5)}),
+    weight_decay=0.01,
+)
+optimizer_config = dict(grad_clip=dict(max_norm=35, norm_type=2))
+lr_config = dict(
+    policy="step",
+    warmup="linear",
+    warmup_iters=2000,
+    warmup_ratio=1.0 / 3,
+    step=[20],
+)
+evaluation = dict(interval=4)
+total_epochs = 24
+runner = dict(type="EpochBasedRunner", max_epochs=total_epochs)

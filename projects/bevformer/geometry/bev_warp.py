@@ -1,0 +1,52 @@
+"""BEV features resampled on a grid that is turned, scaled or mirrored.
+
+Shape legend: B batch, Q BEV queries (= Hb * Wb), C channels.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+
+from .bev_grid import cell_centres
+from .precision import full_precision
+
+
+def warp_bev(bev, target_from_source, bev_hw, pc_range):
+    """Move each sample's BEV features by a linear map of the ground plane.
+
+    What lies at p in the given features lies at `target_from_source` @ p in the result.
+
+    Args:
+        bev: (B, Q, C) BEV features.
+        target_from_source: (B, 2, 2) of (x, y) in metres, lidar frame; invertible.
+        bev_hw: rows and columns of the grid.
+        pc_range: (x_min, y_min, z_min, x_max, y_max, z_max), metres, lidar frame.
+
+    Returns:
+        (B, Q, C) features, bilinear between cell centres; zero beyond the border of the grid. The
+        input is not edited.
+
+    Raises:
+        ValueError: Q is not Hb * Wb, or there is not one map a sample.
+    """
+    bev_h, bev_w = bev_hw
+    if bev.shape[1] != bev_h * bev_w or target_from_source.shape != (len(bev), 2, 2):
+        raise ValueError(
+            f"bev {tuple(bev.shape)} does not fit a {bev_h}x{bev_w} grid and maps "
+            f"{tuple(target_from_source.shape)}"
+        )
+    x_min, y_min, _, x_max, y_max, _ = pc_range
+    with full_precision(bev.device):
+        extent = torch.tensor([x_max - x_min, y_max - y_min], device=bev.device)
+        origin = torch.tensor([x_min, y_min], device=bev.device)
+        targets = cell_centres(bev_h, bev_w, bev.device) * extent + origin  # (Q, 2) metres
+        source_from_target = torch.inverse(target_from_source.float())
+        # Written out instead of as a matrix product: a product may run in TF32, which is off by cells.
+        sources = (source_from_target[:, None] * targets[:, None, :]).sum(dim=-1)  # (B, Q, 2)
+        samples = (sources - origin) / extent * 2 - 1  # grid_sample's range over the grid
+        moved = F.grid_sample(
+            rearrange(bev.float(), "b (h w) c -> b c h w", h=bev_h),
+            rearrange(samples, "b (h w) xy -> b h w xy", h=bev_h),
+            align_corners=False,
+        )
+    return rearrange(moved, "b c h w -> b (h w) c").to(bev.dtype)

@@ -1,0 +1,47 @@
+"""Rigid transforms between the frames of a vehicle that moves; float64 NumPy arrays."""
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+
+def pose_matrix(rotation_wxyz, translation):
+    """`src2dst` of a quaternion and a translation, as the tables and the info files give them.
+
+    Args:
+        rotation_wxyz: (4,) unit quaternion w, x, y, z.
+        translation: (3,) metres.
+
+    Returns:
+        (4, 4), acts on column vectors.
+    """
+    w, x, y, z = rotation_wxyz
+    matrix = np.eye(4)
+    matrix[:3, :3] = Rotation.from_quat((x, y, z, w)).as_matrix()
+    matrix[:3, 3] = translation
+    return matrix
+
+
+def adjacent_to_current(lidar2global_adjacent, lidar2global_current):
+    """Where a place seen from the lidar of an adjacent frame lies for the lidar of the current one.
+
+    Args:
+        lidar2global_adjacent: (4, 4) at the time of the adjacent frame.
+        lidar2global_current: (4, 4) at the time of the current frame.
+
+    Returns:
+        (4, 4) adjacent lidar frame to current lidar frame.
+    """
+    return np.linalg.inv(lidar2global_current) @ lidar2global_adjacent
+
+
+def check_frame_offsets(frames):
+    """Check which frames around the current one a model fuses.
+
+    Args:
+        frames: offsets in key frames; 0 is the current one.
+
+    Raises:
+        ValueError: the offsets are not in time order, one occurs twice, or 0 is missing.
+    """
+    if 0 not in frames or list(frames) != sorted(set(frames)):
+        raise ValueError(f"frames must be in time order and contain 0, got {tuple(frames)}")
