@@ -108,10 +108,11 @@ def test_weights_that_can_be_read(read, tmp_path):
 
 def test_memory(read):
     base, _ = read_config(CONFIGS / "config.py")
-    needed = training_mib(base)
-    assert needed == TRAINING_MIB[101, 200, 6, False] + OVERHEAD_MIB
+    plain, frugal = (TRAINING_MIB[101, 200, 6][key] for key in ((False,) * 3, (True,) * 3))
+    assert training_mib(base) == plain + OVERHEAD_MIB
     base.data.samples_per_gpu = 2
-    assert training_mib(base) == 2 * TRAINING_MIB[101, 200, 6, False] + OVERHEAD_MIB
+    assert training_mib(base) == 2 * plain + OVERHEAD_MIB
+    assert training_mib(read_config(CONFIGS / "config_bf16.py")[0]) == frugal + OVERHEAD_MIB
     for name in ("tiny", "small", "base"):
         cfg, _ = read_config(CONFIGS / "bevformer" / f"bevformer_{name}.py")
         assert training_mib(cfg) is not None, name

@@ -429,17 +429,18 @@ def _annotations(tables, samples, global2lidar):
 
     frames = []
     stop = 0
+    # Names are kept as objects: an array of fixed width is as wide as the longest name, in every row.
     for count in counts:
         here = slice(stop, stop + count)
         stop += count
         frames.append(
             {
                 "gt_boxes": boxes[here],
-                "gt_names": np.array(names[here], dtype=str),
+                "gt_names": np.array(names[here], dtype=object),
                 "gt_velocity": velocities[here],
                 "gt_boxes_global": boxes_global[here],
                 "gt_velocity_global": velocities_global[here],
-                "gt_attributes": np.array(attributes[here], dtype=str),
+                "gt_attributes": np.array(attributes[here], dtype=object),
                 "num_lidar_pts": num_lidar_pts[here],
                 "num_radar_pts": num_radar_pts[here],
                 "valid_flag": num_lidar_pts[here] + num_radar_pts[here] > 0,

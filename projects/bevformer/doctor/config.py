@@ -140,7 +140,7 @@ def _check_network(cfg):
 def _check_memory(needed_mib, gpu_mib):
     if needed_mib is None:
         return [ok("memory", "no figure is known for this network")]
-    text = f"training needs about {needed_mib / 1024:.1f} GiB of GPU memory in float32"
+    text = f"training needs about {needed_mib / 1024:.1f} GiB of GPU memory"
     if gpu_mib is None:
         return [ok("memory", f"{text}; there is no GPU here")]
     if needed_mib > gpu_mib:
@@ -148,8 +148,9 @@ def _check_memory(needed_mib, gpu_mib):
             broken(
                 "memory",
                 f"{text}, this GPU has {gpu_mib / 1024:.1f} GiB free",
-                "model.img_backbone.with_cp=True, fp16.dtype=bfloat16, a smaller bev_h and bev_w, or "
-                "data.samples_per_gpu=1 need less",
+                "less is needed with model.pts_bbox_head.transformer.encoder.with_cp=True, with "
+                "model.img_backbone.with_cp=True too, with fp16.dtype=bfloat16 too, or with "
+                "data.samples_per_gpu=1 (docs/performance.md)",
             )
         ]
     return [ok("memory", f"{text}, this GPU has {gpu_mib / 1024:.1f} GiB free")]

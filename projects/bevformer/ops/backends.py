@@ -13,10 +13,9 @@ from typing import Callable
 import torch
 
 ENVIRONMENT_VARIABLE = "BEVFORMER_MSDA"
-# Automatic choice, best first; the first that can compute the tensors at hand is taken. On a GPU the
-# compiled operator precedes Triton as long as Triton has not been measured there.
-PREFERENCE = {"cuda": ("mmcv", "triton", "lean")}
-PREFERENCE_ELSEWHERE = ("lean",)
+# Automatic choice, best first; the first that can compute the tensors at hand is taken. Triton's kernels
+# have never run on a GPU: they are there for who names them.
+PREFERENCE = ("mmcv", "lean")
 
 _logger = logging.getLogger(__name__)
 _backends = {}
@@ -116,7 +115,7 @@ def _check_name(name, source):
 def _automatic(value, locations):
     if torch.jit.is_tracing():  # exported graphs are made of standard operators
         return "reference"
-    for name in PREFERENCE.get(value.device.type, PREFERENCE_ELSEWHERE):
+    for name in PREFERENCE:
         if name in _backends and _backends[name].why_not(value, locations) is None:
             return name
     return "reference"
