@@ -32,17 +32,25 @@ def parse_args():
     )
     parser.add_argument("--canbus", default="./data", help="folder that contains can_bus")
     parser.add_argument(
-        "--max-sweeps", type=int, default=0, help="lidar sweeps listed per frame; no camera model needs any"
+        "--max-sweeps",
+        type=int,
+        default=0,
+        help="lidar sweeps listed per frame; no camera model needs any",
     )
     parser.add_argument(
-        "--keep-scenes-without-images", action="store_true", help="list frames of images that are not there"
+        "--keep-scenes-without-images",
+        action="store_true",
+        help="list frames of images that are not there",
     )
     parser.add_argument(
         "--mono3d", action="store_true",
         help="also write the boxes of each image for mmdet3d's monocular detectors",
     )  # fmt: skip
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count(), help="processes; one per CPU core if not given"
+        "--workers",
+        type=int,
+        default=os.cpu_count(),
+        help="processes; one per CPU core if not given",
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser.parse_args()

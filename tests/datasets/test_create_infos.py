@@ -427,12 +427,36 @@ def _with(**values):
     [
         ("ego_pose", None, r"ego_pose\.json is damaged \(Expecting"),
         ("ego_pose", lambda rows: 3, r"ego_pose\.json is not a list of records"),
-        ("sample_data", _without("filename"), r"sample_data\.json: record \d+ \(\w+\) has no 'filename'"),
-        ("sample", _with(token="x"), r"sample\.json: next of \w+ is '\w{32}', which is not in sample"),
-        ("sample_data", _with(ego_pose_token="gone"), r"sample_data\.json: ego_pose_token of \w+ is 'gone', which is not in ego_pose"),
-        ("calibrated_sensor", _with(sensor_token="gone"), r"calibrated_sensor\.json: sensor_token of \w+ is 'gone', which is not in sensor"),
-        ("instance", _with(category_token="gone"), r"instance\.json: category_token of \w+ is 'gone', which is not in category"),
-        ("sample_annotation", _with(next="gone"), r"sample_annotation\.json: next of \w+ is 'gone'"),
+        (
+            "sample_data",
+            _without("filename"),
+            r"sample_data\.json: record \d+ \(\w+\) has no 'filename'",
+        ),
+        (
+            "sample",
+            _with(token="x"),
+            r"sample\.json: next of \w+ is '\w{32}', which is not in sample",
+        ),
+        (
+            "sample_data",
+            _with(ego_pose_token="gone"),
+            r"sample_data\.json: ego_pose_token of \w+ is 'gone', which is not in ego_pose",
+        ),
+        (
+            "calibrated_sensor",
+            _with(sensor_token="gone"),
+            r"calibrated_sensor\.json: sensor_token of \w+ is 'gone', which is not in sensor",
+        ),
+        (
+            "instance",
+            _with(category_token="gone"),
+            r"instance\.json: category_token of \w+ is 'gone', which is not in category",
+        ),
+        (
+            "sample_annotation",
+            _with(next="gone"),
+            r"sample_annotation\.json: next of \w+ is 'gone'",
+        ),
         ("sample_annotation", _with(size=[1.0]), r"size of \w+ is \[1\.0\], not 3 finite numbers"),
     ],
 )
@@ -461,7 +485,9 @@ def test_sample_chain_that_does_not_end(root_copy, tmp_path):
         return samples
 
     edit("sample", close_the_loop)
-    with pytest.raises(ValueError, match=r"sample\.json: next of \w+ is .*, in time order it is ''"):
+    with pytest.raises(
+        ValueError, match=r"sample\.json: next of \w+ is .*, in time order it is ''"
+    ):
         create(root, tmp_path)
 
 

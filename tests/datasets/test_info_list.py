@@ -59,7 +59,8 @@ def _read_all(records, results):
 def test_a_forked_worker_that_reads_everything_copies_nothing(shared, limit):
     """The second case shows that the measurement sees what a plain list costs."""
     records = [
-        {"token": f"{i}", "sweeps": [{"name": f"{i}-{j}"} for j in range(30)]} for i in range(10_000)
+        {"token": f"{i}", "sweeps": [{"name": f"{i}-{j}"} for j in range(30)]}
+        for i in range(10_000)
     ]
     size = InfoList(records).nbytes
     records = InfoList(records) if shared else records

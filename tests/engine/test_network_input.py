@@ -9,7 +9,6 @@ from scipy.spatial.transform import Rotation
 
 from projects.bevformer import plugin  # noqa: F401
 from projects.bevformer.datasets import TemporalNuScenesDataset
-
 from projects.bevformer.datasets.create_infos import create_nuscenes_infos
 from projects.bevformer.engine.network_input import (
     InputFrame,

@@ -76,7 +76,9 @@ def test_can_bus_follows_the_poses(nusc, root):
     scene = nusc.scene[0]
     messages = json.loads((root / "can_bus" / f"{scene['name']}_pose.json").read_text())
     sample = nusc.get("sample", scene["last_sample_token"])
-    pose = nusc.get("ego_pose", nusc.get("sample_data", sample["data"]["LIDAR_TOP"])["ego_pose_token"])
+    pose = nusc.get(
+        "ego_pose", nusc.get("sample_data", sample["data"]["LIDAR_TOP"])["ego_pose_token"]
+    )
     near = min(messages, key=lambda message: abs(message["utime"] - sample["timestamp"]))
     np.testing.assert_allclose(near["pos"], pose["translation"], atol=0.3)
     assert messages[0]["utime"] < nusc.sample[0]["timestamp"]

@@ -94,7 +94,9 @@ def _annotations(info, camera, width, height):
     if len(boxes) == 0:
         return []
     centers = boxes[:, :3] @ global2cam[:3, :3].T + global2cam[:3, 3]  # (G, 3)
-    rotations = global2cam[:3, :3] @ Rotation.from_quat(np.roll(boxes[:, 6:], -1, axis=1)).as_matrix()
+    rotations = (
+        global2cam[:3, :3] @ Rotation.from_quat(np.roll(boxes[:, 6:], -1, axis=1)).as_matrix()
+    )
     velocities = info["gt_velocity_global"] @ global2cam[:3, :2].T  # (G, 3)
     corners = _corners(centers, boxes[:, 3:6], rotations)  # (G, 8, 3)
 

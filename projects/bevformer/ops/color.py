@@ -7,9 +7,7 @@ leave that range.
 import torch
 
 
-def distort_colors(
-    images, brightness, contrast_first, saturation, hue, contrast_last, channels
-):
+def distort_colors(images, brightness, contrast_first, saturation, hue, contrast_last, channels):
     """Change brightness, contrast, saturation, hue and the order of the channels.
 
     Args:
