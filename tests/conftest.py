@@ -1,8 +1,16 @@
 """Fixtures that several test folders share."""
 
+import logging
+
 import pytest
 
 from projects.bevformer.synthetic.data_set import create_data_set
+
+
+@pytest.fixture(autouse=True)
+def run_logger_propagates(monkeypatch):
+    """A run in this process keeps its logger from the root logger, where `caplog` listens."""
+    monkeypatch.setattr(logging.getLogger("mmdet3d"), "propagate", True)
 
 
 @pytest.fixture(scope="session")
