@@ -1,8 +1,8 @@
 """The main job on data it makes itself: python tools/demo.py [--from-scratch].
 
 Runs the project's own tools one after the other and prints each command line, so that they can be
-repeated by hand: synthetic data set, info files, training, evaluation, pictures. Data sets that are
-already there are used again.
+repeated by hand: synthetic data set, info files, training, evaluation with the nuScenes devkit,
+pictures. Data sets that are already there are used again.
 """
 
 import argparse
@@ -97,8 +97,8 @@ def main():
         *("--cfg-options", *train_options),
     )
     steps.run(
-        "evaluation on held-out scenes, and pictures",
-        *("tools/eval.py", CONFIG, os.path.join(work_dir, "latest.pth"), "--eval", "bbox"),
+        "evaluation on held-out scenes with the nuScenes devkit, and pictures",
+        *("tools/eval.py", CONFIG, os.path.join(work_dir, "latest.pth"), "--eval", "bbox", "--devkit"),
         *("--work-dir", work_dir, "--out", os.path.join(work_dir, "results.pkl")),
         *("--show-dir", os.path.join(work_dir, "pictures"), "--show-samples", str(args.pictures)),
         *("--cfg-options", *data_options),
