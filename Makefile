@@ -27,7 +27,7 @@ test: setup
 
 # Every benchmark that needs no GPU; results in work_dirs/benchmarks.
 bench: setup
-	@for script in benchmarks/bench_*.py; do echo "$$script"; $(RUN) -W ignore $$script || exit 1; done
+	@for script in benchmarks/bench_*.py benchmarks/memory_model.py; do echo "$$script"; $(RUN) -W ignore $$script || exit 1; done
 
 lint: setup
 	@$(RUN) -m pip install -q -r requirements/lint.txt

@@ -382,9 +382,10 @@ def preset(config, name, bev=None):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default=str(ROOT / "configs" / "config.py"))
-    parser.add_argument("--presets", nargs="+", choices=["naive", *PRESETS], default=["default"])
+    presets = ["naive", *PRESETS]
+    parser.add_argument("--presets", nargs="+", choices=presets, default=presets)
     parser.add_argument("--bev", type=int, nargs="+", help="cells a side; default: the config's")
-    parser.add_argument("--out", type=Path, help="JSON file")
+    parser.add_argument("--out", type=Path, default=ROOT / "work_dirs/benchmarks/memory_model.json")
     args = parser.parse_args(argv)
     results = []
     for name in args.presets:
@@ -395,9 +396,8 @@ def main(argv=None):
             results.append({**case, **training_step(cfg, naive=name == "naive")})
     names = list(results[0])
     print(common.table(names, [[result[name] for name in names] for result in results]))
-    if args.out is not None:
-        environment = common.environment(torch.device("cpu"))
-        common.write_json(args.out, {"environment": environment, "unit": "MiB", "cases": results})
+    environment = common.environment(torch.device("cpu"))
+    common.write_json(args.out, {"environment": environment, "unit": "MiB", "cases": results})
 
 
 if __name__ == "__main__":
