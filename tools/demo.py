@@ -98,7 +98,14 @@ def main():
     )
     steps.run(
         "evaluation on held-out scenes with the nuScenes devkit, and pictures",
-        *("tools/eval.py", CONFIG, os.path.join(work_dir, "latest.pth"), "--eval", "bbox", "--devkit"),
+        *(
+            "tools/eval.py",
+            CONFIG,
+            os.path.join(work_dir, "latest.pth"),
+            "--eval",
+            "bbox",
+            "--devkit",
+        ),
         *("--work-dir", work_dir, "--out", os.path.join(work_dir, "results.pkl")),
         *("--show-dir", os.path.join(work_dir, "pictures"), "--show-samples", str(args.pictures)),
         *("--cfg-options", *data_options),
