@@ -1,7 +1,8 @@
 """What training needs of a GPU's memory.
 
 Figures of benchmarks/memory_model.py, computed and not measured on a GPU: one sample a process, the
-queue of the recipe (docs/performance.md).
+queue of the recipe (docs/performance.md). With the published pipelines, whose images are float32, base
+needs 0.3 GiB more, which the overhead covers.
 """
 
 # (depth of the ResNet, BEV rows, encoder layers) -> {(recomputed encoder, recomputed backbone,
