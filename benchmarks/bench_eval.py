@@ -30,7 +30,10 @@ import torch  # noqa: E402
 from terminaltables import AsciiTable  # noqa: E402
 
 from projects.bevformer import compat  # noqa: E402, F401
-from projects.bevformer.datasets.ground_truth import ground_truth_of_infos  # noqa: E402
+from projects.bevformer.datasets.ground_truth import (  # noqa: E402
+    boxes_global,
+    ground_truth_of_infos,
+)
 from projects.bevformer.datasets.metrics import counted_boxes, detection_metrics  # noqa: E402
 from projects.bevformer.datasets.result_files import (  # noqa: E402
     detected_boxes,
@@ -91,11 +94,12 @@ def random_infos(samples, config, rng):
     ego = rng.uniform(0, 2000, (samples, 3)) * [1, 1, 0]
     names = rng.choice(CLASSES, shape, p=shares / shares.sum())
     half_yaw = rng.uniform(-np.pi, np.pi, shape) / 2
-    boxes = np.zeros((*shape, 10))
-    boxes[..., :3] = ego[:, None] + [0, 0, 1]
-    boxes[..., :2] += within_range(names, config, rng)
+    centers = ego[:, None] + [0, 0, 1]
+    centers = centers + np.pad(within_range(names, config, rng), ((0, 0), (0, 0), (0, 1)))
+    boxes = np.zeros((*shape, 7))  # of the lidar's frame evaluation reads the sizes alone
     boxes[..., 3:6] = rng.uniform(0.5, 5, (*shape, 3))
-    boxes[..., 6], boxes[..., 9] = np.cos(half_yaw), np.sin(half_yaw)
+    rotations = np.zeros((*shape, 4))
+    rotations[..., 0], rotations[..., 3] = np.cos(half_yaw), np.sin(half_yaw)
     velocity = rng.normal(size=(*shape, 2))
     points = rng.randint(0, 20, shape)
     return [
@@ -106,8 +110,10 @@ def random_infos(samples, config, rng):
             "ego2global_translation": ego[i].tolist(),
             "ego2global_rotation": [1.0, 0.0, 0.0, 0.0],
             "gt_names": names[i],
-            "gt_boxes_global": boxes[i],
-            "gt_velocity_global": velocity[i],
+            "gt_boxes": boxes[i],
+            "gt_velocity": velocity[i],
+            "gt_centers_global": centers[i],
+            "gt_rotations_global": rotations[i],
             "gt_attributes": np.array([attribute_of[name] for name in names[i]]),
             "num_lidar_pts": points[i],
             "num_radar_pts": np.zeros(OBJECTS, int),
@@ -128,7 +134,7 @@ def random_detections(infos, config, rng):
     detections = []
     for info in infos:
         objects = rng.randint(OBJECTS, size=PREDICTIONS)
-        boxes, names = info["gt_boxes_global"][objects], info["gt_names"][objects]
+        boxes, names = boxes_global(info)[objects], info["gt_names"][objects]
         offset = boxes[:, :2] - info["ego2global_translation"][:2]
         offset *= 0.98  # an object at the rim must not leave the range
         offset += rng.normal(scale=0.3, size=offset.shape)

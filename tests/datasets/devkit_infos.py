@@ -14,16 +14,17 @@ from projects.bevformer.nuscenes_spec import CAMERAS, CATEGORY_TO_CLASS
 _CAN_FIELDS = ("pos", "orientation", "accel", "rotation_rate", "vel")
 
 
-def devkit_info(nusc, sample, can_bus_folder):
+def devkit_info(nusc, sample, can_bus_folder, max_sweeps=0):
     """The info of one key frame.
 
     Args:
         nusc: the devkit's tables.
         sample: row of the sample table.
         can_bus_folder: the folder `can_bus`; None for zeros.
+        max_sweeps: lidar sweeps before the key frame.
 
     Returns:
-        dict of fields as in an info file, without `frame_idx` and `sweeps`.
+        dict of fields as in an info file, without `frame_idx`.
     """
     lidar_token = sample["data"]["LIDAR_TOP"]
     lidar = _sensor(nusc, lidar_token)
@@ -43,6 +44,7 @@ def devkit_info(nusc, sample, can_bus_folder):
         "next": sample["next"],
         "can_bus": can_bus,
         "can_bus_motion_after": motion_after,
+        "sweeps": _sweeps(nusc, lidar, max_sweeps),
         "cams": cams,
         "scene_token": sample["scene_token"],
         "lidar2ego_translation": lidar["sensor2ego_translation"],
@@ -55,8 +57,9 @@ def devkit_info(nusc, sample, can_bus_folder):
     global2lidar = _rotation(lidar["sensor2ego_rotation"]).T @ (
         _rotation(lidar["ego2global_rotation"]).T
     )
-    velocities_global = [nusc.box_velocity(token)[:2] for token in sample["anns"]]
-    velocities = [(global2lidar @ [*velocity, 0.0])[:2] for velocity in velocities_global]
+    velocities = [
+        (global2lidar @ [*nusc.box_velocity(token)[:2], 0.0])[:2] for token in sample["anns"]
+    ]
     attributes = [
         nusc.get("attribute", a["attribute_tokens"][0])["name"] if a["attribute_tokens"] else ""
         for a in annotations
@@ -69,10 +72,8 @@ def devkit_info(nusc, sample, can_bus_folder):
         ).reshape(-1, 7),
         gt_names=np.array([CATEGORY_TO_CLASS.get(b.name, b.name) for b in boxes], dtype=str),
         gt_velocity=np.array(velocities).reshape(-1, 2),
-        gt_boxes_global=np.array(
-            [a["translation"] + a["size"] + a["rotation"] for a in annotations]
-        ).reshape(-1, 10),
-        gt_velocity_global=np.array(velocities_global).reshape(-1, 2),
+        gt_centers_global=np.array([a["translation"] for a in annotations]).reshape(-1, 3),
+        gt_rotations_global=np.array([a["rotation"] for a in annotations]).reshape(-1, 4),
         gt_attributes=np.array(attributes, dtype=str),
         num_lidar_pts=points[:, 0],
         num_radar_pts=points[:, 1],
@@ -98,6 +99,16 @@ def _sensor(nusc, token):
         "ego2global_rotation": pose["rotation"],
         "timestamp": data["timestamp"],
     }
+
+
+def _sweeps(nusc, lidar, count):
+    sweeps = []
+    data = nusc.get("sample_data", lidar["sample_data_token"])
+    while len(sweeps) < count and data["prev"]:
+        data = nusc.get("sample_data", data["prev"])
+        sweep = {**_sensor(nusc, data["token"]), "data_path": data["filename"], "type": "lidar"}
+        sweeps.append({**sweep, **_to_lidar(sweep, lidar)})
+    return sweeps
 
 
 def _to_lidar(sensor, lidar):

@@ -289,13 +289,13 @@ def _scene_infos(tables, scene, can_bus, max_sweeps):
         annotations = _annotations(tables, samples, global2lidar)
 
     infos = []
+    intrinsics = {}  # one array for all frames: a pickle holds an object once
     for frame_idx, (sample, (lidar, *cameras)) in enumerate(zip(samples, records)):
         for camera, matrix in zip(cameras, sensor2lidar[frame_idx, 1:]):
             camera.update(_in_lidar_frame(matrix))
             # Last, as in the original's files.
-            camera["cam_intrinsic"] = np.array(
-                tables.sample_data[sample["token"]][camera["type"]].calibration.camera_intrinsic
-            )
+            rows = tables.sample_data[sample["token"]][camera["type"]].calibration.camera_intrinsic
+            camera["cam_intrinsic"] = intrinsics.setdefault(id(rows), np.array(rows))
         time_us = sample["timestamp"]
         infos.append(
             {
@@ -312,7 +312,7 @@ def _scene_infos(tables, scene, can_bus, max_sweeps):
                 "frame_idx": frame_idx,
                 "sweeps": _sweeps(tables, sample, global2lidar[frame_idx], max_sweeps),
                 "cams": {camera["type"]: camera for camera in cameras},
-                "scene_token": sample["scene_token"],
+                "scene_token": scene["token"],
                 "lidar2ego_translation": lidar["sensor2ego_translation"],
                 "lidar2ego_rotation": lidar["sensor2ego_rotation"],
                 "ego2global_translation": lidar["ego2global_translation"],
@@ -415,13 +415,12 @@ def _annotations(tables, samples, global2lidar):
     of_box = np.repeat(global2lidar, counts, axis=0)  # (G, 4, 4)
 
     centers_global, sizes_wlh = columns.translation[rows], columns.size_wlh[rows]
-    rotations, velocities_global = columns.rotation_wxyz[rows], columns.velocity[rows]
+    rotations = columns.rotation_wxyz[rows]
     centers = np.einsum("gij,gj->gi", of_box[:, :3, :3], centers_global) + of_box[:, :3, 3]
     yaws = _yaws_lidar(rotations, of_box)
     boxes = np.concatenate((centers, sizes_wlh[:, [1, 0, 2]], yaws[:, None]), axis=1)
-    boxes_global = np.concatenate((centers_global, sizes_wlh, rotations), axis=1)
     # The vertical part is left out before the rotation, as in mmdet3d.
-    velocities = np.einsum("gij,gj->gi", of_box[:, :2, :2], velocities_global)
+    velocities = np.einsum("gij,gj->gi", of_box[:, :2, :2], columns.velocity[rows])
     num_lidar_pts, num_radar_pts = columns.num_lidar_pts[rows], columns.num_radar_pts[rows]
     names = [columns.category[row] for row in rows]
     names = [CATEGORY_TO_CLASS.get(name, name) for name in names]
@@ -438,8 +437,8 @@ def _annotations(tables, samples, global2lidar):
                 "gt_boxes": boxes[here],
                 "gt_names": np.array(names[here], dtype=object),
                 "gt_velocity": velocities[here],
-                "gt_boxes_global": boxes_global[here],
-                "gt_velocity_global": velocities_global[here],
+                "gt_centers_global": centers_global[here],
+                "gt_rotations_global": rotations[here],
                 "gt_attributes": np.array(attributes[here], dtype=object),
                 "num_lidar_pts": num_lidar_pts[here],
                 "num_radar_pts": num_radar_pts[here],

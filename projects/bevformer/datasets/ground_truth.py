@@ -5,10 +5,11 @@ import numpy as np
 from projects.bevformer.datasets import quaternions
 from projects.bevformer.datasets.metrics import Boxes, GroundTruth
 from projects.bevformer.datasets.result_files import ATTRIBUTE_CODES
+from projects.bevformer.geometry.poses import pose_matrix
 from projects.bevformer.nuscenes_spec import BICYCLE_RACK, CATEGORY_TO_CLASS
 
 # What older info files, and those of other projects, do not have.
-EVALUATION_FIELDS = ("gt_boxes_global", "gt_velocity_global", "gt_attributes")
+EVALUATION_FIELDS = ("gt_centers_global", "gt_rotations_global", "gt_attributes")
 
 
 def has_ground_truth(infos):
@@ -22,8 +23,8 @@ def ground_truth_of_infos(infos, config):
     return _ground_truth(
         sample=np.repeat(np.arange(len(infos)), counts),
         names=[name for info in infos for name in info["gt_names"].tolist()],
-        box=_rows(10, (info["gt_boxes_global"] for info in infos)),
-        velocity=_rows(2, (info["gt_velocity_global"] for info in infos)),
+        box=_rows(10, (boxes_global(info) for info in infos)),
+        velocity=_rows(2, (velocities_global(info) for info in infos)),
         attributes=[name for info in infos for name in info["gt_attributes"].tolist()],
         points=_rows(1, (info["num_lidar_pts"] + info["num_radar_pts"] for info in infos))[:, 0],
         ego_xy=_rows(3, (info["ego2global_translation"] for info in infos))[:, :2],
@@ -47,6 +48,27 @@ def ground_truth_of_tables(nusc, tokens, config):
         ego_xy=_rows(3, (pose["translation"] for pose in poses))[:, :2],
         config=config,
     )
+
+
+def boxes_global(info):
+    """(G, 10) x, y, z, w, l, h, quaternion w, x, y, z of a record's objects in the global frame, m.
+
+    These are the tables' own numbers: on the edge of a threshold a rounding would decide.
+    """
+    sizes_wlh = info["gt_boxes"][:, [4, 3, 5]]
+    return np.concatenate(
+        (info["gt_centers_global"], sizes_wlh, info["gt_rotations_global"]), axis=1
+    )
+
+
+def velocities_global(info):
+    """(G, 2) velocities of a record's objects along the global axes, m/s, within rounding."""
+    lidar2global = pose_matrix(info["ego2global_rotation"], (0, 0, 0)) @ pose_matrix(
+        info["lidar2ego_rotation"], (0, 0, 0)
+    )
+    # gt_velocity is without its vertical part, hence no rotation any more.
+    global2lidar_xy = lidar2global[:2, :2].T
+    return info["gt_velocity"] @ np.linalg.inv(global2lidar_xy).T
 
 
 def attribute_name(nusc, annotation):

@@ -12,6 +12,8 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 from shapely.geometry import MultiPoint, box
 
+from projects.bevformer.datasets.ground_truth import boxes_global, velocities_global
+from projects.bevformer.geometry.poses import pose_matrix
 from projects.bevformer.nuscenes_spec import CAMERAS
 
 # Their places are the ids; the orders are mmdet3d's.
@@ -89,15 +91,19 @@ def write_mono3d(file, images, annotations):
 
 def _annotations(info, camera, width, height):
     """Objects of the ten classes of which a part is in an image."""
-    global2cam = np.linalg.inv(_pose(camera, "ego2global") @ _pose(camera, "sensor2ego"))
-    boxes = info["gt_boxes_global"]
+    ego2global, cam2ego = (
+        pose_matrix(camera[f"{name}_rotation"], camera[f"{name}_translation"])
+        for name in ("ego2global", "sensor2ego")
+    )
+    global2cam = np.linalg.inv(ego2global @ cam2ego)
+    boxes = boxes_global(info)
     if len(boxes) == 0:
         return []
     centers = boxes[:, :3] @ global2cam[:3, :3].T + global2cam[:3, 3]  # (G, 3)
     rotations = (
         global2cam[:3, :3] @ Rotation.from_quat(np.roll(boxes[:, 6:], -1, axis=1)).as_matrix()
     )
-    velocities = info["gt_velocity_global"] @ global2cam[:3, :2].T  # (G, 3)
+    velocities = velocities_global(info) @ global2cam[:3, :2].T  # (G, 3)
     corners = _corners(centers, boxes[:, 3:6], rotations)  # (G, 8, 3)
 
     annotations = []
@@ -132,14 +138,6 @@ def _annotations(info, camera, width, height):
             }
         )
     return annotations
-
-
-def _pose(camera, name):
-    w, x, y, z = camera[f"{name}_rotation"]
-    matrix = np.eye(4)
-    matrix[:3, :3] = Rotation.from_quat((x, y, z, w)).as_matrix()
-    matrix[:3, 3] = camera[f"{name}_translation"]
-    return matrix
 
 
 def _corners(centers, sizes_wlh, rotations):

@@ -55,8 +55,8 @@ class Annotations(NamedTuple):
     size_wlh: np.ndarray  # (A, 3)
     rotation_wxyz: np.ndarray  # (A, 4)
     velocity: np.ndarray  # (A, 2), NaN where unknown
-    num_lidar_pts: np.ndarray  # (A,) int64
-    num_radar_pts: np.ndarray  # (A,) int64
+    num_lidar_pts: np.ndarray  # (A,) int32
+    num_radar_pts: np.ndarray  # (A,) int32
     category: list  # A names
     attribute: list  # A names, empty where there is none
 
@@ -109,7 +109,7 @@ class NuScenesTables:
                 raise TypeError(f"it holds one {type(rows).__name__}, not a list of rows")
         except _DanglingToken:
             raise
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             what = f"a row has no {error}" if isinstance(error, KeyError) else error
             raise ValueError(f"cannot read the tables: {path}: {what}: {_UNPACK}") from error
         return rows
@@ -162,7 +162,7 @@ class NuScenesTables:
         categories = self._index("category", lambda row: row["name"])
         instances = self._index("instance", lambda row: categories[row["category_token"]])
         numbers = {name: array("d") for name in ("translation", "size", "rotation")}
-        points = {name: array("q") for name in ("num_lidar_pts", "num_radar_pts")}
+        points = {name: array("i") for name in ("num_lidar_pts", "num_radar_pts")}
         attributes = self._index("attribute", lambda row: row["name"])
         times_us, neighbours = array("q"), {"prev": [], "next": []}
         category, attribute = [], []
