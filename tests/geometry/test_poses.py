@@ -6,6 +6,7 @@ import pytest
 from projects.bevformer.geometry.poses import (
     adjacent_to_current,
     check_frame_offsets,
+    inverse_poses,
     pose_matrix,
 )
 
@@ -24,6 +25,18 @@ def test_adjacent_to_current_by_hand():
     # What was 6 m ahead is at x = 16: now 2 m to the right, which is -y of its own axes.
     seen_now = adjacent_to_current(before, now) @ [6, 0, 0, 1]
     np.testing.assert_allclose(seen_now, [0, -2, 0, 1], atol=1e-12)
+
+
+def test_inverses_of_many():
+    poses = np.stack(
+        [
+            pose_matrix((0.8, 0.0, 0.6, 0.0), (3.0, -2.0, 1.0)),
+            pose_matrix((HALF, 0.0, 0.0, HALF), (-500.0, 4000.0, 0.5)),
+        ]
+    )[:, None]
+    inverses = inverse_poses(poses)
+    assert inverses.shape == (2, 1, 4, 4)
+    np.testing.assert_allclose(inverses @ poses, np.eye(4) + 0 * poses, atol=1e-9)
 
 
 def test_there_and_back_is_where_one_was():

@@ -31,6 +31,7 @@ from projects.bevformer.datasets.mono3d import mono3d_of_scene, write_mono3d
 from projects.bevformer.datasets.table_checks import check_columns, check_tables, read_tables
 from projects.bevformer.datasets.tables import NuScenesTables
 from projects.bevformer.geometry.boxes import BOX_CONVENTION_NEW
+from projects.bevformer.geometry.poses import inverse_poses
 from projects.bevformer.nuscenes_spec import CAMERAS, CAN_SIZE, CATEGORY_TO_CLASS
 
 # --version -> table folders to read; table folder -> {info split: devkit split}.
@@ -282,7 +283,7 @@ def _scene_infos(tables, scene, can_bus, max_sweeps):
     records = [_key_frame_records(tables, sample) for sample in samples]
     sensor2global = _sensors2global(records)  # (F, 1 + N, 4, 4)
     lidar2global = sensor2global[:, 0]
-    global2lidar = np.linalg.inv(lidar2global)
+    global2lidar = inverse_poses(lidar2global)
     sensor2lidar = global2lidar[:, None] @ sensor2global
     annotations = [{}] * len(samples)
     if len(tables.annotations.category):

@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation
 from shapely.geometry import MultiPoint, box
 
 from projects.bevformer.datasets.ground_truth import boxes_global, velocities_global
-from projects.bevformer.geometry.poses import pose_matrix
+from projects.bevformer.geometry.poses import inverse_poses, pose_matrix
 from projects.bevformer.nuscenes_spec import CAMERAS
 
 # Their places are the ids; the orders are mmdet3d's.
@@ -95,7 +95,7 @@ def _annotations(info, camera, width, height):
         pose_matrix(camera[f"{name}_rotation"], camera[f"{name}_translation"])
         for name in ("ego2global", "sensor2ego")
     )
-    global2cam = np.linalg.inv(ego2global @ cam2ego)
+    global2cam = inverse_poses(ego2global @ cam2ego)
     boxes = boxes_global(info)
     if len(boxes) == 0:
         return []

@@ -21,6 +21,19 @@ def pose_matrix(rotation_wxyz, translation):
     return matrix
 
 
+def inverse_poses(src2dst):
+    """(..., 4, 4) rigid transforms -> their inverses `dst2src`.
+
+    Unlike np.linalg.inv it wakes no threads, which would go on spinning on the cores of other workers.
+    """
+    rotations = np.swapaxes(src2dst[..., :3, :3], -1, -2)
+    inverses = np.zeros_like(src2dst)
+    inverses[..., :3, :3] = rotations
+    inverses[..., :3, 3] = -np.einsum("...ij,...j->...i", rotations, src2dst[..., :3, 3])
+    inverses[..., 3, 3] = 1.0
+    return inverses
+
+
 def adjacent_to_current(lidar2global_adjacent, lidar2global_current):
     """Where a place seen from the lidar of an adjacent frame lies for the lidar of the current one.
 
@@ -31,7 +44,7 @@ def adjacent_to_current(lidar2global_adjacent, lidar2global_current):
     Returns:
         (4, 4) adjacent lidar frame to current lidar frame.
     """
-    return np.linalg.inv(lidar2global_current) @ lidar2global_adjacent
+    return inverse_poses(lidar2global_current) @ lidar2global_adjacent
 
 
 def check_frame_offsets(frames):
