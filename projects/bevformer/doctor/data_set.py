@@ -343,6 +343,7 @@ def check_info_files(info_files, data_root):
 
 
 def _check_info_file(label, path, data_root):
+    from projects.bevformer.datasets.ground_truth import has_ground_truth
     from projects.bevformer.datasets.infos import load_infos
     from projects.bevformer.safe_pickle import load_plain
 
@@ -379,6 +380,16 @@ def _check_info_file(label, path, data_root):
                 label,
                 f"{path} was not written by this project: its can_bus mixes two messages",
                 'tools/create_data.py writes both; the official recipes want can_bus_message="official"',
+            )
+        )
+    if "gt_boxes" in infos[0] and not (
+        has_ground_truth(infos) and metadata.get("samples_in_split") is not None
+    ):
+        findings.append(
+            warning(
+                label,
+                f"{path} does not hold all that is scored against: evaluation reads the tables, slowly",
+                "write it again with tools/create_data.py",
             )
         )
     findings += _check_tokens(label, path, infos, version, data_root)
