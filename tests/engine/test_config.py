@@ -2,7 +2,7 @@ import gc
 import sys
 
 import pytest
-from mmdet.models import build_head
+from mmdet.models import build_head, build_neck
 from tiny_bevformer import head_config
 
 from projects.bevformer.engine.config import (
@@ -51,6 +51,19 @@ def test_an_unknown_name_in_a_section_is_named_with_the_nearest_known_one(sectio
     config = {**head_config(), "type": "BEVFormerHead", **section}
     with pytest.raises(ValueError, match="config section `model`.*" + says), config_errors("model"):
         build_head(config)
+
+
+@pytest.mark.parametrize(
+    ("section", "says"),
+    [
+        ({"in_channels": 8}, r"FPN: fails at `assert isinstance\(in_channels, list\)`"),
+        ({"num_outs": 1}, r"FPN: fails at `assert num_outs >= self\.num_ins"),
+    ],
+)
+def test_assertions_of_mmdet_are_config_errors_too(section, says):
+    config = {"type": "FPN", "in_channels": [8, 16], "out_channels": 4, "num_outs": 2, **section}
+    with pytest.raises(ValueError, match="config section `model`: " + says), config_errors("model"):
+        build_neck(config)
 
 
 def test_unreadable_configs_are_named(tmp_path):

@@ -16,18 +16,24 @@ _ORIGINAL_PLUGIN = "mmdet3d_plugin"  # published BEVFormer configs name it; this
 
 @contextlib.contextmanager
 def config_errors(key):
-    """Turn what a registry raises over a wrong config section into a ValueError that names the section."""
+    """Turn what a registry raises over a wrong config section into a ValueError that names the section.
+
+    mmcv and mmdet check many arguments by assertions.
+    """
     try:
         yield
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, AssertionError) as error:
         reason = error.args[0] if error.args else type(error).__name__
-        raise ValueError(f"config section `{key}`: {reason}{_hint(error)}") from error
+        reason = str(reason).rstrip() + _hint(error)
+        raise ValueError(f"config section `{key}`: {reason}") from error
 
 
 def _hint(error):
     """What may have been meant by a name that a registry or a constructor does not know."""
     while error.__context__ is not None:  # mmcv wraps the error of a nested section once a level
         error = error.__context__
+    if isinstance(error, AssertionError) and not str(error):
+        return f" fails at `{traceback.extract_tb(error.__traceback__)[-1].line}`"
     # mmcv's build_from_cfg knows what it was building; its messages do not tell.
     building = {}
     for frame, _ in traceback.walk_tb(error.__traceback__):
