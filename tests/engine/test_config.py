@@ -76,6 +76,11 @@ def test_unreadable_configs_are_named(tmp_path):
     path.write_text("custom_imports = dict(imports=['no_such_module'])")
     with pytest.raises(ValueError, match="no_such_module"):
         load_config(path)
+    path.write_text("points = 3\nhalf = points[0]")
+    with pytest.raises(
+        ValueError, match=r"broken\.py cannot be read \(TypeError\): .*subscriptable"
+    ):
+        load_config(path)
     path.write_text("_base_ = ['./missing_base.py']")
     with pytest.raises(FileNotFoundError, match="missing_base"):
         load_config(path)
@@ -129,3 +134,10 @@ def test_runner_settings(config_path):
     cfg.runner = cfg.total_epochs = None
     with pytest.raises(ValueError, match="not how long to train"):
         runner_settings(cfg)
+
+
+def test_no_iterations_are_no_run(config_path):
+    cfg = load_config(config_path)
+    assert runner_settings(cfg, 1) == {"type": "IterBasedRunner", "max_iters": 1}
+    with pytest.raises(ValueError, match="--max-iters is 0: it must be at least 1"):
+        runner_settings(cfg, 0)

@@ -66,15 +66,18 @@ def load_config(path, options=None, data_root=None):
 
     Raises:
         FileNotFoundError: no such file, or a `_base_` is missing.
-        ValueError: it is not valid Python, a plugin does not import, or an option is misspelt.
+        ValueError: the file raises an error, a plugin does not import, or an option is misspelt.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"config {path} does not exist")
     try:
         cfg = Config.fromfile(str(path))
-    except (SyntaxError, NameError, KeyError, ImportError) as error:
+    except OSError:
+        raise  # a missing _base_ names itself
+    except Exception as error:  # a config is code, it can raise anything
         reason = error if str(error) else error.__context__  # mmcv raises a bare ImportError
-        raise ValueError(f"config {path} cannot be read: {reason}") from error
+        name = type(error).__name__
+        raise ValueError(f"config {path} cannot be read ({name}): {reason}") from error
     if options:
         for key in options:
             _check_spelling(cfg, key)
@@ -150,9 +153,11 @@ def runner_settings(cfg, max_iters=None):
         max_iters: stop after so many iterations instead.
 
     Raises:
-        ValueError: neither is there, or they contradict each other.
+        ValueError: neither is there, they contradict each other, or max_iters is below 1.
     """
     if max_iters is not None:
+        if max_iters < 1:
+            raise ValueError(f"--max-iters is {max_iters}: it must be at least 1")
         return ConfigDict(type="IterBasedRunner", max_iters=max_iters)
     runner, total_epochs = cfg.get("runner"), cfg.get("total_epochs")
     if runner is None and total_epochs is None:
