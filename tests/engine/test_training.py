@@ -81,6 +81,11 @@ def test_autoscale_lr_divides_by_eight_for_one_process(run):
     assert max(group["initial_lr"] for group in groups) == pytest.approx(1e-2 / 8)
 
 
+def test_autoscale_lr_without_an_optimizer_is_a_config_error(run):
+    with pytest.raises(ValueError, match="config section `optimizer`"):
+        run({"optimizer": None}, autoscale_lr=True)
+
+
 def test_the_same_seed_gives_the_same_weights(run):
     weights = [
         load_checkpoint(run(work_dir=name, seed=seed, validate=False) / "epoch_2.pth")["state_dict"]
@@ -202,6 +207,14 @@ def test_mixed_precision_trains_and_evaluates(run):
         ({"workflow": [("train", 1), ("val", 1)]}, "only .*train.* is supported"),
         ({"resume_from": "no.pth"}, r"no\.pth does not exist"),
         ({"load_from": "no.pth"}, r"no\.pth does not exist"),
+        ({"model": None}, "config section `model`"),
+        ({"model.pts_bbox_head": {}}, "config section `model.pts_bbox_head`.*'transformer'"),
+        ({"model.pts_bbox_head": {"transformer": {}}}, "`model.pts_bbox_head`.*'bev_w'"),
+        (
+            {"checkpoint_config": {"interwal": 1}},
+            "checkpoint_config has no 'interwal', .*'interval'",
+        ),
+        ({"checkpoint_config": {"x": 1}}, "checkpoint_config has no 'x'"),
     ],
 )
 def test_wrong_configs_say_what_and_where(run, options, message):

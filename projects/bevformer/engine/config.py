@@ -9,6 +9,7 @@ import traceback
 from pathlib import Path
 
 from mmcv import Config, ConfigDict
+from mmcv.runner import CheckpointHook
 from mmcv.utils import Registry
 
 _ORIGINAL_PLUGIN = "mmdet3d_plugin"  # published BEVFormer configs name it; this project replaces it
@@ -173,3 +174,24 @@ def runner_settings(cfg, max_iters=None):
             "each other: set both (--cfg-options total_epochs=N runner.max_epochs=N)"
         )
     return runner.copy()
+
+
+def check_checkpoint_config(checkpoint_config):
+    """Refuse unknown keys of `checkpoint_config` before training; mmcv notices them when it first saves.
+
+    Args:
+        checkpoint_config: the config's dict, or None.
+
+    Raises:
+        ValueError: a key that mmcv's CheckpointHook does not take.
+    """
+    options = dict(checkpoint_config or {})
+    if options.pop("type", "CheckpointHook") != "CheckpointHook":
+        return
+    parameters = inspect.signature(CheckpointHook).parameters.values()
+    known = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+    known += ["meta", "filename_tmpl", "create_symlink"]  # handed on to the runner
+    for key in options:
+        if key not in known:
+            hint = _did_you_mean(key, known) or f" (it takes {', '.join(known)})"
+            raise ValueError(f"checkpoint_config has no {key!r}{hint}")

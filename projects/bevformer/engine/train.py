@@ -11,7 +11,11 @@ from mmdet3d.models import build_model
 from mmdet3d.utils import collect_env
 
 from projects.bevformer.engine.checkpoint import find_latest_checkpoint
-from projects.bevformer.engine.config import config_errors, runner_settings
+from projects.bevformer.engine.config import (
+    check_checkpoint_config,
+    config_errors,
+    runner_settings,
+)
 from projects.bevformer.engine.data_loading import (
     build_test_dataset,
     build_train_dataset,
@@ -86,9 +90,9 @@ def train(
         find_unused_parameters=cfg.get("find_unused_parameters", False),
         broadcast_buffers=cfg.get("broadcast_buffers", False),
     )
-    if autoscale_lr:
-        cfg.optimizer.lr *= get_world_size() / 8
     with config_errors("optimizer"):
+        if autoscale_lr:
+            cfg.optimizer.lr *= get_world_size() / 8
         optimizer = build_optimizer(detector, cfg.optimizer)
 
     runner_type = runner_cfg.pop("type")
@@ -204,6 +208,7 @@ def _register_hooks(runner, cfg, device, validate):
     # mmcv edits the dicts that it builds hooks from.
     settings = copy.deepcopy(cfg._cfg_dict)
     dtype = runner.model.module.autocast_dtype
+    check_checkpoint_config(settings.get("checkpoint_config"))
     with config_errors("optimizer_config, lr_config, checkpoint_config, log_config, custom_hooks"):
         runner.register_training_hooks(
             settings.get("lr_config"),
