@@ -7,6 +7,7 @@ import torch
 from mmdet.core.bbox import BaseBBoxCoder
 from mmdet.core.bbox.builder import BBOX_CODERS
 
+from projects.bevformer.geometry.bev_grid import check_range
 from projects.bevformer.geometry.boxes import decode_boxes
 
 
@@ -22,6 +23,9 @@ class NMSFreeCoder(BaseBBoxCoder):
         num_classes: K.
         voxel_size: accepted because published configs give it; unused there too.
 
+    Raises:
+        ValueError: `pc_range` or `post_center_range` is no range.
+
     Source: DETR3D (arXiv 2110.06922), section 3.2.
     """
 
@@ -34,6 +38,9 @@ class NMSFreeCoder(BaseBBoxCoder):
         num_classes=10,
         voxel_size=None,
     ):
+        check_range("pc_range", pc_range)
+        if post_center_range is not None:
+            check_range("post_center_range", post_center_range)
         self.pc_range = pc_range
         self.post_center_range = post_center_range
         self.max_num = max_num
