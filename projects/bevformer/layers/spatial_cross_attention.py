@@ -66,7 +66,15 @@ class MSDeformableAttention3D(BaseModule):
 
         Returns:
             (R, C) float32, a row for each hit.
+
+        Raises:
+            ValueError: the features have not L levels, or P is not a multiple of D.
         """
+        if len(image_shapes) != self.num_levels:
+            raise ValueError(
+                f"num_levels of MSDeformableAttention3D is {self.num_levels}, but the neck gives "
+                f"{len(image_shapes)} levels: num_levels and num_outs of the neck must be equal"
+            )
         heights = hits.reference_uv.shape[1]
         if self.num_points % heights != 0:
             raise ValueError(
