@@ -113,7 +113,7 @@ class SpatialCrossAttention(BaseModule):
 
     Args:
         embed_dims: C.
-        num_cams: N.
+        num_cams: accepted because published configs give it; the features say how many there are.
         pc_range: accepted because published configs give it; the encoder has the range.
         dropout: after the output projection.
         deformable_attention: config of the per-camera attention.
@@ -131,8 +131,6 @@ class SpatialCrossAttention(BaseModule):
         init_cfg=None,
     ):
         super().__init__(init_cfg)
-        self.num_cams = num_cams
-        self.pc_range = pc_range
         deformable_attention = deformable_attention or dict(
             type="MSDeformableAttention3D", embed_dims=embed_dims
         )

@@ -16,8 +16,9 @@ class NMSFreeCoder(BaseBBoxCoder):
     """Keeps the best (query, class) pairs whose centres lie in a range.
 
     Args:
-        pc_range: (x_min, y_min, z_min, x_max, y_max, z_max), metres, lidar frame; kept for users.
-        post_center_range: boxes with centres outside it are dropped; None keeps all.
+        pc_range: (x_min, y_min, z_min, x_max, y_max, z_max), metres, lidar frame: the detection
+            range, which the head reads here.
+        post_center_range: the same for the centres of boxes that are kept; None keeps all.
         max_num: pairs kept at most.
         score_threshold: pairs below it are dropped; None and 0 keep all.
         num_classes: K.

@@ -108,7 +108,7 @@ class BEVFormerHead(BaseModule):
         self.sync_cls_avg_factor = sync_cls_avg_factor
         self.assigner = build_assigner(train_cfg["assigner"]) if train_cfg else None
         self.bbox_coder = build_bbox_coder(bbox_coder)
-        self.pc_range = list(bbox_coder["pc_range"])
+        self.pc_range = list(self.bbox_coder.pc_range)
         self.loss_cls = build_loss(_torch_only(loss_cls))
         self.loss_bbox = build_loss(loss_bbox)
 
