@@ -6,6 +6,7 @@ from mmdet.models import build_head, build_neck
 from tiny_bevformer import head_config
 
 from projects.bevformer.engine.config import (
+    check_num_classes,
     config_errors,
     load_config,
     resolve_work_dir,
@@ -134,6 +135,17 @@ def test_runner_settings(config_path):
     cfg.runner = cfg.total_epochs = None
     with pytest.raises(ValueError, match="not how long to train"):
         runner_settings(cfg)
+
+
+def test_the_head_has_as_many_classes_as_the_data_set(config_path):
+    cfg = load_config(config_path)
+    check_num_classes(cfg, ["car", "truck"])  # the dummy has no such head
+    cfg.model.pts_bbox_head = {"num_classes": 2}
+    check_num_classes(cfg, ["car", "truck"])
+    with pytest.raises(
+        ValueError, match=r"num_classes is 2, but the data set has 1 classes \(car\)"
+    ):
+        check_num_classes(cfg, ["car"])
 
 
 def test_no_iterations_are_no_run(config_path):

@@ -208,6 +208,10 @@ def test_mixed_precision_trains_and_evaluates(run):
         ({"resume_from": "no.pth"}, r"no\.pth does not exist"),
         ({"load_from": "no.pth"}, r"no\.pth does not exist"),
         ({"model": None}, "config section `model`"),
+        (
+            {"model.pts_bbox_head": dict(bev_h=1, bev_w=1, transformer={}, num_classes=9)},
+            "num_classes is 9, but the data set has 10 classes",
+        ),
         ({"model.pts_bbox_head": {}}, "config section `model.pts_bbox_head`.*'transformer'"),
         ({"model.pts_bbox_head": {"transformer": {}}}, "`model.pts_bbox_head`.*'bev_w'"),
         (

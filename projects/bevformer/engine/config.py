@@ -195,3 +195,24 @@ def check_checkpoint_config(checkpoint_config):
         if key not in known:
             hint = _did_you_mean(key, known) or f" (it takes {', '.join(known)})"
             raise ValueError(f"checkpoint_config has no {key!r}{hint}")
+
+
+def check_num_classes(cfg, class_names):
+    """Refuse a head for another number of classes than the data set's.
+
+    Labels beyond the head's classes end in an error of the device, labels short of them in nothing.
+
+    Args:
+        cfg: mmcv.Config.
+        class_names: of the data set.
+
+    Raises:
+        ValueError: the numbers differ.
+    """
+    head = cfg.model.get("pts_bbox_head") or {}
+    number = head.get("num_classes", len(class_names))
+    if number != len(class_names):
+        raise ValueError(
+            f"model.pts_bbox_head.num_classes is {number}, but the data set has {len(class_names)} classes "
+            f"({', '.join(class_names)}): make them agree, in model.pts_bbox_head.bbox_coder too"
+        )

@@ -13,6 +13,7 @@ from mmdet3d.utils import collect_env
 from projects.bevformer.engine.checkpoint import find_latest_checkpoint
 from projects.bevformer.engine.config import (
     check_checkpoint_config,
+    check_num_classes,
     config_errors,
     runner_settings,
 )
@@ -172,6 +173,7 @@ def _resume_from(cfg, auto_resume, logger):
 
 
 def _build_detector(cfg, dataset, device, initialize, logger):
+    check_num_classes(cfg, dataset.CLASSES)
     with config_errors("model"):
         detector = build_model(cfg.model, cfg.get("train_cfg"), cfg.get("test_cfg"))
     if initialize:
