@@ -142,6 +142,11 @@ def test_a_short_run_saves_and_evaluates_at_its_end(run):
     assert {r["mode"] for r in log_records(work_dir)[1:]} == {"train", "val"}
 
 
+def test_a_short_run_saves_though_the_config_counts_epochs(run):
+    work_dir = run({"checkpoint_config.by_epoch": True}, max_iters=3, validate=False)
+    assert (work_dir / "iter_3.pth").exists()
+
+
 def test_iteration_runs_resume_where_they_stopped(run):
     work_dir = run(max_iters=3, validate=False)
     for path in work_dir.glob("*.log.json"):

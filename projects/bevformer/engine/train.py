@@ -130,7 +130,8 @@ def _short_run(cfg, max_iters):
     cfg = copy.deepcopy(cfg)
     cfg.total_epochs = None
     cfg.runner = runner_settings(cfg, max_iters)
-    cfg.checkpoint_config = {**(cfg.get("checkpoint_config") or {}), "interval": max_iters}
+    checkpoint_config = cfg.get("checkpoint_config") or {}
+    cfg.checkpoint_config = {**checkpoint_config, "interval": max_iters, "by_epoch": False}
     if cfg.get("evaluation"):
         cfg.evaluation = {**cfg.evaluation, "interval": max_iters, "start": None}
     if cfg.get("log_config"):
