@@ -442,8 +442,12 @@ class NuscenesDD3D(BaseModule):
         feature_locations_offset: accepted because published configs give it; only "none" is possible:
             a location is the top left corner of its cell.
 
+    Raises:
+        ValueError: an option has a value that is not possible, or a list another length than there are
+            classes or strides.
+
     Source: DD3D (arXiv 2108.06417); BEVFormer v2 (arXiv 2211.10439), section 3.2. The parameter names
-    are those of the original's.
+    are those of the original.
     """
 
     def __init__(
@@ -466,6 +470,8 @@ class NuscenesDD3D(BaseModule):
             raise ValueError('NuscenesDD3D has box3d_on=True, feature_locations_offset="none" only')
         if len(fcos3d_loss_cfg["canon_box_sizes"]) != num_classes:
             raise ValueError(f"canon_box_sizes must hold {num_classes} sizes, one a class")
+        if len(target_assign_cfg["sizes_of_interest"]) != len(strides):
+            raise ValueError(f"sizes_of_interest must hold {len(strides)} pairs, one a stride")
         self.num_classes = num_classes
         self.strides = list(strides)
         self.target_assign_cfg = dict(target_assign_cfg)
