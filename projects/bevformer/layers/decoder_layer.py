@@ -34,6 +34,9 @@ class CustomMSDeformableAttention(BaseModule):
         num_points: P.
         dropout: after the output projection.
 
+    Raises:
+        ValueError: C is not a multiple of M, or `num_levels` is not 1.
+
     Source: Deformable DETR (arXiv 2010.04159), section 4.1, on BEV features.
     """
 

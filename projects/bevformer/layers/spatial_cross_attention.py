@@ -28,6 +28,9 @@ class MSDeformableAttention3D(BaseModule):
         num_levels: L feature levels.
         num_points: P samples per head and level, shared evenly among the D heights.
 
+    Raises:
+        ValueError: C is not a multiple of M.
+
     Source: BEVFormer (arXiv 2203.17270), section 3.3, equation 4.
     """
 

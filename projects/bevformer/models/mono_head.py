@@ -98,6 +98,9 @@ class FCOS2DHead(BaseModule):
         use_scale: accepted because published configs give it; only True is possible.
         box2d_scale_init_factor: distances start at this many strides.
 
+    Raises:
+        ValueError: `use_deformable`, or not `use_scale`.
+
     Source: FCOS (arXiv 2006.09214).
     """
 
@@ -170,6 +173,9 @@ class FCOS3DHead(BaseModule):
         use_deformable: accepted because published configs give it; only False is possible.
         mean_depth_per_level: metres.
         std_depth_per_level: metres.
+
+    Raises:
+        ValueError: a switch has a value that is not possible, or there is not one depth a level.
 
     Source: DD3D (arXiv 2108.06417), section 3.
     """
@@ -269,6 +275,9 @@ class FCOS2DLoss(nn.Module):
     Args:
         focal_loss_alpha, focal_loss_gamma: of the classification loss.
         loc_loss_type: accepted because published configs give it; only "giou" is possible.
+
+    Raises:
+        ValueError: another `loc_loss_type`.
     """
 
     def __init__(self, focal_loss_alpha=0.25, focal_loss_gamma=2.0, loc_loss_type="giou"):
@@ -323,6 +332,9 @@ class FCOS3DLoss(nn.Module):
         scale_depth_by_focal_lengths_factor: that size is 1 / factor.
         class_agnostic, predict_distance: accepted because published configs give them; only False is
             possible.
+
+    Raises:
+        ValueError: `class_agnostic` or `predict_distance`.
 
     Source: DD3D (arXiv 2108.06417), section 3; disentangled losses: MonoDIS (arXiv 1905.12365).
     """
