@@ -70,7 +70,7 @@ ATTRIBUTES = (
     "vehicle.stopped",
 )
 
-# Columns of the 18-number `can_bus` vector of an info or a meta (original_bevformer, section "can_bus").
+# Columns of the 18-number `can_bus` vector of an info or a meta (docs/data_format.md).
 CAN_POSITION = slice(0, 3)  # metres, global frame; in a queue: minus the previous frame's
 CAN_ORIENTATION = slice(3, 7)  # quaternion w, x, y, z
 CAN_ACCELERATION = slice(7, 10)  # m/s^2

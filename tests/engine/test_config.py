@@ -2,10 +2,11 @@ import gc
 import sys
 
 import pytest
-from mmdet.models import build_head
+from mmdet.models import build_head, build_neck
 from tiny_bevformer import head_config
 
 from projects.bevformer.engine.config import (
+    check_num_classes,
     config_errors,
     load_config,
     resolve_work_dir,
@@ -53,6 +54,19 @@ def test_an_unknown_name_in_a_section_is_named_with_the_nearest_known_one(sectio
         build_head(config)
 
 
+@pytest.mark.parametrize(
+    ("section", "says"),
+    [
+        ({"in_channels": 8}, r"FPN: fails at `assert isinstance\(in_channels, list\)`"),
+        ({"num_outs": 1}, r"FPN: fails at `assert num_outs >= self\.num_ins"),
+    ],
+)
+def test_assertions_of_mmdet_are_config_errors_too(section, says):
+    config = {"type": "FPN", "in_channels": [8, 16], "out_channels": 4, "num_outs": 2, **section}
+    with pytest.raises(ValueError, match="config section `model`: " + says), config_errors("model"):
+        build_neck(config)
+
+
 def test_unreadable_configs_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.py does not exist"):
         load_config(tmp_path / "none.py")
@@ -62,6 +76,11 @@ def test_unreadable_configs_are_named(tmp_path):
         load_config(path)
     path.write_text("custom_imports = dict(imports=['no_such_module'])")
     with pytest.raises(ValueError, match="no_such_module"):
+        load_config(path)
+    path.write_text("points = 3\nhalf = points[0]")
+    with pytest.raises(
+        ValueError, match=r"broken\.py cannot be read \(TypeError\): .*subscriptable"
+    ):
         load_config(path)
     path.write_text("_base_ = ['./missing_base.py']")
     with pytest.raises(FileNotFoundError, match="missing_base"):
@@ -116,3 +135,21 @@ def test_runner_settings(config_path):
     cfg.runner = cfg.total_epochs = None
     with pytest.raises(ValueError, match="not how long to train"):
         runner_settings(cfg)
+
+
+def test_the_head_has_as_many_classes_as_the_data_set(config_path):
+    cfg = load_config(config_path)
+    check_num_classes(cfg, ["car", "truck"])  # the dummy has no such head
+    cfg.model.pts_bbox_head = {"num_classes": 2}
+    check_num_classes(cfg, ["car", "truck"])
+    with pytest.raises(
+        ValueError, match=r"num_classes is 2, but the data set has 1 classes \(car\)"
+    ):
+        check_num_classes(cfg, ["car"])
+
+
+def test_no_iterations_are_no_run(config_path):
+    cfg = load_config(config_path)
+    assert runner_settings(cfg, 1) == {"type": "IterBasedRunner", "max_iters": 1}
+    with pytest.raises(ValueError, match="--max-iters is 0: it must be at least 1"):
+        runner_settings(cfg, 0)

@@ -137,6 +137,14 @@ def test_checkpoints_of_other_classes_are_refused(tmp_path):
         build_trained_model(config(), tmp_path / "a.pth", dataset, CPU, LOGGER)
 
 
+def test_heads_for_another_number_of_classes_are_refused(tmp_path):
+    save_checkpoint(tmp_path / "a.pth", DummyDetector())
+    cfg = config()
+    cfg.model.pts_bbox_head = {"num_classes": 3}
+    with pytest.raises(ValueError, match="num_classes is 3, but the data set has 10 classes"):
+        build_trained_model(cfg, tmp_path / "a.pth", DummyDataset(), CPU, LOGGER)
+
+
 def test_unknown_model_types_name_the_config_section(tmp_path):
     save_checkpoint(tmp_path / "a.pth", DummyDetector())
     wrong = ConfigDict(model=ConfigDict(type="DummyDetectr"))

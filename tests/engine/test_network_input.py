@@ -8,7 +8,7 @@ from mmcv import ConfigDict
 from scipy.spatial.transform import Rotation
 
 from projects.bevformer import plugin  # noqa: F401
-from projects.bevformer.datasets import TemporalNuScenesDataset
+from projects.bevformer.datasets import CustomNuScenesDatasetV2, TemporalNuScenesDataset
 from projects.bevformer.datasets.create_infos import create_nuscenes_infos
 from projects.bevformer.engine.network_input import (
     InputFrame,
@@ -194,3 +194,9 @@ def test_frames_of_the_first_sample(dataset, preprocessor):
     assert torch.is_tensor(
         dataset[0]["img"][0].data if dataset.test_mode else dataset[0]["img"].data
     )
+
+
+def test_fused_frames_are_no_queue():
+    dataset = object.__new__(CustomNuScenesDatasetV2)
+    with pytest.raises(ValueError, match="fused frames, which are no queue"):
+        network_input(dataset, 0)

@@ -33,10 +33,15 @@ def test_autocast_dtype(fp16, device, expected):
     assert autocast_dtype(fp16, device, LOGGER) is expected
 
 
-@pytest.mark.parametrize("fp16", [{"dtype": "float8"}, {"lossscale": 1}])
+@pytest.mark.parametrize("fp16", [{"dtype": "float8"}, {"lossscale": 1}, True])
 def test_autocast_dtype_refuses_what_it_does_not_know(fp16):
     with pytest.raises(ValueError, match="fp16"):
         autocast_dtype(fp16, CUDA, LOGGER)
+
+
+def test_tf32_is_a_bool():
+    with pytest.raises(ValueError, match="tf32 is 'yes': it must be True, False or None"):
+        set_compute_format(torch.nn.Module(), {"tf32": "yes"}, CPU, LOGGER)
 
 
 def test_the_config_names_the_backend_of_deformable_attention(monkeypatch):

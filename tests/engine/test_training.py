@@ -81,6 +81,11 @@ def test_autoscale_lr_divides_by_eight_for_one_process(run):
     assert max(group["initial_lr"] for group in groups) == pytest.approx(1e-2 / 8)
 
 
+def test_autoscale_lr_without_an_optimizer_is_a_config_error(run):
+    with pytest.raises(ValueError, match="config section `optimizer`"):
+        run({"optimizer": None}, autoscale_lr=True)
+
+
 def test_the_same_seed_gives_the_same_weights(run):
     weights = [
         load_checkpoint(run(work_dir=name, seed=seed, validate=False) / "epoch_2.pth")["state_dict"]
@@ -135,6 +140,11 @@ def test_a_short_run_saves_and_evaluates_at_its_end(run):
     assert load_checkpoint(work_dir / "iter_3.pth")["meta"]["iter"] == 3
     assert (work_dir / "eval" / "iter_3" / "metrics_summary.json").exists()
     assert {r["mode"] for r in log_records(work_dir)[1:]} == {"train", "val"}
+
+
+def test_a_short_run_saves_though_the_config_counts_epochs(run):
+    work_dir = run({"checkpoint_config.by_epoch": True}, max_iters=3, validate=False)
+    assert (work_dir / "iter_3.pth").exists()
 
 
 def test_iteration_runs_resume_where_they_stopped(run):
@@ -202,6 +212,18 @@ def test_mixed_precision_trains_and_evaluates(run):
         ({"workflow": [("train", 1), ("val", 1)]}, "only .*train.* is supported"),
         ({"resume_from": "no.pth"}, r"no\.pth does not exist"),
         ({"load_from": "no.pth"}, r"no\.pth does not exist"),
+        ({"model": None}, "config section `model`"),
+        (
+            {"model.pts_bbox_head": dict(bev_h=1, bev_w=1, transformer={}, num_classes=9)},
+            "num_classes is 9, but the data set has 10 classes",
+        ),
+        ({"model.pts_bbox_head": {}}, "config section `model.pts_bbox_head`.*'transformer'"),
+        ({"model.pts_bbox_head": {"transformer": {}}}, "`model.pts_bbox_head`.*'bev_w'"),
+        (
+            {"checkpoint_config": {"interwal": 1}},
+            "checkpoint_config has no 'interwal', .*'interval'",
+        ),
+        ({"checkpoint_config": {"x": 1}}, "checkpoint_config has no 'x'"),
     ],
 )
 def test_wrong_configs_say_what_and_where(run, options, message):

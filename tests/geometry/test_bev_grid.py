@@ -1,7 +1,8 @@
 import numpy as np
+import pytest
 import torch
 
-from projects.bevformer.geometry.bev_grid import cell_centres, pillar_points
+from projects.bevformer.geometry.bev_grid import cell_centres, check_range, pillar_points
 
 
 def test_cell_centres_are_row_major_and_half_a_cell_from_the_border():
@@ -28,3 +29,12 @@ def test_pillar_points_by_hand():
 def test_pillar_heights_of_the_official_range():
     points = pillar_points(1, 1, 4, (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0))
     np.testing.assert_allclose(points[0, :, 2], [-4.5, -13 / 6, 1 / 6, 2.5], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "limits", [(-1, -1, 1, 1), (-1, -1, -1, 1, 1), (-1, 1, -1, 1, -1, 1), (0, 0, 0, 1, 1, 0)]
+)
+def test_a_range_has_six_numbers_in_order(limits):
+    check_range("pc_range", (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0))
+    with pytest.raises(ValueError, match=r"^pc_range must be \(x_min, .*got \("):
+        check_range("pc_range", limits)

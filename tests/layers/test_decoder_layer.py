@@ -96,3 +96,15 @@ def test_what_it_cannot_do_is_refused():
     config = dict(decoder_config()["transformerlayers"], type="BEVFormerDecoderLayer")
     with pytest.raises(ValueError, match="operation_order must be"):
         build_transformer_layer(dict(config, operation_order=("cross_attn", "norm")))
+    with pytest.raises(ValueError, match="must hold two attentions, got 1"):
+        build_transformer_layer(dict(config, attn_cfgs=config["attn_cfgs"][:1]))
+    self_attention, bev_attention = config["attn_cfgs"]
+    for wrong, message in (
+        (
+            [dict(self_attention, num_heads=3), bev_attention],
+            r"\(16\) must be divisible by num_heads",
+        ),
+        ([self_attention, dict(bev_attention, embed_dims=32)], r"embed_dims \[16, 32\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build_transformer_layer(dict(config, attn_cfgs=wrong))

@@ -34,3 +34,23 @@ def test_another_operation_order_is_refused():
     config["operation_order"] = ("norm", "self_attn", "norm", "cross_attn", "norm", "ffn")
     with pytest.raises(ValueError, match="operation_order must be"):
         build_transformer_layer(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attn_cfgs": []}, "must hold two attentions, got 0"),
+        ({"temporal": {"embed_dims": 32}}, r"embed_dims \[16, 32\]: set one for all"),
+        ({"spatial": {"embed_dims": 32}}, r"embed_dims \[16, 32\]"),
+        ({"inner": {"embed_dims": 32}}, r"embed_dims \[16, 32\]"),
+    ],
+)
+def test_attentions_that_do_not_fit_are_refused(changes, message):
+    config = encoder_config()["transformerlayers"]
+    temporal, spatial = config["attn_cfgs"]
+    temporal.update(changes.get("temporal", {}))
+    spatial.update(changes.get("spatial", {}))
+    spatial["deformable_attention"].update(changes.get("inner", {}))
+    config["attn_cfgs"] = changes.get("attn_cfgs", config["attn_cfgs"])
+    with pytest.raises(ValueError, match=message):
+        build_transformer_layer(config)

@@ -84,6 +84,13 @@ def test_points_that_do_not_divide_among_the_heights_are_refused(frame_context, 
         attention(bev_query(), frame_context())
 
 
+def test_another_number_of_levels_is_refused(frame_context, bev_query):
+    context = frame_context()
+    fewer = replace(context, image_shapes=context.image_shapes[:1])
+    with pytest.raises(ValueError, match="is 2, but the neck gives 1 levels"):
+        make_attention()(bev_query(), fewer)
+
+
 def test_the_inner_attention_has_no_output_projection():
     names = {name for name, _ in make_attention().named_children()}
     inner = {name for name, _ in make_attention().deformable_attention.named_children()}

@@ -138,3 +138,9 @@ def test_a_diverged_box_is_dropped(prediction):
 def test_encoding_is_elsewhere():
     with pytest.raises(NotImplementedError, match="encode_boxes"):
         make_coder().encode()
+
+
+@pytest.mark.parametrize("name", ["pc_range", "post_center_range"])
+def test_ranges_are_checked(name):
+    with pytest.raises(ValueError, match=f"^{name} must be"):
+        NMSFreeCoder(**{"pc_range": PC_RANGE, name: [0, 0, 0]})

@@ -3,6 +3,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from mmdet.models.builder import build_neck
 from tiny_bevformer import (
     BEV_HW,
     CAMERAS,
@@ -240,6 +241,15 @@ def test_image_features_keep_samples_and_cameras_apart(detector):
     ]
     alone = detector.extract_feat(img[1:, 1:])
     torch.testing.assert_close(levels[0][1, 1], alone[0][0, 0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("in_channels", [[32], [64, 32], [32, 64, 128]])
+def test_a_neck_for_another_backbone_is_refused(in_channels):
+    neck = dict(type="FPN", in_channels=in_channels, out_channels=CHANNELS, num_outs=3)
+    detector = build_detector()
+    detector.img_neck = build_neck(neck)
+    with pytest.raises(ValueError, match=r"img_neck\.in_channels is \[.*backbone gives \[32, 64\]"):
+        detector.extract_feat(images()[None])
 
 
 # Images as bytes

@@ -315,6 +315,46 @@ def test_what_it_cannot_do_is_refused(options, message):
         BEVFormerHead(**{k: v for k, v in head_config(**options).items() if k != "type"})
 
 
+def learned_encoding(**options):
+    return dict(head_config()["positional_encoding"], **options)
+
+
+def coder(**options):
+    return dict(head_config()["bbox_coder"], **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(in_channels=8), "in_channels of the head is 8, embed_dims of its transformer 16"),
+        (dict(bev_h=6), "has 4 rows and 5 columns, the BEV grid 6 and 5: set row_num_embed"),
+        (dict(positional_encoding=learned_encoding(col_num_embed=3)), "has 4 rows and 3 columns"),
+        (dict(positional_encoding=learned_encoding(num_feats=4)), "is 4: it must be half of"),
+        (dict(num_classes=4), "num_classes of the head is 4, of its bbox_coder 3"),
+        (dict(bbox_coder=coder(num_classes=10)), "of the head is 3, of its bbox_coder 10"),
+        (dict(bbox_coder=coder(pc_range=[-8, -8, -2, 8, 8, 2])), "x and y must be equal"),
+        (dict(num_query=0), r"num_query \(0\) and group_detr \(1\) must be at least 1"),
+        (dict(group_detr=0), r"group_detr \(0\) must be at least 1"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_head(**options)
+
+
+def test_the_coder_may_have_another_height():
+    low, high = PC_RANGE[:3], PC_RANGE[3:]
+    pc_range = [*low[:2], low[2] - 1, *high[:2], high[2] + 1]
+    assert make_head(bbox_coder=coder(pc_range=pc_range)).pc_range == pc_range
+
+
+def test_losses_without_a_matcher_are_refused():
+    head = build_head(head_config())
+    boxes, labels = ground_truth()
+    with pytest.raises(ValueError, match=r"no train_cfg: losses need train_cfg\.pts\.assigner"):
+        head.loss([boxes], [labels], predictions())
+
+
 def test_targets_are_converted_once():
     """`loss` gets new-convention boxes; a prediction of the same box has no box loss."""
     head = make_head()

@@ -181,3 +181,8 @@ def test_checkpoints_keep_less(encoder):
 def test_intermediate_results_are_refused():
     with pytest.raises(ValueError, match="last layer"):
         build_transformer_layer_sequence(dict(encoder_config(), return_intermediate=True))
+
+
+def test_the_range_is_checked():
+    with pytest.raises(ValueError, match="pc_range must be"):
+        build_transformer_layer_sequence(dict(encoder_config(), pc_range=[-8.0, 8.0, -6.0, 6.0]))

@@ -160,3 +160,17 @@ def test_collating_copies_no_padding(frame):
     batch = collate([{"img": item["img"]}] * 2, samples_per_gpu=2)
     assert batch["img"].data[0].shape == (2, CAMERAS, HEIGHT, WIDTH, 3)
     assert torch.equal(batch["img"].data[0][1], raw)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(mean=[1.0, 2.0]), r"must be three numbers each, got \[1\.0, 2\.0\]"),
+        (dict(std=[1.0, 0.0, 1.0]), "must be positive"),
+        (dict(scale=0), r"scale \(0\)"),
+        (dict(size_divisor=0), r"size_divisor \(0\) must be positive"),
+    ],
+)
+def test_impossible_numbers_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        ImagePreprocessor(**{**CAFFE, **options})

@@ -286,3 +286,18 @@ def test_options_that_do_not_exist(options, message):
 def test_features_that_do_not_fit_the_objects():
     with pytest.raises(ValueError, match="images"):
         make_head().loss(features(2), [mono_objects()])
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "message"),
+    [
+        ("fcos3d_loss_cfg", "canon_box_sizes", "canon_box_sizes must hold"),
+        ("fcos3d_cfg", "mean_depth_per_level", "needs depths for"),
+        ("target_assign_cfg", "sizes_of_interest", "sizes_of_interest must hold"),
+    ],
+)
+def test_lists_of_another_length_are_refused(section, key, message):
+    config = mono_head_config()
+    config[section][key] = config[section][key][:-1]
+    with pytest.raises(ValueError, match=message):
+        build_head(config)

@@ -227,3 +227,29 @@ def test_metas_that_do_not_fit_the_images_are_refused(wrong):
             None,
             [False],
         )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(num_feature_levels=1), "gives 2 levels, num_feature_levels of the transformer is 1"),
+        (dict(num_cams=1), "images of 2 cameras, num_cams of the transformer is 1"),
+        (dict(num_cams=6), "images of 2 cameras, num_cams of the transformer is 6"),
+    ],
+)
+def test_features_without_embeddings_are_refused(options, message):
+    transformer = build_transformer(dict(transformer_config(), **options))
+    with pytest.raises(ValueError, match=message):
+        encoder_arguments(transformer)
+
+
+def test_features_of_another_width_are_refused():
+    with pytest.raises(ValueError, match="gives 8 channels, embed_dims of the transformer is 16"):
+        make_transformer()._check_features([feat[:, :, :8] for feat in image_features(0)])
+
+
+def test_the_rotation_centre_is_a_pair():
+    with pytest.raises(
+        ValueError, match=r"rotate_center must be \(column, row\) or None, got \[100\]"
+    ):
+        make_transformer(rotate_center=[100])

@@ -39,7 +39,7 @@ def test_tables_have_the_rows_of_nuscenes(nusc):
     assert len(nusc.sample) == 8
     assert len(nusc.sample_data) == len(nusc.ego_pose) == 8 * 7
     assert len(nusc.calibrated_sensor) == 2 * 7
-    assert all(len(row["token"]) == 32 for row in nusc.sample_annotation if "token" in row)
+    assert all(len(row["token"]) == 32 for row in nusc.sample_annotation)
     detected = {row["category_name"] for row in nusc.sample_annotation}
     assert detected <= set(CATEGORY_TO_CLASS)
 

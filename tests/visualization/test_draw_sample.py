@@ -51,6 +51,17 @@ def test_a_missing_image_leaves_no_picture(sample, tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.parametrize("size", [4 * 5 + 4, 4 * 5 + 1])
+def test_a_lidar_file_that_is_cut_off_is_named(sample, tmp_path, size):
+    info, data_root = sample
+    lidar_path = Path(data_root) / info["lidar_path"]
+    lidar_path.parent.mkdir(parents=True)
+    lidar_path.write_bytes(bytes(size))
+    with pytest.raises(ValueError, match=r"lidar file .*none\.bin is cut off"):
+        draw_sample(tmp_path / "out", info, None, None, data_root)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_paths_may_include_data_root(sample, tmp_path):
     info, data_root = sample
     for camera in info["cams"].values():

@@ -118,3 +118,24 @@ def test_unknown_class(infos, tmp_path):
     path = write_json(tmp_path / "r.json", {"second": [global_record(detection_name="tram")]})
     with pytest.raises(ValueError, match="second: unknown detection_name tram"):
         load_results(path, infos)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"size": None}, r"second: a box is malformed \("),
+        ({"velocity": 3.0}, r"second: a box is malformed \("),
+        ({"detection_score": "high"}, r"second: a box is malformed \("),
+        ({"rotation": [1.0, 0.0]}, r"second: a box is malformed \("),
+        ("size", "second: a box lacks 'size'; translation, size"),
+    ],
+)
+def test_malformed_boxes_are_named(infos, tmp_path, change, message):
+    record = global_record()
+    if isinstance(change, str):
+        del record[change]
+    else:
+        record.update(change)
+    path = write_json(tmp_path / "r.json", {"second": [record]})
+    with pytest.raises(ValueError, match=message):
+        load_results(path, infos)

@@ -9,6 +9,7 @@ import traceback
 from pathlib import Path
 
 from mmcv import Config, ConfigDict
+from mmcv.runner import CheckpointHook
 from mmcv.utils import Registry
 
 _ORIGINAL_PLUGIN = "mmdet3d_plugin"  # published BEVFormer configs name it; this project replaces it
@@ -16,18 +17,24 @@ _ORIGINAL_PLUGIN = "mmdet3d_plugin"  # published BEVFormer configs name it; this
 
 @contextlib.contextmanager
 def config_errors(key):
-    """Turn what a registry raises over a wrong config section into a ValueError that names the section."""
+    """Turn what a registry raises over a wrong config section into a ValueError that names the section.
+
+    mmcv and mmdet check many arguments by assertions.
+    """
     try:
         yield
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, AssertionError) as error:
         reason = error.args[0] if error.args else type(error).__name__
-        raise ValueError(f"config section `{key}`: {reason}{_hint(error)}") from error
+        reason = str(reason).rstrip() + _hint(error)
+        raise ValueError(f"config section `{key}`: {reason}") from error
 
 
 def _hint(error):
     """What may have been meant by a name that a registry or a constructor does not know."""
     while error.__context__ is not None:  # mmcv wraps the error of a nested section once a level
         error = error.__context__
+    if isinstance(error, AssertionError) and not str(error):
+        return f" fails at `{traceback.extract_tb(error.__traceback__)[-1].line}`"
     # mmcv's build_from_cfg knows what it was building; its messages do not tell.
     building = {}
     for frame, _ in traceback.walk_tb(error.__traceback__):
@@ -60,15 +67,18 @@ def load_config(path, options=None, data_root=None):
 
     Raises:
         FileNotFoundError: no such file, or a `_base_` is missing.
-        ValueError: it is not valid Python, a plugin does not import, or an option is misspelt.
+        ValueError: the file raises an error, a plugin does not import, or an option is misspelt.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"config {path} does not exist")
     try:
         cfg = Config.fromfile(str(path))
-    except (SyntaxError, NameError, KeyError, ImportError) as error:
+    except OSError:
+        raise  # a missing _base_ names itself
+    except Exception as error:  # a config is code, it can raise anything
         reason = error if str(error) else error.__context__  # mmcv raises a bare ImportError
-        raise ValueError(f"config {path} cannot be read: {reason}") from error
+        name = type(error).__name__
+        raise ValueError(f"config {path} cannot be read ({name}): {reason}") from error
     if options:
         for key in options:
             _check_spelling(cfg, key)
@@ -144,9 +154,11 @@ def runner_settings(cfg, max_iters=None):
         max_iters: stop after so many iterations instead.
 
     Raises:
-        ValueError: neither is there, or they contradict each other.
+        ValueError: neither is there, they contradict each other, or max_iters is below 1.
     """
     if max_iters is not None:
+        if max_iters < 1:
+            raise ValueError(f"--max-iters is {max_iters}: it must be at least 1")
         return ConfigDict(type="IterBasedRunner", max_iters=max_iters)
     runner, total_epochs = cfg.get("runner"), cfg.get("total_epochs")
     if runner is None and total_epochs is None:
@@ -162,3 +174,45 @@ def runner_settings(cfg, max_iters=None):
             "each other: set both (--cfg-options total_epochs=N runner.max_epochs=N)"
         )
     return runner.copy()
+
+
+def check_checkpoint_config(checkpoint_config):
+    """Refuse unknown keys of `checkpoint_config` before training; mmcv notices them when it first saves.
+
+    Args:
+        checkpoint_config: the config's dict, or None.
+
+    Raises:
+        ValueError: a key that mmcv's CheckpointHook does not take.
+    """
+    options = dict(checkpoint_config or {})
+    if options.pop("type", "CheckpointHook") != "CheckpointHook":
+        return
+    parameters = inspect.signature(CheckpointHook).parameters.values()
+    known = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+    known += ["meta", "filename_tmpl", "create_symlink"]  # handed on to the runner
+    for key in options:
+        if key not in known:
+            hint = _did_you_mean(key, known) or f" (it takes {', '.join(known)})"
+            raise ValueError(f"checkpoint_config has no {key!r}{hint}")
+
+
+def check_num_classes(cfg, class_names):
+    """Refuse a head for another number of classes than the data set's.
+
+    Labels beyond the head's classes end in an error of the device, labels short of them in nothing.
+
+    Args:
+        cfg: mmcv.Config.
+        class_names: of the data set.
+
+    Raises:
+        ValueError: the numbers differ.
+    """
+    head = cfg.model.get("pts_bbox_head") or {}
+    number = head.get("num_classes", len(class_names))
+    if number != len(class_names):
+        raise ValueError(
+            f"model.pts_bbox_head.num_classes is {number}, but the data set has {len(class_names)} classes "
+            f"({', '.join(class_names)}): make them agree, in model.pts_bbox_head.bbox_coder too"
+        )

@@ -12,7 +12,7 @@ from mmdet3d.models import build_model
 from projects.bevformer.datasets.result_files import check_samples
 from projects.bevformer.engine.batch import test_sample_tokens, to_device
 from projects.bevformer.engine.checkpoint import load_checkpoint, load_weights
-from projects.bevformer.engine.config import config_errors
+from projects.bevformer.engine.config import check_num_classes, config_errors
 from projects.bevformer.engine.data_loading import build_test_loader
 from projects.bevformer.engine.distributed import all_gather, get_rank
 from projects.bevformer.engine.log import progress_bar
@@ -34,7 +34,8 @@ def build_trained_model(cfg, checkpoint_path, dataset, device, logger, fuse=Fals
 
     Raises:
         FileNotFoundError: no such checkpoint.
-        ValueError: it is unreadable, of another model, or was trained for other classes.
+        ValueError: it is unreadable, of another model, or was trained for other classes, or the model has
+            another number of classes than the data set.
     """
     checkpoint = load_checkpoint(checkpoint_path)
     trained_for = checkpoint["meta"].get("CLASSES")
@@ -43,6 +44,7 @@ def build_trained_model(cfg, checkpoint_path, dataset, device, logger, fuse=Fals
             f"checkpoint {checkpoint_path} was trained for the classes {list(trained_for)}, the config "
             f"has {list(dataset.CLASSES)}: names and order must agree"
         )
+    check_num_classes(cfg, dataset.CLASSES)
     model_cfg = cfg.model.copy()
     model_cfg["pretrained"] = None  # the checkpoint has all weights
     with config_errors("model"):

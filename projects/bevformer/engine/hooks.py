@@ -17,7 +17,8 @@ from projects.bevformer.engine.report import metrics_table
 class FiniteLossHook(Hook):
     """Ends training before a NaN or infinite loss reaches the weights.
 
-    The loss that it looks at is the average over all processes, so that all of them stop together.
+    The loss that it looks at is the average over all processes, so that all of them stop together. It
+    raises RuntimeError, with the terms and the samples.
     """
 
     def after_train_iter(self, runner):

@@ -11,6 +11,7 @@ import torch
 from einops import rearrange
 from mmdet.models.builder import MODELS
 
+from projects.bevformer.datasets.fused_frames import CustomNuScenesDatasetV2
 from projects.bevformer.datasets.temporal_nuscenes import relative_metas
 from projects.bevformer.engine.config import config_errors
 from projects.bevformer.geometry.bev_grid import pillar_points
@@ -74,8 +75,14 @@ def network_input(dataset, index, preprocessor=None):
         NetworkInput, or None for a sample that training skips because no object is left in it.
 
     Raises:
-        ValueError: the pipeline does not say how it normalises, or makes several versions of a frame.
+        ValueError: the pipeline does not say how it normalises, or makes several versions of a frame;
+            or the data set is BEVFormer v2's, whose frames are no queue.
     """
+    if isinstance(dataset, CustomNuScenesDatasetV2):
+        raise ValueError(
+            "CustomNuScenesDatasetV2 gives fused frames, which are no queue with ego motion between "
+            "them: look at its ground truth with tools/visualize.py --ground-truth-only"
+        )
     if dataset.test_mode:
         return _test_input(dataset, index, preprocessor)
     example = dataset.prepare_train_data(index)

@@ -26,10 +26,14 @@ def autocast_dtype(fp16, device, logger):
         None, torch.float16 or torch.bfloat16.
 
     Raises:
-        ValueError: an unknown key or dtype.
+        ValueError: no dict, or an unknown key or dtype in it.
     """
     if fp16 is None:
         return None
+    if not isinstance(fp16, dict):
+        raise ValueError(
+            f'fp16 is {fp16!r}: it must be None or a dict such as dict(dtype="bfloat16")'
+        )
     unknown = set(fp16) - {"loss_scale", "dtype"}
     if unknown:
         raise ValueError(f"fp16 has unknown keys {sorted(unknown)}: it takes loss_scale and dtype")
@@ -53,13 +57,15 @@ def set_compute_format(detector, cfg, device, logger):
         device, logger: see `autocast_dtype`.
 
     Raises:
-        ValueError: an unknown key or dtype in `fp16`, or an unknown backend.
+        ValueError: an unknown key or dtype in `fp16`, an unknown backend, or `tf32` is no bool.
     """
     set_default_backend(cfg.get("deform_attn_backend"))
     detector.autocast_dtype = autocast_dtype(cfg.get("fp16"), device, logger)
     if cfg.get("channels_last", False):
         detector.to(memory_format=torch.channels_last)
     tf32 = cfg.get("tf32")
+    if tf32 not in (None, True, False):
+        raise ValueError(f"tf32 is {tf32!r}: it must be True, False or None")
     if tf32 is not None:
         torch.backends.cuda.matmul.allow_tf32 = tf32
         torch.backends.cudnn.allow_tf32 = tf32

@@ -7,6 +7,7 @@ box convention, and the quirks of the original that its weights are used to
 
 from mmcv.utils import digit_version
 
+from projects.bevformer.engine.config import config_errors
 from projects.bevformer.geometry.boxes import BOX_CONVENTION_NEW, BOX_CONVENTION_OLD
 
 STAMP = "trained_with"  # key in a checkpoint's meta
@@ -31,11 +32,16 @@ def training_stamp(cfg, split="train"):
     Returns:
         dict of plain values: box_convention (of the network), rotate_center (column, row),
         can_bus_quaternion, can_bus_message. Empty for a model without a BEV.
+
+    Raises:
+        ValueError: no model, or a BEV head without a transformer or without its BEV grid.
     """
-    head = cfg.model.get("pts_bbox_head")
+    with config_errors("model"):
+        head = cfg.model.get("pts_bbox_head")
     if head is None:
         return {}
-    centre = head.transformer.get("rotate_center") or (head.bev_w / 2, head.bev_h / 2)
+    with config_errors("model.pts_bbox_head"):
+        centre = head.transformer.get("rotate_center") or (head.bev_w / 2, head.bev_h / 2)
     dataset = cfg.data.get(split, {})
     quirks = {name: dataset.get(name, default) for name, default in _DATASET_QUIRKS.items()}
     return {

@@ -11,7 +11,12 @@ from mmdet3d.models import build_model
 from mmdet3d.utils import collect_env
 
 from projects.bevformer.engine.checkpoint import find_latest_checkpoint
-from projects.bevformer.engine.config import config_errors, runner_settings
+from projects.bevformer.engine.config import (
+    check_checkpoint_config,
+    check_num_classes,
+    config_errors,
+    runner_settings,
+)
 from projects.bevformer.engine.data_loading import (
     build_test_dataset,
     build_train_dataset,
@@ -86,9 +91,9 @@ def train(
         find_unused_parameters=cfg.get("find_unused_parameters", False),
         broadcast_buffers=cfg.get("broadcast_buffers", False),
     )
-    if autoscale_lr:
-        cfg.optimizer.lr *= get_world_size() / 8
     with config_errors("optimizer"):
+        if autoscale_lr:
+            cfg.optimizer.lr *= get_world_size() / 8
         optimizer = build_optimizer(detector, cfg.optimizer)
 
     runner_type = runner_cfg.pop("type")
@@ -125,7 +130,8 @@ def _short_run(cfg, max_iters):
     cfg = copy.deepcopy(cfg)
     cfg.total_epochs = None
     cfg.runner = runner_settings(cfg, max_iters)
-    cfg.checkpoint_config = {**(cfg.get("checkpoint_config") or {}), "interval": max_iters}
+    checkpoint_config = cfg.get("checkpoint_config") or {}
+    cfg.checkpoint_config = {**checkpoint_config, "interval": max_iters, "by_epoch": False}
     if cfg.get("evaluation"):
         cfg.evaluation = {**cfg.evaluation, "interval": max_iters, "start": None}
     if cfg.get("log_config"):
@@ -168,6 +174,7 @@ def _resume_from(cfg, auto_resume, logger):
 
 
 def _build_detector(cfg, dataset, device, initialize, logger):
+    check_num_classes(cfg, dataset.CLASSES)
     with config_errors("model"):
         detector = build_model(cfg.model, cfg.get("train_cfg"), cfg.get("test_cfg"))
     if initialize:
@@ -204,6 +211,7 @@ def _register_hooks(runner, cfg, device, validate):
     # mmcv edits the dicts that it builds hooks from.
     settings = copy.deepcopy(cfg._cfg_dict)
     dtype = runner.model.module.autocast_dtype
+    check_checkpoint_config(settings.get("checkpoint_config"))
     with config_errors("optimizer_config, lr_config, checkpoint_config, log_config, custom_hooks"):
         runner.register_training_hooks(
             settings.get("lr_config"),

@@ -8,6 +8,23 @@ import torch
 from einops import rearrange, repeat
 
 
+def check_range(name, limits):
+    """Check a box in space as configs give it.
+
+    Args:
+        name: of the config's key, for the message.
+        limits: (x_min, y_min, z_min, x_max, y_max, z_max), metres.
+
+    Raises:
+        ValueError: not six numbers, or a minimum is not below its maximum.
+    """
+    if len(limits) != 6 or any(low >= high for low, high in zip(limits[:3], limits[3:])):
+        raise ValueError(
+            f"{name} must be (x_min, y_min, z_min, x_max, y_max, z_max) in metres, each minimum below "
+            f"its maximum, got {tuple(limits)}"
+        )
+
+
 def cell_centres(bev_h, bev_w, device=None):
     """Centres of the BEV cells as fractions of the grid.
 

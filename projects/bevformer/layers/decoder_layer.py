@@ -13,7 +13,12 @@ from torch import nn
 
 from projects.bevformer.ops import multi_scale_deformable_attn
 
-from .encoder_layer import OPERATION_ORDER, build_ffn, check_operation_order
+from .encoder_layer import (
+    OPERATION_ORDER,
+    build_ffn,
+    check_operation_order,
+    shared_embed_dims,
+)
 from .init import check_heads, init_projection, init_sampling_offsets
 from .locations import sampling_locations
 
@@ -28,6 +33,9 @@ class CustomMSDeformableAttention(BaseModule):
         num_levels: levels of the BEV map; 1.
         num_points: P.
         dropout: after the output projection.
+
+    Raises:
+        ValueError: C is not a multiple of M, or `num_levels` is not 1.
 
     Source: Deformable DETR (arXiv 2010.04159), section 4.1, on BEV features.
     """
@@ -97,6 +105,9 @@ class BEVFormerDecoderLayer(BaseModule):
         feedforward_channels: hidden width of the FFN.
         ffn_dropout: in the FFN.
         operation_order: accepted because published configs give it; only theirs is possible.
+
+    Raises:
+        ValueError: another order, or attentions that do not fit each other.
     """
 
     def __init__(
@@ -109,8 +120,9 @@ class BEVFormerDecoderLayer(BaseModule):
     ):
         super().__init__(init_cfg)
         check_operation_order(operation_order)
+        embed_dims = shared_embed_dims(attn_cfgs)
         self_attention, cross_attention = attn_cfgs
-        embed_dims = self_attention["embed_dims"]
+        check_heads(embed_dims, self_attention["num_heads"])
         self.attentions = ModuleList(
             [
                 build_attention(dict(self_attention, batch_first=True)),

@@ -47,10 +47,6 @@ class TorchvisionDCNv2(nn.Module):
         self.stride = _pair(stride)
         self.padding = _pair(padding)
         self.dilation = _pair(dilation)
-        self.groups = groups
-        self.deform_groups = deform_groups
-        self.in_channels = in_channels
-        self.out_channels = out_channels
         kernel_points = self.kernel_size[0] * self.kernel_size[1]
         self.weight = nn.Parameter(
             torch.empty(out_channels, in_channels // groups, *self.kernel_size)

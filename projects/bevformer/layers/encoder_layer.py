@@ -16,6 +16,26 @@ def check_operation_order(operation_order):
         )
 
 
+def shared_embed_dims(attn_cfgs):
+    """Channels of the two attentions of a layer.
+
+    Args:
+        attn_cfgs: their configs; an attention without `embed_dims` has 256.
+
+    Raises:
+        ValueError: there are not two, or their channels differ.
+    """
+    if len(attn_cfgs) != 2:
+        raise ValueError(f"attn_cfgs must hold two attentions, got {len(attn_cfgs)}")
+    inner = [cfg["deformable_attention"] for cfg in attn_cfgs if cfg.get("deformable_attention")]
+    widths = {cfg.get("embed_dims", 256) for cfg in [*attn_cfgs, *inner]}
+    if len(widths) != 1:
+        raise ValueError(
+            f"the attentions of a layer have embed_dims {sorted(widths)}: set one for all"
+        )
+    return widths.pop()
+
+
 def build_ffn(embed_dims, feedforward_channels, ffn_dropout):
     """mmcv's two-layer FFN with ReLU; adds its input."""
     return FFN(
@@ -33,6 +53,9 @@ class BEVFormerLayer(BaseModule):
         ffn_dropout: in the FFN.
         operation_order: accepted because published configs give it; only theirs is possible.
 
+    Raises:
+        ValueError: another order, or attentions that do not fit each other.
+
     Source: BEVFormer (arXiv 2203.17270), figure 2.
     """
 
@@ -46,7 +69,7 @@ class BEVFormerLayer(BaseModule):
     ):
         super().__init__(init_cfg)
         check_operation_order(operation_order)
-        embed_dims = attn_cfgs[0].get("embed_dims", 256)
+        embed_dims = shared_embed_dims(attn_cfgs)
         self.attentions = ModuleList([build_attention(cfg) for cfg in attn_cfgs])
         self.ffns = ModuleList([build_ffn(embed_dims, feedforward_channels, ffn_dropout)])
         self.norms = ModuleList(

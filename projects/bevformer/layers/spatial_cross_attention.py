@@ -28,6 +28,9 @@ class MSDeformableAttention3D(BaseModule):
         num_levels: L feature levels.
         num_points: P samples per head and level, shared evenly among the D heights.
 
+    Raises:
+        ValueError: C is not a multiple of M.
+
     Source: BEVFormer (arXiv 2203.17270), section 3.3, equation 4.
     """
 
@@ -66,7 +69,15 @@ class MSDeformableAttention3D(BaseModule):
 
         Returns:
             (R, C) float32, a row for each hit.
+
+        Raises:
+            ValueError: the features have not L levels, or P is not a multiple of D.
         """
+        if len(image_shapes) != self.num_levels:
+            raise ValueError(
+                f"num_levels of MSDeformableAttention3D is {self.num_levels}, but the neck gives "
+                f"{len(image_shapes)} levels: num_levels and num_outs of the neck must be equal"
+            )
         heights = hits.reference_uv.shape[1]
         if self.num_points % heights != 0:
             raise ValueError(
@@ -105,7 +116,7 @@ class SpatialCrossAttention(BaseModule):
 
     Args:
         embed_dims: C.
-        num_cams: N.
+        num_cams: accepted because published configs give it; the features say how many there are.
         pc_range: accepted because published configs give it; the encoder has the range.
         dropout: after the output projection.
         deformable_attention: config of the per-camera attention.
@@ -123,8 +134,6 @@ class SpatialCrossAttention(BaseModule):
         init_cfg=None,
     ):
         super().__init__(init_cfg)
-        self.num_cams = num_cams
-        self.pc_range = pc_range
         deformable_attention = deformable_attention or dict(
             type="MSDeformableAttention3D", embed_dims=embed_dims
         )

@@ -28,6 +28,9 @@ class TemporalSelfAttention(BaseModule):
         num_bev_queue: frames that are attended to; 2.
         dropout: after the output projection.
 
+    Raises:
+        ValueError: C is not a multiple of M, `num_levels` is not 1, or `num_bev_queue` is not 2.
+
     Source: BEVFormer (arXiv 2203.17270), section 3.4, equation 5.
     """
 

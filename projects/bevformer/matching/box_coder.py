@@ -7,6 +7,7 @@ import torch
 from mmdet.core.bbox import BaseBBoxCoder
 from mmdet.core.bbox.builder import BBOX_CODERS
 
+from projects.bevformer.geometry.bev_grid import check_range
 from projects.bevformer.geometry.boxes import decode_boxes
 
 
@@ -15,12 +16,16 @@ class NMSFreeCoder(BaseBBoxCoder):
     """Keeps the best (query, class) pairs whose centres lie in a range.
 
     Args:
-        pc_range: (x_min, y_min, z_min, x_max, y_max, z_max), metres, lidar frame; kept for users.
-        post_center_range: boxes with centres outside it are dropped; None keeps all.
+        pc_range: (x_min, y_min, z_min, x_max, y_max, z_max), metres, lidar frame: the detection
+            range, which the head reads here.
+        post_center_range: the same for the centres of boxes that are kept; None keeps all.
         max_num: pairs kept at most.
         score_threshold: pairs below it are dropped; None and 0 keep all.
         num_classes: K.
         voxel_size: accepted because published configs give it; unused there too.
+
+    Raises:
+        ValueError: `pc_range` or `post_center_range` is no range.
 
     Source: DETR3D (arXiv 2110.06922), section 3.2.
     """
@@ -34,6 +39,9 @@ class NMSFreeCoder(BaseBBoxCoder):
         num_classes=10,
         voxel_size=None,
     ):
+        check_range("pc_range", pc_range)
+        if post_center_range is not None:
+            check_range("post_center_range", post_center_range)
         self.pc_range = pc_range
         self.post_center_range = post_center_range
         self.max_num = max_num

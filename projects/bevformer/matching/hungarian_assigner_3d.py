@@ -25,6 +25,9 @@ class HungarianAssigner3D:
         iou_cost: accepted because published configs give it, with weight 0; never computed.
         pc_range: accepted because published configs give it; codes are in metres.
 
+    Raises:
+        ValueError: `iou_cost` has a weight.
+
     Source: DETR (arXiv 2005.12872), section 3.1; DETR3D (arXiv 2110.06922), section 3.3.
     """
 

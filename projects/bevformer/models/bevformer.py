@@ -124,13 +124,28 @@ class BEVFormer(Base3DDetector):
 
         Returns:
             L tensors (B, N, C, h, w).
+
+        Raises:
+            ValueError: the neck is for another backbone.
         """
         batch = img.shape[0]
         images = rearrange(img, "b n c h w -> (b n) c h w")
         if self.use_grid_mask:
             images = self.grid_mask(images)
-        levels = self.img_neck(self.img_backbone(images))
+        stages = self.img_backbone(images)
+        self._check_neck(stages)
+        levels = self.img_neck(stages)
         return [rearrange(level, "(b n) c h w -> b n c h w", b=batch) for level in levels]
+
+    def _check_neck(self, stages):
+        """Raise ValueError where the neck, if it says what it takes, is not for this backbone."""
+        takes = getattr(self.img_neck, "in_channels", None)
+        gives = [stage.shape[1] for stage in stages]
+        if isinstance(takes, (list, tuple)) and list(takes) != gives:
+            raise ValueError(
+                f"img_neck.in_channels is {list(takes)}, but the backbone gives {gives} channels: set "
+                "it so, or change out_indices of the backbone"
+            )
 
     def forward(
         self,

@@ -12,7 +12,7 @@ from mmcv.cnn.bricks.transformer import build_positional_encoding
 from mmcv.runner import BaseModule
 from mmdet.core import build_assigner, build_bbox_coder, reduce_mean
 from mmdet.models.builder import HEADS, build_loss
-from mmdet.models.utils import build_transformer
+from mmdet.models.utils import LearnedPositionalEncoding, build_transformer
 from mmdet.models.utils.transformer import inverse_sigmoid
 from torch import nn
 
@@ -57,6 +57,9 @@ class BEVFormerHead(BaseModule):
         group_detr: R. In training R groups of O queries each are matched on their own, which gives
             every ground truth R positives; at test time only the first group is used.
 
+    Raises:
+        ValueError: the parts do not fit each other, or an option has a value that is not possible.
+
     Source: BEVFormer (arXiv 2203.17270), section 3.5; DETR3D (arXiv 2110.06922), section 3.3;
     Group DETR (arXiv 2207.13085).
     """
@@ -93,6 +96,10 @@ class BEVFormerHead(BaseModule):
             raise ValueError(f"code_weights must hold {CODE_SIZE} numbers, got {len(code_weights)}")
         if not loss_cls.get("use_sigmoid", False):
             raise ValueError("BEVFormerHead needs a sigmoid classification loss: use_sigmoid=True")
+        if num_query < 1 or group_detr < 1:
+            raise ValueError(
+                f"num_query ({num_query}) and group_detr ({group_detr}) must be at least 1"
+            )
         self.num_classes = num_classes
         self.bev_h, self.bev_w = bev_h, bev_w
         self.num_query = num_query
@@ -101,12 +108,13 @@ class BEVFormerHead(BaseModule):
         self.sync_cls_avg_factor = sync_cls_avg_factor
         self.assigner = build_assigner(train_cfg["assigner"]) if train_cfg else None
         self.bbox_coder = build_bbox_coder(bbox_coder)
-        self.pc_range = list(bbox_coder["pc_range"])
+        self.pc_range = list(self.bbox_coder.pc_range)
         self.loss_cls = build_loss(_torch_only(loss_cls))
         self.loss_bbox = build_loss(loss_bbox)
 
         self.transformer = build_transformer(transformer)
         self.positional_encoding = build_positional_encoding(positional_encoding)
+        self._check_fit(in_channels)
         self.bev_embedding = nn.Embedding(bev_h * bev_w, in_channels)
         self.query_embedding = nn.Embedding(num_query * group_detr, in_channels * 2)
         self.code_weights = nn.Parameter(
@@ -119,6 +127,38 @@ class BEVFormerHead(BaseModule):
         self.reg_branches = _one_per_layer(
             _reg_branch(in_channels, num_reg_fcs), num_layers, with_box_refine
         )
+
+    def _check_fit(self, channels):
+        """Raise ValueError where parts that have to agree do not."""
+        if self.transformer.embed_dims != channels:
+            raise ValueError(
+                f"in_channels of the head is {channels}, embed_dims of its transformer "
+                f"{self.transformer.embed_dims}: they must be equal"
+            )
+        encoding = self.positional_encoding
+        if isinstance(encoding, LearnedPositionalEncoding):
+            if 2 * encoding.num_feats != channels:
+                raise ValueError(
+                    f"num_feats of the positional encoding is {encoding.num_feats}: it must be half of "
+                    f"in_channels ({channels})"
+                )
+            rows, columns = encoding.row_embed.num_embeddings, encoding.col_embed.num_embeddings
+            if rows < self.bev_h or columns < self.bev_w:
+                raise ValueError(
+                    f"the positional encoding has {rows} rows and {columns} columns, the BEV grid "
+                    f"{self.bev_h} and {self.bev_w}: set row_num_embed to bev_h, col_num_embed to bev_w"
+                )
+        if self.bbox_coder.num_classes != self.num_classes:
+            raise ValueError(
+                f"num_classes of the head is {self.num_classes}, of its bbox_coder "
+                f"{self.bbox_coder.num_classes}: labels would be wrong, so they must be equal"
+            )
+        grid_range = self.transformer.encoder.pc_range
+        if [self.pc_range[i] for i in (0, 1, 3, 4)] != [grid_range[i] for i in (0, 1, 3, 4)]:
+            raise ValueError(
+                f"pc_range of the bbox_coder is {self.pc_range}, of the encoder {grid_range}: objects are "
+                "sought on the encoder's grid, so x and y must be equal"
+            )
 
     def init_weights(self):
         """Initialise the parts; logits start at the prior probability 0.01."""
@@ -221,7 +261,12 @@ class BEVFormerHead(BaseModule):
         Returns:
             dict: loss_cls and loss_bbox of the last layer, d0.loss_cls, d0.loss_bbox, ... of the
             others.
+
+        Raises:
+            ValueError: the head was built without `train_cfg`.
         """
+        if self.assigner is None:
+            raise ValueError("the model has no train_cfg: losses need train_cfg.pts.assigner")
         logits, codes = preds_dicts["all_cls_scores"], preds_dicts["all_bbox_preds"]
         # Groups are matched like samples of their own: (X, B * R, O, ...).
         num_groups = logits.shape[2] // self.num_query

@@ -22,6 +22,9 @@ class DetectionTransformerDecoder(BaseModule):
         num_layers: X.
         return_intermediate: accepted because published configs give it; only True is possible.
 
+    Raises:
+        ValueError: `return_intermediate` is False.
+
     Source: DETR3D (arXiv 2110.06922), section 3.2; Deformable DETR (arXiv 2010.04159), appendix A.4.
     """
 

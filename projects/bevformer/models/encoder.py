@@ -11,7 +11,7 @@ from mmcv.cnn.bricks.transformer import build_transformer_layer
 from mmcv.runner import BaseModule, ModuleList
 
 from projects.bevformer import compat
-from projects.bevformer.geometry.bev_grid import cell_centres, pillar_points
+from projects.bevformer.geometry.bev_grid import cell_centres, check_range, pillar_points
 from projects.bevformer.layers import CameraHits, FrameContext
 
 
@@ -27,6 +27,9 @@ class BEVFormerEncoder(BaseModule):
         return_intermediate: accepted because published configs give it; only False is possible.
         with_cp: keep only the queries that enter each layer, and compute the layer once more in the
             backward pass: less memory, more time, the same gradients.
+
+    Raises:
+        ValueError: `pc_range` is no range, or `return_intermediate`.
 
     Source: BEVFormer (arXiv 2203.17270), section 3.2.
     """
@@ -44,6 +47,7 @@ class BEVFormerEncoder(BaseModule):
         super().__init__(init_cfg)
         if return_intermediate:
             raise ValueError("BEVFormerEncoder returns the last layer's BEV only")
+        check_range("pc_range", pc_range)
         self.pc_range = list(pc_range)
         self.num_points_in_pillar = num_points_in_pillar
         self.with_cp = with_cp

@@ -26,10 +26,20 @@ class ImagePreprocessor(nn.Module):
         to_rgb: swap BGR to RGB first.
         scale: factor of height and width; the camera matrices follow.
         size_divisor: height and width of the result are multiples of it; zeros at the right and bottom.
+
+    Raises:
+        ValueError: `mean` or `std` are not three numbers, or `std`, `scale` or `size_divisor` is not
+            positive.
     """
 
     def __init__(self, mean, std, to_rgb=True, scale=1.0, size_divisor=1):
         super().__init__()
+        if len(mean) != 3 or len(std) != 3:
+            raise ValueError(f"mean and std must be three numbers each, got {mean} and {std}")
+        if min(*std, scale, size_divisor) <= 0:
+            raise ValueError(
+                f"std ({std}), scale ({scale}) and size_divisor ({size_divisor}) must be positive"
+            )
         self.img_norm_cfg = {
             "mean": np.array(mean, dtype=np.float32),
             "std": np.array(std, dtype=np.float32),

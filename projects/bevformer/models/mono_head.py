@@ -98,6 +98,9 @@ class FCOS2DHead(BaseModule):
         use_scale: accepted because published configs give it; only True is possible.
         box2d_scale_init_factor: distances start at this many strides.
 
+    Raises:
+        ValueError: `use_deformable`, or not `use_scale`.
+
     Source: FCOS (arXiv 2006.09214).
     """
 
@@ -170,6 +173,9 @@ class FCOS3DHead(BaseModule):
         use_deformable: accepted because published configs give it; only False is possible.
         mean_depth_per_level: metres.
         std_depth_per_level: metres.
+
+    Raises:
+        ValueError: a switch has a value that is not possible, or there is not one depth a level.
 
     Source: DD3D (arXiv 2108.06417), section 3.
     """
@@ -269,6 +275,9 @@ class FCOS2DLoss(nn.Module):
     Args:
         focal_loss_alpha, focal_loss_gamma: of the classification loss.
         loc_loss_type: accepted because published configs give it; only "giou" is possible.
+
+    Raises:
+        ValueError: another `loc_loss_type`.
     """
 
     def __init__(self, focal_loss_alpha=0.25, focal_loss_gamma=2.0, loc_loss_type="giou"):
@@ -323,6 +332,9 @@ class FCOS3DLoss(nn.Module):
         scale_depth_by_focal_lengths_factor: that size is 1 / factor.
         class_agnostic, predict_distance: accepted because published configs give them; only False is
             possible.
+
+    Raises:
+        ValueError: `class_agnostic` or `predict_distance`.
 
     Source: DD3D (arXiv 2108.06417), section 3; disentangled losses: MonoDIS (arXiv 1905.12365).
     """
@@ -442,8 +454,12 @@ class NuscenesDD3D(BaseModule):
         feature_locations_offset: accepted because published configs give it; only "none" is possible:
             a location is the top left corner of its cell.
 
+    Raises:
+        ValueError: an option has a value that is not possible, or a list another length than there are
+            classes or strides.
+
     Source: DD3D (arXiv 2108.06417); BEVFormer v2 (arXiv 2211.10439), section 3.2. The parameter names
-    are those of the original's.
+    are those of the original.
     """
 
     def __init__(
@@ -466,6 +482,8 @@ class NuscenesDD3D(BaseModule):
             raise ValueError('NuscenesDD3D has box3d_on=True, feature_locations_offset="none" only')
         if len(fcos3d_loss_cfg["canon_box_sizes"]) != num_classes:
             raise ValueError(f"canon_box_sizes must hold {num_classes} sizes, one a class")
+        if len(target_assign_cfg["sizes_of_interest"]) != len(strides):
+            raise ValueError(f"sizes_of_interest must hold {len(strides)} pairs, one a stride")
         self.num_classes = num_classes
         self.strides = list(strides)
         self.target_assign_cfg = dict(target_assign_cfg)

@@ -47,6 +47,9 @@ class PerceptionTransformer(BaseModule):
             grid, is right; the official recipes say (100, 100) whatever the grid.
         two_stage_num_proposals: accepted because published configs may give it; unused there too.
 
+    Raises:
+        ValueError: `rotate_center` is no pair.
+
     Source: BEVFormer (arXiv 2203.17270), sections 3.2 and 3.4.
     """
 
@@ -67,6 +70,8 @@ class PerceptionTransformer(BaseModule):
         init_cfg=None,
     ):
         super().__init__(init_cfg)
+        if rotate_center is not None and len(rotate_center) != 2:
+            raise ValueError(f"rotate_center must be (column, row) or None, got {rotate_center}")
         self.encoder = build_transformer_layer_sequence(encoder)
         self.decoder = build_transformer_layer_sequence(decoder)
         self.embed_dims = embed_dims
@@ -138,7 +143,7 @@ class PerceptionTransformer(BaseModule):
             (B, Q, C) BEV features.
 
         Raises:
-            ValueError: the metas do not fit the images.
+            ValueError: the metas do not fit the images, or the features not the transformer.
         """
         batch, cameras = feats[0].shape[:2]
         _check_metas(img_metas, batch, cameras)
@@ -177,6 +182,7 @@ class PerceptionTransformer(BaseModule):
 
     def _flatten_levels(self, feats):
         """L tensors (B, N, C, h, w) -> (B, N, S_img, C) with camera and level embeddings, L (h, w)."""
+        self._check_features(feats)
         shapes = [tuple(feat.shape[-2:]) for feat in feats]
         flat = []
         for level, feat in enumerate(feats):
@@ -185,6 +191,25 @@ class PerceptionTransformer(BaseModule):
                 tokens = tokens + self.cams_embeds[:, None, :].to(tokens.dtype)
             flat.append(tokens + self.level_embeds[level].to(tokens.dtype))
         return torch.cat(flat, dim=2), shapes
+
+    def _check_features(self, feats):
+        """Raise ValueError unless there are embeddings for all levels, cameras and channels."""
+        if len(feats) > len(self.level_embeds):
+            raise ValueError(
+                f"the neck gives {len(feats)} levels, num_feature_levels of the transformer is "
+                f"{len(self.level_embeds)}: it must be at least as many"
+            )
+        cameras, channels = feats[0].shape[1:3]
+        if self.use_cams_embeds and cameras != len(self.cams_embeds):
+            raise ValueError(
+                f"there are images of {cameras} cameras, num_cams of the transformer is "
+                f"{len(self.cams_embeds)}: they must be equal"
+            )
+        if channels != self.embed_dims:
+            raise ValueError(
+                f"the neck gives {channels} channels, embed_dims of the transformer is "
+                f"{self.embed_dims}: out_channels of the neck must be equal to it"
+            )
 
     def decode(self, bev, bev_hw, object_queries, reg_branches, num_groups=1):
         """Decode objects from a BEV.

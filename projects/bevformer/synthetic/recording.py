@@ -6,7 +6,7 @@ Files below the data root: samples/<channel>/..., maps/<scene>.png, can_bus/<sce
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Tuple
+from typing import List, Optional, Tuple
 
 import cv2
 import numpy as np
@@ -65,7 +65,7 @@ class Observation:
     x: float
     y: float
     yaw_rad: float
-    attribute: str
+    attribute: Optional[str]
     lidar_points: int
     pixels: float
     visible_share: float

@@ -150,7 +150,7 @@ def shade(inverse_depth, face_at, shadow, face_object, object_from_camera, objec
     Args:
         inverse_depth, face_at, shadow: (2H, 2W) buffers of the rasteriser.
         face_object: (F,) the object of each face.
-        object_from_camera: (K, 4, 4).
+        object_from_camera: (K, 3, 4).
         object_light: (K, 3) direction to the sun, object frame.
         normals, base, surfaces: (F, 3), (F, 3) and (F,), of the faces.
         camera_to_world: (4, 4).

@@ -153,7 +153,7 @@ def build_world(name, seed, duration_s):
     section = _draw_section(rng)
     times = np.arange(-_WARM_UP_S, duration_s + MARGIN_S + STEP_S, STEP_S)
     crossings = _draw_crossings(rng)
-    ego, traffic = _simulate_traffic(road, section, crossings, times, rng)
+    ego, traffic = _simulate_traffic(section, crossings, times, rng)
 
     recorded = times >= -MARGIN_S
     path_x, path_y = road.point(ego.s[recorded], ego.d)
@@ -190,7 +190,7 @@ def _stop_lines(crossings, sign):
     return [(sign * crossing.s - setback, crossing) for crossing in crossings]
 
 
-def _simulate_traffic(road, section, crossings, times, rng):
+def _simulate_traffic(section, crossings, times, rng):
     ego, objects = None, []
     ego_lane = int(rng.integers(section.lanes_per_side))
     for side in SIDES:

@@ -41,7 +41,13 @@ def read_lidar_points(path):
     Returns:
         (P, 5) float32: x, y, z in metres in the lidar frame, intensity, ring; None where the file is
         absent, as in a download with cameras only.
+
+    Raises:
+        ValueError: the file does not hold whole points.
     """
     if not osp.isfile(path):
         return None
-    return np.fromfile(path, dtype=np.float32).reshape(-1, _LIDAR_COLUMNS)
+    numbers = np.fromfile(path, dtype=np.float32)
+    if osp.getsize(path) % (numbers.itemsize * _LIDAR_COLUMNS):
+        raise ValueError(f"lidar file {path} is cut off: download it again")
+    return numbers.reshape(-1, _LIDAR_COLUMNS)

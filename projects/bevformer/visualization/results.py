@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from pyquaternion import Quaternion
 
-from projects.bevformer import compat  # noqa: F401
+from projects.bevformer import compat
 from projects.bevformer.nuscenes_spec import CLASSES
 from projects.bevformer.safe_pickle import load_plain
 
@@ -112,7 +112,8 @@ def global_to_lidar(records, info, class_names=CLASSES):
         "pts_bbox" dict: `boxes_3d` (LiDARInstance3DBoxes, 9 columns), `scores_3d`, `labels_3d`.
 
     Raises:
-        ValueError: a `detection_name` that is not one of `class_names`.
+        ValueError: a `detection_name` that is not one of `class_names`, or a field that is missing or
+            malformed.
     """
     from mmdet3d.core.bbox import LiDARInstance3DBoxes
 
@@ -121,17 +122,25 @@ def global_to_lidar(records, info, class_names=CLASSES):
     global2lidar = (ego2global * lidar2ego).inverse
 
     boxes = np.zeros((len(records), 9))
-    for box, record in zip(boxes, records):
-        center_ego = ego2global.inverse.rotate(
-            np.subtract(record["translation"], info["ego2global_translation"])
-        )
-        box[:3] = lidar2ego.inverse.rotate(center_ego - info["lidar2ego_translation"])
-        width, length, height = record["size"]
-        box[3:6] = length, width, height
-        heading = (global2lidar * Quaternion(record["rotation"])).rotate([1.0, 0.0, 0.0])
-        box[6] = np.arctan2(heading[1], heading[0])
-        box[7:9] = global2lidar.rotate([*record["velocity"], 0.0])[:2]
-    names = [record["detection_name"] for record in records]
+    try:
+        for box, record in zip(boxes, records):
+            center_ego = ego2global.inverse.rotate(
+                np.subtract(record["translation"], info["ego2global_translation"])
+            )
+            box[:3] = lidar2ego.inverse.rotate(center_ego - info["lidar2ego_translation"])
+            width, length, height = record["size"]
+            box[3:6] = length, width, height
+            heading = (global2lidar * Quaternion(record["rotation"])).rotate([1.0, 0.0, 0.0])
+            box[6] = np.arctan2(heading[1], heading[0])
+            box[7:9] = global2lidar.rotate([*record["velocity"], 0.0])[:2]
+        names = [record["detection_name"] for record in records]
+        scores = torch.tensor([record["detection_score"] for record in records])
+    except (KeyError, TypeError, ValueError) as error:
+        fault = f"lacks {error}" if isinstance(error, KeyError) else f"is malformed ({error})"
+        raise ValueError(
+            f"sample {info['token']}: a box {fault}; translation, size, rotation, velocity, "
+            "detection_name and detection_score are needed"
+        ) from error
     unknown = sorted(set(names) - set(class_names))
     if unknown:
         raise ValueError(f"sample {info['token']}: unknown detection_name {', '.join(unknown)}")
@@ -139,6 +148,6 @@ def global_to_lidar(records, info, class_names=CLASSES):
         "boxes_3d": LiDARInstance3DBoxes(
             torch.from_numpy(boxes).float(), box_dim=9, origin=(0.5, 0.5, 0.5)
         ),
-        "scores_3d": torch.tensor([record["detection_score"] for record in records]),
+        "scores_3d": scores,
         "labels_3d": torch.tensor([class_names.index(name) for name in names], dtype=torch.long),
     }

@@ -40,16 +40,16 @@ def draw_sample(
 
     Raises:
         FileNotFoundError: a camera image is missing.
-        ValueError: a camera image cannot be decoded.
+        ValueError: a camera image or the lidar file is damaged.
     """
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     bev_path = out_dir / f"{info['token']}_bev.png"
     camera_path = out_dir / f"{info['token']}_camera.png"
 
+    points_lidar = read_lidar_points(join_root(data_root, info["lidar_path"]))
     cameras = draw_cameras(info, predictions, ground_truth, data_root, score_threshold)
     cv2.imwrite(str(camera_path), cameras)
-    points_lidar = read_lidar_points(join_root(data_root, info["lidar_path"]))
     bev = draw_bev(info, predictions, ground_truth, score_threshold, points_lidar, class_names)
     bev.canvas.print_png(str(bev_path))
     return bev_path, camera_path
