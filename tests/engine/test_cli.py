@@ -30,3 +30,8 @@ def test_errors_of_workers_are_one_line():
 def test_debug_lets_the_error_through():
     with pytest.raises(ValueError, match="Original Traceback"), tool_errors(debug=True):
         next(iter(DataLoader(Broken(), num_workers=1)))
+
+
+def test_a_loss_that_is_not_finite_is_one_line():
+    with pytest.raises(SystemExit, match="loss is not finite"), tool_errors(debug=False):
+        raise FloatingPointError("loss is not finite at epoch 1")

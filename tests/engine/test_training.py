@@ -186,7 +186,7 @@ def test_the_interval_of_the_config_counts(run):
 
 
 def test_a_nan_loss_ends_the_run_and_names_the_sample(run):
-    with pytest.raises(RuntimeError, match=r"not finite at epoch 1, iteration \d.*s1f1"):
+    with pytest.raises(FloatingPointError, match=r"not finite at epoch 1, iteration \d.*s1f1"):
         run({"data.train.nan_sample": "s1f1", "data.samples_per_gpu": 1})
 
 

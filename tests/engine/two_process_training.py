@@ -80,7 +80,7 @@ def message_of_nan_loss(model):
     runner = SimpleNamespace(outputs=model.train_step(batch), data_batch=batch, epoch=0, iter=0)
     try:
         FiniteLossHook().after_train_iter(runner)
-    except RuntimeError as error:
+    except FloatingPointError as error:
         return str(error)
     return "no error"
 

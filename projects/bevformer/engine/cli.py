@@ -56,11 +56,11 @@ def tool_errors(debug):
         debug: let the traceback through.
 
     Raises:
-        SystemExit: for a ValueError or OSError without `debug`.
+        SystemExit: for a ValueError, OSError or FloatingPointError without `debug`.
     """
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         if debug:
             raise
         message = " ".join(_own_message(str(error)).split())

@@ -18,7 +18,7 @@ class FiniteLossHook(Hook):
     """Ends training before a NaN or infinite loss reaches the weights.
 
     The loss that it looks at is the average over all processes, so that all of them stop together. It
-    raises RuntimeError, with the terms and the samples.
+    raises FloatingPointError, with the terms and the samples.
     """
 
     def after_train_iter(self, runner):
@@ -29,7 +29,7 @@ class FiniteLossHook(Hook):
         tokens = train_sample_tokens(runner.data_batch["img_metas"].data[0])
         culprits = all_gather([] if math.isfinite(loss_here) else tokens)
         terms = [name for name, value in log_vars.items() if not math.isfinite(value)]
-        raise RuntimeError(
+        raise FloatingPointError(
             f"loss is not finite at epoch {runner.epoch + 1}, iteration {runner.iter + 1} "
             f"(terms {', '.join(terms)}; samples {', '.join(sum(culprits, []))}): lower the learning "
             "rate or look at these samples; the last checkpoint is from before"

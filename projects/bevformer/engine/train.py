@@ -62,7 +62,7 @@ def train(
     Raises:
         ValueError: something in the config or a checkpoint is wrong; says what and where.
         FileNotFoundError: a checkpoint or info file is missing.
-        RuntimeError: the loss is not finite.
+        FloatingPointError: the loss is not finite.
     """
     work_dir = Path(cfg.work_dir)
     timestamp = time.strftime("%Y%m%d_%H%M%S")
