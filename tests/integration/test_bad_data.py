@@ -36,7 +36,7 @@ def load_tool(name):
 
 @pytest.fixture(scope="module")
 def tools():
-    return {name: load_tool(name) for name in ("create_data", "browse_dataset")}
+    return {name: load_tool(name) for name in ("create_data", "browse_dataset", "visualize")}
 
 
 @contextlib.contextmanager
@@ -443,3 +443,19 @@ def test_old_boxes_and_unsorted_frames_are_put_right(data, browse, tmp_path):
     assert browse() is None
     after = cv2.imread(str(tmp_path / "out" / f"{first}_cameras.png"))
     np.testing.assert_array_equal(after, before)
+
+
+def test_pictures_are_found_where_another_machine_wrote_the_info_file(data, browse, run, tmp_path):
+    def change(content):
+        for info in content["infos"]:
+            for record in info["cams"].values():
+                record["data_path"] = f"/another/machine/{record['data_path']}"
+
+    data.edit(VAL, change)
+    assert browse() is None
+    line = run(
+        "visualize", DEMO, "--ground-truth-only", "--num-samples", 1, "--out-dir", tmp_path / "drawn",
+        "--cfg-options", f"data.test.ann_file={data.root / VAL}", f"data.test.data_root={data.root}/",
+    )  # fmt: skip
+    assert line is None
+    assert len(list((tmp_path / "drawn").iterdir())) == 2
