@@ -266,6 +266,18 @@ CAN_BUS_FILES = {
         lambda d: d.edit(CAN_BUS, lambda rows: rows[5].update(accel=[0, NAN, 0])),
         r"scene-0103_pose.json: accel of message 5 is \[0, nan, 0\]",
     ),
+    "number too large for a float": (
+        lambda d: d.edit(CAN_BUS, lambda rows: rows[5].update(vel=[0, 10**400, 0])),
+        r"scene-0103_pose.json: vel of message 5 is \[0, 10{16}",
+    ),
+    "time that is no number": (
+        lambda d: d.edit(CAN_BUS, lambda rows: rows[5].update(utime=True)),
+        "scene-0103_pose.json: utime of message 5 is True, not a number",
+    ),
+    "lists without end": (
+        lambda d: d.write(CAN_BUS, "[" * 100_000),
+        "scene-0103_pose.json is damaged",
+    ),
     "all after the scene": (
         lambda d: d.edit(CAN_BUS, shift_all(1000)),
         "scene-0103_pose.json: all utime, .* outside of the scene",

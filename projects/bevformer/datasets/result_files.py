@@ -6,6 +6,7 @@ Shape legend: M detections, F frames.
 import json
 import os
 import os.path as osp
+import reprlib
 from array import array
 from collections import Counter
 from typing import NamedTuple
@@ -241,7 +242,7 @@ def read_result_file(path, tokens, config, split):
     try:
         with open(path) as file:
             content = json.load(file, object_pairs_hook=parse)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON or is cut off ({error}): write it again") from error
     for key in ("meta", "results"):
         if not isinstance(content, dict) or not isinstance(content.get(key), dict):
@@ -296,8 +297,8 @@ def _parse_box(members, labels, path):
         values = [members[field]] if length == 1 else members[field]
         try:
             numbers.extend(values)
-        except TypeError:
-            fail(f"{field} is {members[field]!r}, not of numbers")
+        except (TypeError, OverflowError):
+            fail(f"{field} is {reprlib.repr(members[field])}, not of numbers")
         if len(values) != length:
             fail(f"{field} has {len(values)} numbers, not {length}")
     name, attribute = members["detection_name"], members["attribute_name"]
