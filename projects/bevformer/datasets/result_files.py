@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from projects.bevformer.data_files import whole_file
 from projects.bevformer.datasets import quaternions
 from projects.bevformer.datasets.metrics import Boxes
 from projects.bevformer.nuscenes_spec import ATTRIBUTES
@@ -186,8 +187,7 @@ def write_result_file(boxes, tokens, modality, config, path):
     names = [json.dumps(name) for name in config.class_range]
     attributes = [json.dumps(name) for name in (*ATTRIBUTES, "")]  # -1 is the last
     ends = np.searchsorted(boxes.sample, np.arange(len(tokens)), side="right").tolist()
-    temporary = f"{path}.tmp"  # an interrupted run leaves no half file behind
-    with open(temporary, "w") as file:
+    with whole_file(path) as file:
         file.write(f'{{"meta": {json.dumps(modality)}, "results": {{')
         for index, (token, start, end) in enumerate(zip(tokens, [0, *ends[:-1]], ends)):
             token = json.dumps(token)
@@ -204,7 +204,6 @@ def write_result_file(boxes, tokens, modality, config, path):
             )
             file.write(f"{', ' if index else ''}{token}: [{', '.join(records)}]")
         file.write("}}")
-    os.replace(temporary, path)
 
 
 def read_result_file(path, tokens, config, split):
