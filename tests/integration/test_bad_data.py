@@ -192,6 +192,34 @@ TABLES = {
         lambda d: d.table("sample_data", put("calibrated_sensor_token", "gone")),
         "sample_data.json: calibrated_sensor_token of .* 'gone'",
     ),
+    "name that is none": (
+        lambda d: d.table("scene", put("name", None, row=0)),
+        "scene.json: name of .* is None, not a text",
+    ),
+    "sample twice": (
+        lambda d: d.table("sample", lambda rows: rows.append(rows[0])),
+        "sample.json: 1 records repeat",
+    ),
+    "annotation twice": (
+        lambda d: d.table("sample_annotation", lambda rows: rows.append(rows[0])),
+        "sample_annotation.json: 1 records repeat",
+    ),
+    "two pictures of a camera": (
+        lambda d: d.table("sample_data", lambda rows: rows.append({**rows[0], "token": "new"})),
+        "sample_data.json: sample .* has 2 key frames of",
+    ),
+    "no annotations": (
+        lambda d: d.table("sample_annotation", lambda _: []),
+        "sample_annotation.json has no rows",
+    ),
+    "lists without end": (
+        lambda d: d.write("v1.0-mini/scene.json", "[" * 100_000),
+        "scene.json is damaged",
+    ),
+    "unknown attribute": (
+        lambda d: d.table("sample_annotation", put("attribute_tokens", ["gone"])),
+        "sample_annotation.json: attribute_tokens of",
+    ),
     "version folder absent": (
         lambda d: shutil.rmtree(d.root / "v1.0-mini"),
         "no nuScenes tables at .*v1.0-mini",
