@@ -156,6 +156,11 @@ def test_eval_errors_are_one_line(call, eval_tool, config_path, monkeypatch, arg
     assert "\n" not in text
 
 
+def test_the_checkpoint_may_follow_an_option(eval_tool):
+    args = eval_tool.parse_args(["c.py", "--format-only", "w.pth"])
+    assert (args.config, args.format_only, args.checkpoint) == ("c.py", True, "w.pth")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
