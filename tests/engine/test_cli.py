@@ -30,3 +30,11 @@ def test_errors_of_workers_are_one_line():
 def test_debug_lets_the_error_through():
     with pytest.raises(ValueError, match="Original Traceback"), tool_errors(debug=True):
         next(iter(DataLoader(Broken(), num_workers=1)))
+
+
+def test_ctrl_c_is_no_traceback():
+    with pytest.raises(SystemExit) as stop, tool_errors(debug=False):
+        raise KeyboardInterrupt
+    assert stop.value.code == 130
+    with pytest.raises(KeyboardInterrupt), tool_errors(debug=True):
+        raise KeyboardInterrupt
