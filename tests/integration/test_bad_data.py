@@ -376,6 +376,7 @@ def encoded(change):
 HALVE = encoded(lambda image: image[::2, ::2])
 GREY = encoded(lambda image: image[..., 0])
 RGBA = encoded(lambda image: np.dstack((image, image[..., :1])))
+WIDE = encoded(lambda image: image.astype(np.uint16) * 256)
 
 
 def halve_all(data):
@@ -408,8 +409,12 @@ IMAGES = {
         f"{FRONT} is .*all cameras of a frame must have one size",
     ),
     "all of another size": (halve_all, r"samples/CAM_\w+/\S+.jpg is 200 x 113, but cam_intrinsic"),
-    "grey": (rewrite(lambda c: GREY(c, ".jpg")), rf"{FRONT} is \(225, 400\), not"),
-    "RGBA": (rewrite(lambda c: RGBA(c, ".png")), rf"{FRONT} is \(225, 400, 4\), not"),
+    "grey": (rewrite(lambda c: GREY(c, ".jpg")), rf"{FRONT} is \(225, 400\) uint8, not"),
+    "RGBA": (rewrite(lambda c: RGBA(c, ".png")), rf"{FRONT} is \(225, 400, 4\) uint8, not"),
+    "16 bits": (
+        rewrite(lambda c: WIDE(c, ".png")),
+        rf"{FRONT} is \(225, 400, 3\) uint16, not .* uint8: use the original images",
+    ),
     "path that leads out": (lead_out, "secret.jpg, which is outside of data_root"),
 }
 

@@ -314,8 +314,8 @@ def _image_damage(job):
         return "cannot be decoded"
     if complaint:
         return f"is damaged: {complaint}"
-    if image.ndim != 3 or image.shape[2] != 3:
-        return f"has shape {image.shape}, not (height, width, 3)"
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        return f"is {image.shape} {image.dtype}, not (height, width, 3) uint8"
     if None not in size and image.shape[:2] != tuple(size):
         return f"is {image.shape[1]} x {image.shape[0]}, the tables say {size[1]} x {size[0]}"
     return ""
