@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from projects.bevformer.data_files import join_root, jpeg_damage
+from projects.bevformer.data_files import join_root, jpeg_damage, whole_file
 
 
 @pytest.mark.parametrize(
@@ -61,3 +61,19 @@ def test_plain_sky_is_no_damage(noise):
 
 def test_other_formats_are_not_judged(noise):
     assert jpeg_damage(cv2.imencode(".png", noise)[1].tobytes()[:-10]) is None
+
+
+def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path):
+    path = tmp_path / "a.json"
+    with whole_file(str(path)) as file:
+        file.write("old")
+
+    def interrupted():
+        with whole_file(str(path)) as file:
+            file.write("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -86,27 +86,24 @@ def browse(args):
     indices = np.arange(len(dataset))
     if 0 < args.samples < len(indices):
         indices = np.linspace(0, len(dataset) - 1, args.samples).round().astype(int)
+    # Once, and not for each sample: reading all records of nuScenes takes seconds.
+    times_us = {info["token"]: info["timestamp"] for info in dataset.data_infos}
     skipped = 0
     for index in progress_bar(indices, "drawing", "sample"):
         sample = network_input(dataset, index, preprocessor)
         if sample is None:
             skipped += 1
         else:
-            draw(args.out, cfg, dataset, sample)
+            draw(args.out, cfg, dataset, dataset.data_infos[index], sample, times_us)
     print(f"{3 * (len(indices) - skipped)} pictures in {args.out}")
     if skipped:
         print(f"{skipped} samples have no object left: training draws another one for them")
 
 
-def draw(out_dir, cfg, dataset, sample):
-    infos = {info["token"]: info for info in dataset.data_infos}
+def draw(out_dir, cfg, dataset, info, sample, times_us):
     last = sample.frames[-1]
-    info = infos[last.token]
     queue = [
-        (
-            caption(frame, (infos[frame.token]["timestamp"] - info["timestamp"]) / 1e6),
-            frame.images_bgr,
-        )
+        (caption(frame, (times_us[frame.token] - times_us[last.token]) / 1e6), frame.images_bgr)
         for frame in sample.frames
     ]
     cv2.imwrite(str(out_dir / f"{last.token}_queue.png"), draw_queue(queue))

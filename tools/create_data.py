@@ -8,7 +8,9 @@ python tools/create_data.py nuscenes --root-path ./data/nuscenes --out-dir ./dat
 import argparse
 import os
 import os.path as osp
+import signal
 import sys
+import tempfile
 
 from tqdm import tqdm
 
@@ -56,9 +58,40 @@ def parse_args():
     return parser.parse_args()
 
 
+def check(args):
+    """Refuse what would fail, or do nothing, after minutes of work."""
+    if args.max_sweeps < 0:
+        raise ValueError(f"--max-sweeps {args.max_sweeps}: it must be 0 or more")
+    if not args.extra_tag or osp.basename(args.extra_tag) != args.extra_tag:
+        raise ValueError(
+            f"--extra-tag {args.extra_tag!r} must be the first part of a file name; folders go into "
+            "--out-dir"
+        )
+    try:
+        os.makedirs(args.out_dir, exist_ok=True)
+        tempfile.TemporaryFile(dir=args.out_dir).close()
+    except OSError as error:
+        raise OSError(
+            f"--out-dir {args.out_dir} cannot be written ({error}): choose another one"
+        ) from error
+
+
+def stop_when_terminated():
+    """Let SIGTERM end the tool as Ctrl-C does: half files go, and so do worker processes."""
+    main_process = os.getpid()
+
+    def stop(*_):
+        if os.getpid() != main_process:
+            os._exit(143)
+        sys.exit(143)
+
+    signal.signal(signal.SIGTERM, stop)
+
+
 def main():
     args = parse_args()
     with tool_errors(args.debug):
+        check(args)
         summary = create_nuscenes_infos(
             root_path=args.root_path,
             out_dir=args.out_dir,
@@ -75,7 +108,9 @@ def main():
     for path, frames in summary.frames.items():
         print(f"{path}: {frames} frames")
         if frames == 0:
-            print(f"warning: {path} is empty: no scene of that split is in the tables")
+            print(
+                f"warning: {path} is empty: no scene of that split is in the tables with its images"
+            )
     _report("have no CAN bus, their can_bus is zeros", summary.scenes_without_can_bus)
     _report("have no camera images and are left out", summary.scenes_without_images)
     _report("are in no split and are left out", summary.scenes_in_no_split)
@@ -87,4 +122,5 @@ def _report(what, scenes):
 
 
 if __name__ == "__main__":
+    stop_when_terminated()
     main()

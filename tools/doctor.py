@@ -37,7 +37,16 @@ def parse_args(argv=None):
     parser.add_argument("--deep", action="store_true", help="decode every image, not only a few")
     parser.add_argument("--workers", type=int, default=1, help="processes for --deep [1]")
     parser.add_argument("--quiet", action="store_true", help="only what is not as it should be")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if not (args.data_root or args.config):
+        for flag in ("canbus", "deep"):
+            if getattr(args, flag):
+                parser.error(f"--{flag} is about a data set: give --data-root or --config too")
+    if args.cfg_options and not args.config:
+        parser.error("--cfg-options overrides keys of a config: give --config too")
+    if args.workers < 1:
+        parser.error(f"--workers {args.workers}: it must be at least 1")
+    return args
 
 
 def main():
@@ -83,14 +92,14 @@ def diagnose_data_and_config(args, environment):
     if data_root is not None:
         for path in sorted(Path(data_root).glob("*_infos_*.pkl")):
             if str(path) not in map(str, map(Path, info_files.values())):
-                info_files[str(path)] = str(path)
+                info_files[f"info file {path.name}"] = str(path)
         yield from check_data_set(
             data_root,
             args.canbus,
             args.deep,
             args.workers,
-            progress=lambda images: tqdm(
-                images, desc="images", unit="image", disable=not args.deep
+            progress=lambda images, total: tqdm(
+                images, "images", total, unit="image", disable=not args.deep
             ),
         )
         yield from check_info_files(info_files, data_root)

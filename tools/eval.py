@@ -88,7 +88,7 @@ def parse_args(argv=None):
     parser.add_argument(
         "--tmpdir", help="accepted and ignored: no files are needed to gather results"
     )
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)  # CHECKPOINT may follow an option
 
 
 def check(args):

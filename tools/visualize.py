@@ -100,7 +100,7 @@ def visualize(args):
     results = None if args.ground_truth_only else load_results(args.results, infos, dataset.CLASSES)
     indices = choose_samples(infos, results, args.samples, args.num_samples)
     for i in tqdm(indices, unit="sample"):
-        info = infos[i]
+        info = dataset.info_with_paths(i)
         draw_sample(
             args.out_dir,
             info,

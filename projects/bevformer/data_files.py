@@ -1,5 +1,7 @@
-"""The files that info records name: where they lie, and damage that decoders pass over."""
+"""Files of a data set: where they lie, damage that decoders pass over, and writing them whole."""
 
+import contextlib
+import os
 import os.path as osp
 
 _JPEG = b"\xff\xd8"
@@ -55,3 +57,17 @@ def jpeg_damage(content):
     if _STANDARD_TABLE in content and content.find(_LOST_BLOCK, content.rfind(_START_OF_SCAN)) >= 0:
         return "has lost a part: a block of zeros inside"
     return None
+
+
+@contextlib.contextmanager
+def whole_file(path):
+    """Open a text file beside `path` that takes its place at the end; until then all is as it was."""
+    temporary = f"{path}.tmp"
+    try:
+        with open(temporary, "w") as file:
+            yield file
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(temporary)
+        raise

@@ -76,6 +76,8 @@ CASES = {
     "a list": ([1, 2], 'no "meta"'),
     "cut off": (json.dumps(submission([box()]))[:150], "not JSON or is cut off"),
     "empty": ("", "not JSON"),
+    "lists without end": ("[" * 100_000, "not JSON"),
+    "too large for a float": (submission([box(size=[1, 10**400, 1])]), "size is .*not of numbers"),
     **{
         f"{value} in {field}": (
             submission([box(), box(**{field: [value] * length if length > 1 else value})]),

@@ -1,4 +1,6 @@
+import os
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -47,3 +49,44 @@ def test_wrong_can_bus_path_ends_in_one_line(synthetic_root, tmp_path, monkeypat
         )
     assert str(stop.value).startswith("error (rank 0): no CAN bus folder")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--max-sweeps", -1], "--max-sweeps -1: it must be 0 or more"),
+        (["--extra-tag", "a/b"], "--extra-tag 'a/b' must be the first part of a file name"),
+        (["--extra-tag", ""], "--extra-tag '' must be"),
+        (["--out-dir", TOOL], r"--out-dir .*create_data.py cannot be written \(.*choose another"),
+    ],
+)
+def test_arguments_are_checked_before_the_work(
+    synthetic_root, tmp_path, monkeypatch, arguments, says
+):
+    with pytest.raises(SystemExit, match=says):
+        run_tool(
+            monkeypatch,
+            *("--root-path", synthetic_root, "--version", "v1.0-mini", "--canbus", synthetic_root),
+            *("--out-dir", tmp_path, *arguments),
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_terminated_run_takes_its_workers_along():
+    """Idle workers would wait for ever for the process that is gone."""
+    program = f"""
+import os, runpy, sys, time
+tool = runpy.run_path({str(TOOL)!r})
+tool["stop_when_terminated"]()
+from concurrent.futures import ProcessPoolExecutor
+import multiprocessing
+with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as executor:
+    print(executor.submit(os.getpid).result(), flush=True)
+    time.sleep(600)
+"""
+    run = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    worker = int(run.stdout.readline())
+    run.terminate()
+    assert run.wait(60) == 143
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker, 0)

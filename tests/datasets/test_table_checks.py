@@ -108,7 +108,39 @@ def test_good_tables_pass(tables, folder):
         (put("sample_data", "filename", "samples/../../x.jpg"), "filename of .* leads out"),
         (put("sample_data", "filename", "/x.jpg"), "sample_data.json: filename of .* leads out"),
         (put("map", "filename", "maps/gone.png"), "maps/gone.png does not exist, which map.json"),
-        (put("sample", "timestamp", None), "v1.0-mini hold a value of a wrong type"),
+        (
+            put("sample", "timestamp", None),
+            "sample.json: timestamp of .* is None, not a whole number",
+        ),
+        (put("scene", "name", None), "scene.json: name of .* is None, not a text"),
+        (put("sample_data", "filename", 5), "sample_data.json: filename of .* is 5, not a text"),
+        (
+            lambda t: t["sample_data"][1].pop("width"),
+            "sample_data.json: record 1 .* has no 'width'",
+        ),
+        (
+            put("sample_annotation", "num_lidar_pts", None),
+            "sample_annotation.json: num_lidar_pts of .* is None, not a whole number",
+        ),
+        (
+            put("sample_annotation", "attribute_tokens", ["gone"]),
+            r"sample_annotation.json: attribute_tokens of .* 'gone', .* attribute.json",
+        ),
+        (
+            lambda t: t["sample_annotation"][1].update(
+                attribute_tokens=[row["token"] for row in t["attribute"]]
+            ),
+            "sample_annotation.json: .* has 8 attributes",
+        ),
+        (lambda t: t["sample_annotation"].clear(), "sample_annotation.json has no rows"),
+        (
+            lambda t: t["sample_data"].append({**t["sample_data"][0], "token": "new"}),
+            "sample_data.json: sample .* has 2 key frames of",
+        ),
+        (
+            lambda t: t["scene"][0].update(last_sample_token=t["scene"][0]["first_sample_token"]),
+            "scene.json: last_sample_token of",
+        ),
         (put("sample", "token", []), "v1.0-mini hold a value of a wrong type"),
     ],
 )
@@ -127,6 +159,7 @@ def test_damage_is_named(tables, folder, damage, message):
         ("\x00\x01", "sample.json is damaged"),
         ("{}", "sample.json is not a list of records"),
         ("[1]", "sample.json is not a list of records"),
+        ("[" * 100_000, "sample.json is damaged"),
     ],
 )
 def test_unreadable_tables_are_named(folder, content, message):

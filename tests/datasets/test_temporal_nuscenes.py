@@ -337,7 +337,10 @@ def test_files_of_another_machine_are_found_below_data_root(
     picture.parent.mkdir(parents=True)
     picture.touch()
     dataset = make_dataset(two_scenes, data_root=str(tmp_path))
-    assert dataset.get_data_info(1)["img_filename"][2] == f"{tmp_path}/samples/{CAMERAS[2]}/1.jpg"
+    expected = f"{tmp_path}/samples/{CAMERAS[2]}/1.jpg"
+    assert dataset.get_data_info(1)["img_filename"][2] == expected
+    assert dataset.info_with_paths(1)["cams"][CAMERAS[2]]["data_path"] == expected
+    assert dataset.data_infos[1]["cams"][CAMERAS[2]]["data_path"].startswith(old_root)
     picture.unlink()  # neither here nor there: the path stays what the file says
     dataset = make_dataset(two_scenes, data_root=str(tmp_path))
     assert old_root.lstrip("./") in dataset.get_data_info(1)["img_filename"][2]

@@ -82,6 +82,35 @@ def test_damage_is_found(data_root, replace, damage, level, says):
     assert re.search(says, finding.line())
 
 
+def test_no_scene_in_a_split_is_broken(data_root, replace):
+    path = data_root / "v1.0-mini" / "scene.json"
+    replace(path, path.read_bytes().replace(b"scene-0", b"scene-9"))
+    (finding,) = troubles(check_data_set(str(data_root)))
+    assert finding.level == "broken"
+    assert re.search("none of its scenes, such as scene-9..., is in a split", finding.line())
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_progress_is_told_the_number_of_images(whole_root, workers):
+    totals = []
+
+    def progress(images, total):
+        totals.append(total)
+        return images
+
+    check_data_set(str(whole_root), deep=True, workers=workers, progress=progress)
+    assert totals == [48]
+
+
+def test_samples_without_tokens_are_a_finding_of_the_tables(data_root, replace):
+    path = data_root / "v1.0-mini" / "sample.json"
+    replace(path, path.read_bytes().replace(b'"token"', b'"name"', 1))
+    (finding,) = troubles(check_data_set(str(data_root)))
+    assert "sample.json: record 0 (without token) has no 'token'" in finding.line()
+    files = {"data.val": str(data_root / "synthetic_infos_temporal_val.pkl")}
+    assert troubles(check_info_files(files, str(data_root))) == []
+
+
 def test_missing_archives_are_told(data_root):
     scene_images = {}
     for table in ("sample_data", "sample", "scene"):
@@ -113,7 +142,7 @@ IMAGES = {
     "cut": (lambda c: cut(c, 0.5), "cut off"),
     "zeroed": (lambda c: c[:3000] + bytes(512) + c[3512:], "block of zeros"),
     "scrambled": (lambda c: c[:3000] + b"\xff\xd0" * 9 + c[3018:], "Corrupt JPEG"),
-    "grey": (lambda c: jpeg(90, 160, 1), r"shape \(90, 160\)"),
+    "grey": (lambda c: jpeg(90, 160, 1), r"\(90, 160\) uint8, not .*uint8"),
     "small": (lambda c: jpeg(45, 80), "is 80 x 45, the tables say 160 x 90"),
 }
 
@@ -214,6 +243,16 @@ def old_boxes(content):
         (change_infos(lambda i: i.pop("gt_attributes")), "warning", "evaluation reads the tables"),
         (lambda c: c["metadata"].pop("samples_in_split"), "warning", "evaluation reads the tables"),
         (change_infos(absolute_paths), "warning", "of another machine.*found below"),
+        (
+            change_infos(lambda i: i["cams"]["CAM_BACK"].update(data_path=3)),
+            "broken",
+            "TypeError: .*synthetic_infos_temporal_val.pkl: write it again",
+        ),
+        (
+            change_infos(lambda i: i.update(can_bus=None)),
+            "broken",
+            "synthetic_infos_temporal_val.pkl.* write it again",
+        ),
         (change_infos(gone_paths), "broken", "24 of 24 images are not there.*samples/gone"),
     ],
 )

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """Runs the tool in this process; returns its exit code and its lines."""
+    """Runs the tool in this process; returns its exit code and its lines, of stdout if any."""
     spec = importlib.util.spec_from_file_location("doctor_tool", ROOT / "tools" / "doctor.py")
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
@@ -30,7 +30,8 @@ def run(monkeypatch, capsys):
             tool.main()
         except SystemExit as stop:
             code = stop.code
-        return code, capsys.readouterr().out.splitlines()
+        printed = capsys.readouterr()
+        return code, (printed.out or printed.err).splitlines()
 
     return run
 
@@ -67,7 +68,29 @@ def test_something_is_broken(run, data_root):
     broken = [line for line in lines if line.startswith("[broken]")]
     assert len(broken) == 2
     assert "data.val" in broken[0]
+    assert broken[1].startswith("[broken] info file other_infos_temporal_val.pkl: ")
     assert "other_infos_temporal_val.pkl is not an info file" in broken[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--canbus", "data"], "--canbus is about a data set: give --data-root or --config"),
+        (["--deep"], "--deep is about a data set"),
+        (["--data-root", "data", "--cfg-options", "a=1"], "give --config too"),
+        (["--workers", "0"], "--workers 0: it must be at least 1"),
+    ],
+)
+def test_flags_that_would_do_nothing(run, arguments, says):
+    code, lines = run(*arguments)
+    assert code == 2
+    assert says in lines[-1]
+
+
+def test_a_config_that_is_not_there(run):
+    code, lines = run("--config", "none.py")
+    assert code == 1
+    assert lines[0] == "[broken] none.py: config none.py does not exist. check the path"
 
 
 def test_where_imports_fail_the_rest_is_not_tried(run):

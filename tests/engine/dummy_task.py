@@ -46,6 +46,9 @@ class DummyDataset:
             for frame in range(frames)
         ]
 
+    def info_with_paths(self, index):
+        return self.data_infos[index]
+
     def __len__(self):
         return len(self.data_infos)
 

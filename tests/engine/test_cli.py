@@ -35,3 +35,11 @@ def test_debug_lets_the_error_through():
 def test_a_loss_that_is_not_finite_is_one_line():
     with pytest.raises(SystemExit, match="loss is not finite"), tool_errors(debug=False):
         raise FloatingPointError("loss is not finite at epoch 1")
+
+
+def test_ctrl_c_is_no_traceback():
+    with pytest.raises(SystemExit) as stop, tool_errors(debug=False):
+        raise KeyboardInterrupt
+    assert stop.value.code == 130
+    with pytest.raises(KeyboardInterrupt), tool_errors(debug=True):
+        raise KeyboardInterrupt

@@ -39,6 +39,22 @@ def test_data_root_replaces_that_of_all_splits(config_path, tmp_path):
         load_config(config_path, data_root=tmp_path / "none")
 
 
+def test_info_files_are_found_below_another_data_root(config_path, tmp_path):
+    options = {"data.val.data_root": "data/old/", "data.val.ann_file": "data/old/infos/val.pkl"}
+
+    def ann_file():
+        return load_config(config_path, options, data_root=tmp_path / "new").data.val.ann_file
+
+    (tmp_path / "new" / "infos").mkdir(parents=True)
+    assert ann_file() == "data/old/infos/val.pkl"  # neither here nor there
+    (tmp_path / "new" / "infos" / "val.pkl").touch()
+    assert ann_file() == str(tmp_path / "new" / "infos" / "val.pkl")
+    named = tmp_path / "named.pkl"
+    named.touch()
+    options["data.val.ann_file"] = str(named)
+    assert ann_file() == str(named)
+
+
 @pytest.mark.parametrize(
     ("section", "says"),
     [
@@ -70,6 +86,9 @@ def test_assertions_of_mmdet_are_config_errors_too(section, says):
 def test_unreadable_configs_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.py does not exist"):
         load_config(tmp_path / "none.py")
+    (tmp_path / "README.md").touch()
+    with pytest.raises(ValueError, match=r"README\.md is no config: it must end in \.py"):
+        load_config(tmp_path / "README.md")
     path = tmp_path / "broken.py"
     path.write_text("a = (")
     with pytest.raises(ValueError, match=r"broken\.py cannot be read"):

@@ -23,7 +23,9 @@ def test_finite_losses_pass():
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_other_losses_name_iteration_terms_and_samples(value):
-    with pytest.raises(FloatingPointError, match=r"epoch 3, iteration 7 \(terms loss; samples a, b\)"):
+    with pytest.raises(
+        FloatingPointError, match=r"epoch 3, iteration 7 \(terms loss; samples a, b\)"
+    ):
         FiniteLossHook().after_train_iter(runner_with_loss(value))
 
 

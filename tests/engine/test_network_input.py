@@ -8,8 +8,9 @@ from mmcv import ConfigDict
 from scipy.spatial.transform import Rotation
 
 from projects.bevformer import plugin  # noqa: F401
-from projects.bevformer.datasets import CustomNuScenesDatasetV2, TemporalNuScenesDataset
+from projects.bevformer.datasets import TemporalNuScenesDataset
 from projects.bevformer.datasets.create_infos import create_nuscenes_infos
+from projects.bevformer.datasets.fused_frames import CustomNuScenesDatasetV2
 from projects.bevformer.engine.network_input import (
     InputFrame,
     build_preprocessor,
@@ -196,7 +197,32 @@ def test_frames_of_the_first_sample(dataset, preprocessor):
     )
 
 
-def test_fused_frames_are_no_queue():
-    dataset = object.__new__(CustomNuScenesDatasetV2)
-    with pytest.raises(ValueError, match="fused frames, which are no queue"):
-        network_input(dataset, 0)
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_frames_at_offsets(ann_file, synthetic_root, split):
+    pipeline = PIPELINES[split]
+    if split == "train":  # as the published pipelines do
+        collect = dict(pipeline[-1], keys=[*pipeline[-1]["keys"], "mono_input_dict", "aug_param"])
+        pipeline = [*pipeline[:-1], collect]
+
+    def sample(index, frames):
+        dataset = CustomNuScenesDatasetV2(
+            ann_file,
+            frames=frames,
+            pipeline=pipeline,
+            data_root=str(synthetic_root),
+            classes=CLASSES,
+            test_mode=split == "test",
+        )
+        tokens = [info["token"] for info in dataset.data_infos]
+        drawn = network_input(dataset, index)
+        assert len(drawn.ground_truth["boxes_3d"]) > 0
+        return [tokens.index(frame.token) for frame in drawn.frames], drawn.frames
+
+    indices, frames = sample(3, (-2, -1, 0))
+    assert indices == [1, 2, 3]
+    assert [frame.has_history for frame in frames] == [False, True, True]
+    assert len(ego_track(frames)[0]) == 3
+    assert sample(1, (-2, -1, 0))[0] == [0, 1]
+    assert sample(1, (0,))[0] == [1]
+    with pytest.raises(ValueError, match="queues that end with frame 0"):
+        sample(1, (0, 1))

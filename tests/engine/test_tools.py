@@ -114,7 +114,9 @@ def test_ground_truth_is_drawn_where_the_info_has_it(monkeypatch):
     class Annotated:
         CLASSES = ("bus",)
         data_root = "root"
-        data_infos = [{"token": "a", "gt_boxes": []}]
+
+        def info_with_paths(self, index):
+            return {"token": "a", "gt_boxes": []}
 
         def get_ann_info(self, index):
             return {"gt_bboxes_3d": "boxes", "gt_labels_3d": "labels", "gt_names": []}
@@ -152,6 +154,11 @@ def test_eval_errors_are_one_line(call, eval_tool, config_path, monkeypatch, arg
     assert text.startswith("error")
     assert message in text
     assert "\n" not in text
+
+
+def test_the_checkpoint_may_follow_an_option(eval_tool):
+    args = eval_tool.parse_args(["c.py", "--format-only", "w.pth"])
+    assert (args.config, args.format_only, args.checkpoint) == ("c.py", True, "w.pth")
 
 
 @pytest.mark.parametrize(

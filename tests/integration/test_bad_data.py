@@ -36,7 +36,7 @@ def load_tool(name):
 
 @pytest.fixture(scope="module")
 def tools():
-    return {name: load_tool(name) for name in ("create_data", "browse_dataset")}
+    return {name: load_tool(name) for name in ("create_data", "browse_dataset", "visualize")}
 
 
 @contextlib.contextmanager
@@ -192,6 +192,34 @@ TABLES = {
         lambda d: d.table("sample_data", put("calibrated_sensor_token", "gone")),
         "sample_data.json: calibrated_sensor_token of .* 'gone'",
     ),
+    "name that is none": (
+        lambda d: d.table("scene", put("name", None, row=0)),
+        "scene.json: name of .* is None, not a text",
+    ),
+    "sample twice": (
+        lambda d: d.table("sample", lambda rows: rows.append(rows[0])),
+        "sample.json: 1 records repeat",
+    ),
+    "annotation twice": (
+        lambda d: d.table("sample_annotation", lambda rows: rows.append(rows[0])),
+        "sample_annotation.json: 1 records repeat",
+    ),
+    "two pictures of a camera": (
+        lambda d: d.table("sample_data", lambda rows: rows.append({**rows[0], "token": "new"})),
+        "sample_data.json: sample .* has 2 key frames of",
+    ),
+    "no annotations": (
+        lambda d: d.table("sample_annotation", lambda _: []),
+        "sample_annotation.json has no rows",
+    ),
+    "lists without end": (
+        lambda d: d.write("v1.0-mini/scene.json", "[" * 100_000),
+        "scene.json is damaged",
+    ),
+    "unknown attribute": (
+        lambda d: d.table("sample_annotation", put("attribute_tokens", ["gone"])),
+        "sample_annotation.json: attribute_tokens of",
+    ),
     "version folder absent": (
         lambda d: shutil.rmtree(d.root / "v1.0-mini"),
         "no nuScenes tables at .*v1.0-mini",
@@ -266,6 +294,18 @@ CAN_BUS_FILES = {
         lambda d: d.edit(CAN_BUS, lambda rows: rows[5].update(accel=[0, NAN, 0])),
         r"scene-0103_pose.json: accel of message 5 is \[0, nan, 0\]",
     ),
+    "number too large for a float": (
+        lambda d: d.edit(CAN_BUS, lambda rows: rows[5].update(vel=[0, 10**400, 0])),
+        r"scene-0103_pose.json: vel of message 5 is \[0, 10{16}",
+    ),
+    "time that is no number": (
+        lambda d: d.edit(CAN_BUS, lambda rows: rows[5].update(utime=True)),
+        "scene-0103_pose.json: utime of message 5 is True, not a number",
+    ),
+    "lists without end": (
+        lambda d: d.write(CAN_BUS, "[" * 100_000),
+        "scene-0103_pose.json is damaged",
+    ),
     "all after the scene": (
         lambda d: d.edit(CAN_BUS, shift_all(1000)),
         "scene-0103_pose.json: all utime, .* outside of the scene",
@@ -336,6 +376,7 @@ def encoded(change):
 HALVE = encoded(lambda image: image[::2, ::2])
 GREY = encoded(lambda image: image[..., 0])
 RGBA = encoded(lambda image: np.dstack((image, image[..., :1])))
+WIDE = encoded(lambda image: image.astype(np.uint16) * 256)
 
 
 def halve_all(data):
@@ -368,8 +409,12 @@ IMAGES = {
         f"{FRONT} is .*all cameras of a frame must have one size",
     ),
     "all of another size": (halve_all, r"samples/CAM_\w+/\S+.jpg is 200 x 113, but cam_intrinsic"),
-    "grey": (rewrite(lambda c: GREY(c, ".jpg")), rf"{FRONT} is \(225, 400\), not"),
-    "RGBA": (rewrite(lambda c: RGBA(c, ".png")), rf"{FRONT} is \(225, 400, 4\), not"),
+    "grey": (rewrite(lambda c: GREY(c, ".jpg")), rf"{FRONT} is \(225, 400\) uint8, not"),
+    "RGBA": (rewrite(lambda c: RGBA(c, ".png")), rf"{FRONT} is \(225, 400, 4\) uint8, not"),
+    "16 bits": (
+        rewrite(lambda c: WIDE(c, ".png")),
+        rf"{FRONT} is \(225, 400, 3\) uint16, not .* uint8: use the original images",
+    ),
     "path that leads out": (lead_out, "secret.jpg, which is outside of data_root"),
 }
 
@@ -443,3 +488,19 @@ def test_old_boxes_and_unsorted_frames_are_put_right(data, browse, tmp_path):
     assert browse() is None
     after = cv2.imread(str(tmp_path / "out" / f"{first}_cameras.png"))
     np.testing.assert_array_equal(after, before)
+
+
+def test_pictures_are_found_where_another_machine_wrote_the_info_file(data, browse, run, tmp_path):
+    def change(content):
+        for info in content["infos"]:
+            for record in info["cams"].values():
+                record["data_path"] = f"/another/machine/{record['data_path']}"
+
+    data.edit(VAL, change)
+    assert browse() is None
+    line = run(
+        "visualize", DEMO, "--ground-truth-only", "--num-samples", 1, "--out-dir", tmp_path / "drawn",
+        "--cfg-options", f"data.test.ann_file={data.root / VAL}", f"data.test.data_root={data.root}/",
+    )  # fmt: skip
+    assert line is None
+    assert len(list((tmp_path / "drawn").iterdir())) == 2

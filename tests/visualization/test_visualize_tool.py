@@ -37,7 +37,11 @@ def run(tool, sample, make_boxes, monkeypatch, tmp_path):
         }
 
     dataset = SimpleNamespace(
-        data_infos=infos, data_root=data_root, CLASSES=("car",), get_ann_info=get_ann_info
+        data_infos=infos,
+        info_with_paths=infos.__getitem__,
+        data_root=data_root,
+        CLASSES=("car",),
+        get_ann_info=get_ann_info,
     )
     monkeypatch.setattr(tool, "load_config", lambda path, options, data_root: None)
     monkeypatch.setattr(tool, "build_test_dataset", lambda cfg: dataset)

@@ -3,6 +3,7 @@
 import json
 import math
 import os.path as osp
+import reprlib
 from bisect import bisect_right
 
 import numpy as np
@@ -135,7 +136,7 @@ def _read_messages(path):
     try:
         with open(path, encoding="utf-8") as file:
             messages = json.load(file)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}): {_REMEDY}") from error
     if not isinstance(messages, list) or not messages:
         raise ValueError(f"{path} is not a list of pose messages, or an empty one: {_REMEDY}")
@@ -144,7 +145,7 @@ def _read_messages(path):
             value = message.get(key) if isinstance(message, dict) else None
             if not _is_finite(value, size):
                 raise ValueError(
-                    f"{path}: {key} of message {position} is {value}, not "
+                    f"{path}: {key} of message {position} is {reprlib.repr(value)}, not "
                     f"{f'{size} finite numbers' if size else 'a number'}: {_REMEDY}"
                 )
     return sorted(messages, key=lambda message: message["utime"])
@@ -158,4 +159,9 @@ def _is_finite(value, size):
             and len(value) == size
             and all(_is_finite(x, None) for x in value)
         )
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int that no float can hold
+        return False

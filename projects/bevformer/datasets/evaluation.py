@@ -9,6 +9,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 
+from projects.bevformer.data_files import whole_file
 from projects.bevformer.datasets.ground_truth import (
     EVALUATION_FIELDS,
     ground_truth_of_infos,
@@ -148,7 +149,7 @@ def score(boxes, truth, config, meta, folder=None):
     if folder is not None:
         os.makedirs(folder, exist_ok=True)
         for name, content in (("summary", summary), ("details", details)):
-            with open(osp.join(folder, f"metrics_{name}.json"), "w") as file:
+            with whole_file(osp.join(folder, f"metrics_{name}.json")) as file:
                 json.dump(content, file, indent=2)
     return summary
 

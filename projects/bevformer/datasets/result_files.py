@@ -6,12 +6,14 @@ Shape legend: M detections, F frames.
 import json
 import os
 import os.path as osp
+import reprlib
 from array import array
 from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
 
+from projects.bevformer.data_files import whole_file
 from projects.bevformer.datasets import quaternions
 from projects.bevformer.datasets.metrics import Boxes
 from projects.bevformer.nuscenes_spec import ATTRIBUTES
@@ -185,8 +187,7 @@ def write_result_file(boxes, tokens, modality, config, path):
     names = [json.dumps(name) for name in config.class_range]
     attributes = [json.dumps(name) for name in (*ATTRIBUTES, "")]  # -1 is the last
     ends = np.searchsorted(boxes.sample, np.arange(len(tokens)), side="right").tolist()
-    temporary = f"{path}.tmp"  # an interrupted run leaves no half file behind
-    with open(temporary, "w") as file:
+    with whole_file(path) as file:
         file.write(f'{{"meta": {json.dumps(modality)}, "results": {{')
         for index, (token, start, end) in enumerate(zip(tokens, [0, *ends[:-1]], ends)):
             token = json.dumps(token)
@@ -203,7 +204,6 @@ def write_result_file(boxes, tokens, modality, config, path):
             )
             file.write(f"{', ' if index else ''}{token}: [{', '.join(records)}]")
         file.write("}}")
-    os.replace(temporary, path)
 
 
 def read_result_file(path, tokens, config, split):
@@ -241,7 +241,7 @@ def read_result_file(path, tokens, config, split):
     try:
         with open(path) as file:
             content = json.load(file, object_pairs_hook=parse)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON or is cut off ({error}): write it again") from error
     for key in ("meta", "results"):
         if not isinstance(content, dict) or not isinstance(content.get(key), dict):
@@ -296,8 +296,8 @@ def _parse_box(members, labels, path):
         values = [members[field]] if length == 1 else members[field]
         try:
             numbers.extend(values)
-        except TypeError:
-            fail(f"{field} is {members[field]!r}, not of numbers")
+        except (TypeError, OverflowError):
+            fail(f"{field} is {reprlib.repr(members[field])}, not of numbers")
         if len(values) != length:
             fail(f"{field} has {len(values)} numbers, not {length}")
     name, attribute = members["detection_name"], members["attribute_name"]

@@ -3,6 +3,7 @@
 import json
 import os
 import os.path as osp
+from collections import Counter
 from itertools import chain
 
 import numpy as np
@@ -25,7 +26,7 @@ _FIELDS = {
     ),
     "sample_data": (
         *("sample_token", "ego_pose_token", "calibrated_sensor_token", "timestamp"),
-        *("is_key_frame", "filename", "prev", "next"),
+        *("is_key_frame", "filename", "prev", "next", "width", "height"),
     ),
     "scene": ("name", "log_token", "nbr_samples", "first_sample_token", "last_sample_token"),
     "sensor": ("channel", "modality"),
@@ -60,6 +61,18 @@ _VECTORS = {
     "ego_pose": {"translation": 3, "rotation": 4},
     "sample_annotation": {"translation": 3, "size": 3, "rotation": 4},
 }
+# Table -> {field: type of its values}, where others would only fail later, or not at all.
+_TYPES = {
+    "attribute": {"name": str},
+    "category": {"name": str},
+    "sample": {"timestamp": int},
+    "sample_annotation": {"attribute_tokens": list, "num_lidar_pts": int, "num_radar_pts": int},
+    "sample_data": {"filename": str, "timestamp": int, "width": int, "height": int},
+    "scene": {"name": str, "nbr_samples": int},
+    "sensor": {"channel": str},
+}
+_KINDS = {str: "a text", int: "a whole number", list: "a list"}
+_WITHOUT_ANNOTATIONS = "v1.0-test"
 _REMEDY = "unpack the metadata again"
 TABLES = tuple(_FIELDS)
 
@@ -114,6 +127,8 @@ def check_columns(tables, folder):
             camera is missing, or a path leads out of the data set. `check_tables` says more exactly
             where.
     """
+    _check_types(tables.scenes, "name", str, _table_path(folder, "scene"))
+    _check_annotated(len(tables.annotations.category), folder)
     samples = list(tables.samples.values())
     check_chains(samples, _table_path(folder, "sample"))
     check_scenes(tables.scenes, samples, _table_path(folder, "scene"))
@@ -152,9 +167,16 @@ def _check_tables(tables, folder):
     for name, fields in _FIELDS.items():
         for field in fields:
             _column(tables[name], field, _table_path(folder, name))
+    for name, types in _TYPES.items():
+        for field, kind in types.items():
+            _check_types(tables[name], field, kind, _table_path(folder, name))
+    _check_annotated(len(tables["sample_annotation"]), folder)
     for name, references in _REFERENCES.items():
         for field, target in references.items():
             _check_reference(tables[name], field, tokens[target], target, _table_path(folder, name))
+    _check_attributes(
+        tables["sample_annotation"], tokens["attribute"], _table_path(folder, "sample_annotation")
+    )
     for name, vectors in _VECTORS.items():
         for field, size in vectors.items():
             path = _table_path(folder, name)
@@ -187,7 +209,7 @@ def _read_table(path):
     try:
         with open(path, encoding="utf-8") as file:
             records = json.load(file)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"table {path} is damaged ({error}): {_REMEDY}") from error
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         raise ValueError(f"table {path} is not a list of records: {_REMEDY}")
@@ -212,6 +234,37 @@ def _tokens(records, path):
             f"{path}: {len(records) - len(tokens)} records repeat the token of another: {_REMEDY}"
         )
     return tokens
+
+
+def _check_types(records, field, kind, path):
+    if {type(record[field]) for record in records} <= {kind}:
+        return
+    record = next(record for record in records if type(record[field]) is not kind)
+    raise ValueError(
+        f"{path}: {field} of {record['token']} is {record[field]!r}, not {_KINDS[kind]}: {_REMEDY}"
+    )
+
+
+def _check_annotated(rows, folder):
+    if not rows and osp.basename(osp.abspath(folder)) != _WITHOUT_ANNOTATIONS:
+        raise ValueError(
+            f"{_table_path(folder, 'sample_annotation')} has no rows, which is right only in "
+            f"{_WITHOUT_ANNOTATIONS}: {_REMEDY}"
+        )
+
+
+def _check_attributes(records, known, path):
+    for record in records:
+        tokens = record["attribute_tokens"]
+        if len(tokens) > 1:
+            raise ValueError(
+                f"{path}: {record['token']} has {len(tokens)} attributes, not one or none: {_REMEDY}"
+            )
+        if not known.issuperset(tokens):
+            raise ValueError(
+                f"{path}: attribute_tokens of {record['token']} names {tokens[0]!r}, which is not in "
+                f"attribute.json: {_REMEDY}"
+            )
 
 
 def _check_reference(records, field, targets, target, path):
@@ -309,7 +362,7 @@ def check_chains(samples, path):
 
 
 def check_scenes(scenes, samples, path):
-    """Refuse scenes that do not name the number and the first of their samples."""
+    """Refuse scenes that do not name the number, the first and the last of their samples."""
     of_scene = {scene["token"]: [] for scene in scenes}
     for sample in samples:
         of_scene[sample["scene_token"]].append(sample)
@@ -320,12 +373,13 @@ def check_scenes(scenes, samples, path):
                 f"{path}: nbr_samples of {scene['name']} is {scene['nbr_samples']}, sample.json has "
                 f"{len(own)}: {_REMEDY}"
             )
-        first = min(own, key=lambda sample: sample["timestamp"])
-        if scene["first_sample_token"] != first["token"]:
-            raise ValueError(
-                f"{path}: first_sample_token of {scene['name']} is {scene['first_sample_token']}, in "
-                f"time order it is {first['token']}: {_REMEDY}"
-            )
+        for field, choose in (("first_sample_token", min), ("last_sample_token", max)):
+            expected = choose(own, key=lambda sample: sample["timestamp"])
+            if scene[field] != expected["token"]:
+                raise ValueError(
+                    f"{path}: {field} of {scene['name']} is {scene[field]}, in time order it is "
+                    f"{expected['token']}: {_REMEDY}"
+                )
 
 
 def _check_cameras(tables, path):
@@ -333,11 +387,16 @@ def _check_cameras(tables, path):
     channel_of = {
         record["token"]: channels[record["sensor_token"]] for record in tables["calibrated_sensor"]
     }
-    found = {
+    found = Counter(
         (record["sample_token"], channel_of[record["calibrated_sensor_token"]])
         for record in tables["sample_data"]
         if record["is_key_frame"]
-    }
+    )
+    for (sample_token, channel), count in found.items():
+        if count > 1 and channel in ("LIDAR_TOP", *CAMERAS):
+            raise ValueError(
+                f"{path}: sample {sample_token} has {count} key frames of {channel}: {_REMEDY}"
+            )
     for sample in tables["sample"]:
         for channel in ("LIDAR_TOP", *CAMERAS):
             if (sample["token"], channel) not in found:

@@ -79,7 +79,8 @@ class NuScenesTables:
         annotations_of: sample token -> rows of `annotations`.
 
     Raises:
-        ValueError: a table is missing or damaged, or names a row that another one does not have.
+        ValueError: a table is missing or damaged, repeats a token or a key frame, or names a row that
+            another one does not have.
     """
 
     def __init__(self, root_path, folder, with_sweeps=False):
@@ -109,14 +110,18 @@ class NuScenesTables:
                 raise TypeError(f"it holds one {type(rows).__name__}, not a list of rows")
         except _DanglingToken:
             raise
-        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             what = f"a row has no {error}" if isinstance(error, KeyError) else error
             raise ValueError(f"cannot read the tables: {path}: {what}: {_UNPACK}") from error
         return rows
 
     def _index(self, table, keep):
         """Token -> what `keep` makes of the row."""
-        return _Rows(table, self._read(table, lambda row: (row["token"], keep(row))))
+        rows = self._read(table, lambda row: (row["token"], keep(row)))
+        indexed = _Rows(table, rows)
+        if len(indexed) < len(rows):
+            raise ValueError(f"{table}.json repeats tokens: {_UNPACK}")
+        return indexed
 
     def _read_sample_data(self, calibrations, with_sweeps):
         self.sample_data = _Rows("sample", {token: {} for token in self.samples})
@@ -142,7 +147,10 @@ class NuScenesTables:
             )
             pose_tokens.add(data.ego_pose_token)
             if is_key_frame:
-                self.sample_data[row["sample_token"]][calibration.channel] = data
+                frame = self.sample_data[row["sample_token"]]
+                if calibration.channel in frame:
+                    raise ValueError(f"two key frames of a sample are of {calibration.channel}")
+                frame[calibration.channel] = data
             if is_sweep:
                 self.lidar_data[data.token] = data
 
@@ -189,6 +197,8 @@ class NuScenesTables:
             self.annotations_of[row["sample_token"]].append(place)
 
         self._read("sample_annotation", keep)
+        if len(rows) < len(category):
+            raise ValueError(f"sample_annotation.json repeats tokens: {_UNPACK}")
         translation = np.array(numbers["translation"]).reshape(-1, 3)
         self.annotations = Annotations(
             translation=translation,

@@ -298,9 +298,17 @@ class TemporalNuScenesDataset(NuScenesDataset):
             "gt_names": names,
         }
 
+    def info_with_paths(self, index):
+        """A copy of a record whose paths lead to the files, also where another machine wrote the file."""
+        info = self.data_infos[index]
+        info["lidar_path"] = self._join_root(info["lidar_path"])
+        for camera in info["cams"].values():
+            camera["data_path"] = self._join_root(camera["data_path"])
+        return info
+
     def _join_root(self, path):
         if self._moved:
-            path = path_below_root(path)
+            path = path_below_root(path) or path
         return join_root(self.data_root, path)
 
     def _can_bus(self, info):

@@ -17,6 +17,8 @@ def read_config(path, options=None, data_root=None):
     try:
         cfg = load_config(path, options, data_root)
         splits = {split: cfg.data[split] for split in ("train", "val", "test")}
+    except FileNotFoundError as error:
+        return None, [broken(str(path), error_line(error), "check the path")]
     except Exception as error:  # a config is code, it can raise anything
         return None, [broken(str(path), error_line(error), "mend the config")]
     for split, options in splits.items():

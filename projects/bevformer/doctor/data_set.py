@@ -13,6 +13,7 @@ from projects.bevformer.data_files import join_root, jpeg_damage
 from projects.bevformer.doctor.findings import broken, error_line, ok, warning
 from projects.bevformer.nuscenes_spec import CAMERAS
 
+_WRITE_AGAIN = "write it again with tools/create_data.py"
 _MAX_NAMED = 10  # damaged images that get a line of their own
 
 
@@ -31,7 +32,9 @@ class _Scene:
     images: List[tuple]
 
 
-def check_data_set(data_root, canbus=None, deep=False, workers=1, progress=iter):
+def check_data_set(
+    data_root, canbus=None, deep=False, workers=1, progress=lambda images, total: images
+):
     """Check tables, images and CAN bus.
 
     Args:
@@ -39,7 +42,7 @@ def check_data_set(data_root, canbus=None, deep=False, workers=1, progress=iter)
         canbus: the folder `can_bus` or the one it lies in; looked for in and beside data_root if None.
         deep: decode every image, not only a few.
         workers: processes that decode.
-        progress: wraps the iteration over images, for a progress bar.
+        progress: wraps the iterator of images; told their number too.
 
     Returns:
         list of Finding.
@@ -72,6 +75,15 @@ def check_data_set(data_root, canbus=None, deep=False, workers=1, progress=iter)
             )
         )
         splits = _scenes_of_splits(tables, version)
+        if set(splits) == {"no split"}:
+            findings.append(
+                broken(
+                    folder,
+                    f"none of its scenes, such as {tables['scene'][0]['name']}, is in a split of the devkit",
+                    "check which version the tables are of",
+                )
+            )
+            continue
         present = []
         for split, scenes in splits.items():
             found, images = _check_presence(data_root, version, split, scenes)
@@ -240,7 +252,7 @@ def _check_can_bus(data_root, canbus, splits):
     return findings
 
 
-def check_images(data_root, images, deep=False, workers=1, progress=iter):
+def check_images(data_root, images, deep=False, workers=1, progress=lambda images, total: images):
     """Decode images and compare their size with the tables'.
 
     Args:
@@ -248,7 +260,7 @@ def check_images(data_root, images, deep=False, workers=1, progress=iter):
         images: list of (path below it, (height, width) or (None, None)).
         deep: all of them, else a dozen from the first and the last key frames.
         workers: processes.
-        progress: wraps the iteration.
+        progress: as in `check_data_set`.
 
     Returns:
         list of Finding.
@@ -259,9 +271,10 @@ def check_images(data_root, images, deep=False, workers=1, progress=iter):
     jobs = [(osp.join(data_root, path), size) for path, size in chosen]
     if workers > 1:
         with multiprocessing.Pool(workers) as pool:
-            damages = list(progress(pool.imap(_image_damage, jobs, chunksize=16)))
+            done = pool.imap(_image_damage, jobs, chunksize=16)
+            damages = list(progress(done, len(jobs)))
     else:
-        damages = [_image_damage(job) for job in progress(jobs)]
+        damages = list(progress(map(_image_damage, jobs), len(jobs)))
     damaged = [(path, what) for (path, _), what in zip(jobs, damages) if what]
     if not damaged:
         more = "" if len(chosen) == len(images) else "; --deep decodes all"
@@ -301,8 +314,8 @@ def _image_damage(job):
         return "cannot be decoded"
     if complaint:
         return f"is damaged: {complaint}"
-    if image.ndim != 3 or image.shape[2] != 3:
-        return f"has shape {image.shape}, not (height, width, 3)"
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        return f"is {image.shape} {image.dtype}, not (height, width, 3) uint8"
     if None not in size and image.shape[:2] != tuple(size):
         return f"is {image.shape[1]} x {image.shape[0]}, the tables say {size[1]} x {size[0]}"
     return ""
@@ -327,7 +340,7 @@ def check_info_files(info_files, data_root):
     """Check info files against each other's format, the tables and the images.
 
     Args:
-        info_files: label, such as "data.train" or the path again -> path.
+        info_files: label, such as "data.train" or "info file" and a name -> path.
         data_root: nuScenes root.
 
     Returns:
@@ -337,8 +350,9 @@ def check_info_files(info_files, data_root):
     for label, path in info_files.items():
         try:
             findings += _check_info_file(label, path, data_root)
-        except (ValueError, OSError) as error:
-            findings.append(broken(label, error_line(error), ""))
+        except Exception as error:  # values of a wrong type can raise anything
+            remedy = "" if isinstance(error, (ValueError, OSError)) else f"{path}: {_WRITE_AGAIN}"
+            findings.append(broken(label, error_line(error), remedy))
     return findings
 
 
@@ -414,7 +428,7 @@ def _check_tokens(label, path, infos, version, data_root):
         ]
     try:
         known = {sample["token"] for sample in read_tables(folder)["sample"]}
-    except (ValueError, OSError):
+    except (ValueError, OSError, LookupError, TypeError):
         return []  # already a finding
     unknown = sum(info["token"] not in known for info in infos)
     if unknown:
@@ -422,7 +436,7 @@ def _check_tokens(label, path, infos, version, data_root):
             broken(
                 label,
                 f"{path}: {unknown} of {len(infos)} samples are not in {folder}",
-                "write it again with tools/create_data.py",
+                _WRITE_AGAIN,
             )
         ]
     return []

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import sys
 
 from mmcv import DictAction
 
@@ -56,7 +57,7 @@ def tool_errors(debug):
         debug: let the traceback through.
 
     Raises:
-        SystemExit: for a ValueError, OSError or FloatingPointError without `debug`.
+        SystemExit: for a ValueError, OSError, FloatingPointError or Ctrl-C without `debug`.
     """
     try:
         yield
@@ -65,6 +66,10 @@ def tool_errors(debug):
             raise
         message = " ".join(_own_message(str(error)).split())
         raise SystemExit(f"error (rank {get_rank()}): {message} [--debug shows where]") from None
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        sys.exit(130)  # as shells say it
     finally:
         shut_down()
 

@@ -12,6 +12,7 @@ from mmcv import Config, ConfigDict
 from mmcv.runner import CheckpointHook
 from mmcv.utils import Registry
 
+_SUFFIXES = (".py", ".yml", ".yaml", ".json")
 _ORIGINAL_PLUGIN = "mmdet3d_plugin"  # published BEVFormer configs name it; this project replaces it
 
 
@@ -60,7 +61,8 @@ def load_config(path, options=None, data_root=None):
     Args:
         path: a Python config.
         options: dict of dotted keys -> values from `--cfg-options`.
-        data_root: replaces the `data_root` of all splits.
+        data_root: replaces the `data_root` of all splits. An info file below the old one that is not
+            there is taken from the new one.
 
     Returns:
         mmcv.Config.
@@ -71,6 +73,8 @@ def load_config(path, options=None, data_root=None):
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"config {path} does not exist")
+    if Path(path).suffix not in _SUFFIXES:
+        raise ValueError(f"{path} is no config: it must end in {', '.join(_SUFFIXES)}")
     try:
         cfg = Config.fromfile(str(path))
     except OSError:
@@ -90,9 +94,20 @@ def load_config(path, options=None, data_root=None):
         if not Path(data_root).is_dir():
             raise FileNotFoundError(f"--data-root {data_root} is not a folder")
         for split in {"train", "val", "test"} & set(cfg.data):
-            cfg.data[split].data_root = str(data_root)
+            _move_split(cfg.data[split], str(data_root))
     _import_plugin_dir(cfg)
     return cfg
+
+
+def _move_split(options, data_root):
+    """Let a section of `data` lie below another root."""
+    old_root, ann_file = options.get("data_root"), options.get("ann_file")
+    if old_root and ann_file and not Path(ann_file).is_file():
+        with contextlib.suppress(ValueError):  # it does not lie below the old root
+            moved = Path(data_root) / Path(ann_file).relative_to(old_root)
+            if moved.is_file():
+                options.ann_file = str(moved)
+    options.data_root = data_root
 
 
 def _check_spelling(cfg, dotted_key):

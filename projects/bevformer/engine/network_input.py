@@ -67,7 +67,8 @@ def network_input(dataset, index, preprocessor=None):
 
     Args:
         dataset: TemporalNuScenesDataset. In test mode, where frames come one by one, the queue is the
-            frame before, if it is of the same scene, and the frame itself.
+            frame before, if it is of the same scene, and the frame itself. Of CustomNuScenesDatasetV2,
+            the frames that the scene has.
         index: of the sample.
         preprocessor: the model's ImagePreprocessor where the pipeline ends with uint8 images.
 
@@ -75,23 +76,19 @@ def network_input(dataset, index, preprocessor=None):
         NetworkInput, or None for a sample that training skips because no object is left in it.
 
     Raises:
-        ValueError: the pipeline does not say how it normalises, or makes several versions of a frame;
-            or the data set is BEVFormer v2's, whose frames are no queue.
+        ValueError: the pipeline does not say how it normalises, or makes several versions of a frame; or
+            the data set gives frames after the sample.
     """
-    if isinstance(dataset, CustomNuScenesDatasetV2):
-        raise ValueError(
-            "CustomNuScenesDatasetV2 gives fused frames, which are no queue with ego motion between "
-            "them: look at its ground truth with tools/visualize.py --ground-truth-only"
-        )
     if dataset.test_mode:
         return _test_input(dataset, index, preprocessor)
     example = dataset.prepare_train_data(index)
     if example is None:
         return None
-    metas = example["img_metas"].data
-    frames = [
-        _frame(images, metas[i], preprocessor) for i, images in enumerate(example["img"].data)
-    ]
+    images, metas = example["img"].data, example["img_metas"].data
+    if isinstance(dataset, CustomNuScenesDatasetV2):
+        frames = _frames_at_offsets(images, metas, preprocessor)
+    else:
+        frames = [_frame(images[i], metas[i], preprocessor) for i in range(len(images))]
     return NetworkInput(
         frames,
         {"boxes_3d": example["gt_bboxes_3d"].data, "labels_3d": example["gt_labels_3d"].data},
@@ -100,6 +97,11 @@ def network_input(dataset, index, preprocessor=None):
 
 def _test_input(dataset, index, preprocessor):
     infos = dataset.data_infos
+    if isinstance(dataset, CustomNuScenesDatasetV2):
+        example = dataset.prepare_test_data(index)
+        metas = _only_version(example["img_metas"]).data["frames"]
+        frames = _frames_at_offsets(_only_version(example["img"]).data, metas, preprocessor)
+        return NetworkInput(frames, _annotated_objects(dataset, index))
     indices = [index]
     if index > 0 and infos[index - 1]["scene_token"] == infos[index]["scene_token"]:
         indices.insert(0, index - 1)
@@ -109,14 +111,33 @@ def _test_input(dataset, index, preprocessor):
         _frame(_only_version(example["img"]).data, meta, preprocessor)
         for example, meta in zip(examples, metas)
     ]
-    ground_truth = None
-    if "gt_boxes" in infos[index]:
-        annotations = dataset.get_ann_info(index)
-        ground_truth = {
-            "boxes_3d": annotations["gt_bboxes_3d"],
-            "labels_3d": annotations["gt_labels_3d"],
-        }
-    return NetworkInput(frames, ground_truth)
+    return NetworkInput(frames, _annotated_objects(dataset, index))
+
+
+def _annotated_objects(dataset, index):
+    if "gt_boxes" not in dataset.data_infos[index]:
+        return None
+    annotations = dataset.get_ann_info(index)
+    return {"boxes_3d": annotations["gt_bboxes_3d"], "labels_3d": annotations["gt_labels_3d"]}
+
+
+def _frames_at_offsets(images, metas, preprocessor):
+    """InputFrames of an item of CustomNuScenesDatasetV2.
+
+    Args:
+        images: one a frame.
+        metas: {offset: meta}, in the same order; `can_bus` is absolute.
+        preprocessor: as in `network_input`.
+    """
+    if max(metas) > 0:
+        raise ValueError(
+            f"the data set gives frames {sorted(metas)}, and pictures are made of queues that end with "
+            "frame 0"
+        )
+    there = [offset for offset in metas if metas[offset]["frame_exists"]]
+    images = [images[list(metas).index(offset)] for offset in there]
+    metas = relative_metas([metas[offset] for offset in there])
+    return [_frame(image, meta, preprocessor) for image, meta in zip(images, metas)]
 
 
 def _only_version(value):

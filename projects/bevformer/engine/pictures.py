@@ -9,7 +9,7 @@ def draw_predictions(dataset, results, out_dir, count=None, score_threshold=0.3)
     """Draw samples of a predicted data set.
 
     Args:
-        dataset: with `data_infos`, `data_root` and, unless it is a test split, `get_ann_info`.
+        dataset: TemporalNuScenesDataset.
         results: one result dict a sample, in its order.
         out_dir: folder of the pictures.
         count: so many evenly spaced samples; None for all.
@@ -21,7 +21,7 @@ def draw_predictions(dataset, results, out_dir, count=None, score_threshold=0.3)
     if count is not None and count < len(results):
         indices = np.linspace(0, len(results) - 1, count).round().astype(int)
     for index in progress_bar(indices, "drawing", "sample"):
-        info = dataset.data_infos[index]
+        info = dataset.info_with_paths(index)
         draw_sample(
             out_dir,
             info,

@@ -78,8 +78,11 @@ def _read_image(filename, color_type):
         raise ValueError(
             f"camera image {filename} {damage or 'cannot be decoded'}: unpack or download it again"
         )
-    if image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"camera image {filename} is {image.shape}, not (height, width, 3)")
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(
+            f"camera image {filename} is {image.shape} {image.dtype}, not (height, width, 3) uint8: use "
+            "the original images"
+        )
     return image
 
 
