@@ -60,12 +60,14 @@ def jpeg_damage(content):
 
 
 @contextlib.contextmanager
-def whole_file(path):
-    """Open a text file beside `path` that takes its place at the end; until then all is as it was."""
+def whole_file(path, mode="w"):
+    """Open a file beside `path` that takes its place at the end; until then all is as it was."""
     temporary = f"{path}.tmp"
     try:
-        with open(temporary, "w") as file:
+        with open(temporary, mode) as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):

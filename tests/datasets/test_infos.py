@@ -54,7 +54,14 @@ def test_undecidable_convention_is_refused(make_info, write_infos, change):
 def test_no_boxes_need_no_convention(make_info, write_infos):
     test_split, empty = make_info("scene_a"), make_info("scene_b")
     del test_split["gt_boxes"]
-    for field in ("gt_boxes", "gt_names", "gt_velocity", "num_lidar_pts"):
+    for field in (
+        "gt_boxes",
+        "gt_names",
+        "gt_velocity",
+        "num_lidar_pts",
+        "num_radar_pts",
+        "valid_flag",
+    ):
         empty[field] = empty[field][:0]
     assert len(load_infos(write_infos([test_split, empty], box_convention=None))[0]) == 2
     assert load_infos(write_infos([], box_convention=None))[0] == []
@@ -81,6 +88,8 @@ def test_damaged_file(make_info, write_infos, damage):
 def test_version_must_be_there(make_info, write_infos):
     with pytest.raises(ValueError, match="version"):
         load_infos(write_infos([make_info()], version=None))
+    with pytest.raises(ValueError, match=r"version is \[1\], not a text"):
+        load_infos(write_infos([make_info()], version=[1]))
 
 
 def test_unknown_stamp(make_info, write_infos):
@@ -103,7 +112,7 @@ def test_missing_camera(make_info, write_infos):
 
 
 def test_wrong_can_bus_length(make_info, write_infos):
-    with pytest.raises(ValueError, match="16 numbers, not 18"):
+    with pytest.raises(ValueError, match="can_bus of frame 0 is not 18 finite numbers"):
         load_infos(write_infos([{**make_info(), "can_bus": np.zeros(16)}]))
 
 
@@ -130,9 +139,43 @@ def set_camera(field, value):
             "cams.CAM_BACK.cam_intrinsic of frame 1.* 3 x 3 f",
         ),
         (set_camera("cam_intrinsic", "none"), "cams.CAM_BACK.cam_intrinsic of frame 1"),
-        (lambda i: i.update(gt_names=i["gt_names"][1:]), "frame 1 has 3 gt_boxes and 2 gt_names"),
-        (lambda i: i["gt_boxes"].fill(np.inf), "gt_boxes of frame 1"),
-        (lambda i: i.update(gt_boxes=np.zeros((3, 9))), "gt_boxes of frame 1 are not rows of 7"),
+        (
+            lambda i: i.update(gt_names=i["gt_names"][1:]),
+            r"gt_names of frame 1 is \(2,\), not an array of 3:",
+        ),
+        (lambda i: i["gt_boxes"].fill(np.inf), "gt_boxes of frame 1 are not rows of 7"),
+        (lambda i: i.update(timestamp=None), "timestamp of frame 1 is not one finite number:"),
+        (lambda i: i.update(can_bus=["x"] * 18), "can_bus of frame 1 is not 18"),
+        (lambda i: i.update(can_bus=None), "can_bus of frame 1 is not 18"),
+        (lambda i: i.update(cams=None), "cams of frame 1 is not a dict of dicts"),
+        (lambda i: i.update(token=3), "token of frame 1 is not a text"),
+        (lambda i: i.update(lidar_path=None), "lidar_path of frame 1 is not a text"),
+        (set_camera("data_path", 3), "cams.CAM_BACK.data_path of frame 1 is not a text"),
+        (set_camera("sensor2lidar_rotation", np.zeros((3, 3))), "CAM_BACK.*an invertible matrix"),
+        (lambda i: i.update(ego2global_rotation=[0] * 4), "ego2global_rotation .*, not all zero"),
+        (lambda i: i.update(gt_boxes=None), "gt_boxes of frame 1 is NoneType, not .* of G x 7"),
+        (
+            lambda i: i.update(gt_names=["car"] * 3),
+            "gt_names of frame 1 is list, not an array of 3",
+        ),
+        (lambda i: i.update(num_radar_pts=np.zeros(2)), "num_radar_pts of frame 1"),
+        (lambda i: i.update(gt_velocity=np.zeros((3, 3))), "gt_velocity of frame 1 .* 3 x 2"),
+        (
+            lambda i: i.update(gt_centers_global=np.full((3, 3), np.nan)),
+            "gt_centers_global of frame 1 are not rows of 3 finite",
+        ),
+        (
+            lambda i: i.update(gt_rotations_global=np.zeros((3, 4))),
+            "gt_rotations_global of frame 1 .* not all zero",
+        ),
+        (
+            lambda i: i.update(gt_attributes=np.array(["", "flying", ""])),
+            "gt_attributes of frame 1 name 'flying'",
+        ),
+        (
+            lambda i: i.update(gt_boxes=np.zeros((3, 9))),
+            r"gt_boxes of frame 1 is \(3, 9\), not an array of 3 x 7",
+        ),
     ],
 )
 def test_broken_numbers_are_named(make_info, write_infos, damage, message):

@@ -246,12 +246,12 @@ def old_boxes(content):
         (
             change_infos(lambda i: i["cams"]["CAM_BACK"].update(data_path=3)),
             "broken",
-            "TypeError: .*synthetic_infos_temporal_val.pkl: write it again",
+            "synthetic_infos_temporal_val.pkl: .*CAM_BACK.data_path of frame 0 .* write the file again",
         ),
         (
             change_infos(lambda i: i.update(can_bus=None)),
             "broken",
-            "synthetic_infos_temporal_val.pkl.* write it again",
+            "synthetic_infos_temporal_val.pkl: can_bus of frame 0 .* write the file again",
         ),
         (change_infos(gone_paths), "broken", "24 of 24 images are not there.*samples/gone"),
     ],

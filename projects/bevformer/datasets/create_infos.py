@@ -6,7 +6,6 @@ LIDAR_TOP at the key frame; each camera has its own ego pose, because it fires a
 Shape legend: F frames of a scene, N cameras, S sensors, G ground truths of a scene.
 """
 
-import contextlib
 import multiprocessing
 import os
 import os.path as osp
@@ -21,6 +20,7 @@ import numpy as np
 from nuscenes.utils.splits import create_splits_scenes
 from scipy.spatial.transform import Rotation
 
+from projects.bevformer.data_files import whole_file
 from projects.bevformer.datasets.can_bus import (
     CAN_MOTION,
     SCENES_WITHOUT_CAN_BUS,
@@ -154,11 +154,11 @@ def create_nuscenes_infos(
                 "box_convention": BOX_CONVENTION_NEW,
                 "samples_in_split": samples_in_split[split],
             }
-            with _whole_file(f"{path}.pkl", "wb") as file:
+            with whole_file(f"{path}.pkl", "wb") as file:
                 info_file = {"infos": content.infos, "metadata": metadata}
                 pickle.dump(info_file, file, protocol=_PICKLE_PROTOCOL)
             if with_boxes:
-                with _whole_file(f"{path}_mono3d.coco.json", "w") as file:
+                with whole_file(f"{path}_mono3d.coco.json", "w") as file:
                     write_mono3d(file, content.images, content.boxes)
             summary.frames[f"{path}.pkl"] = len(content.infos)
     return summary
@@ -457,19 +457,3 @@ def _yaws_lidar(rotations_wxyz, global2lidar):
     # The first row of box2lidar is all it takes.
     row = np.einsum("gi,gij->gj", global2lidar[:, 0, :3], _rotation_matrices(rotations_wxyz))
     return np.arctan2(-row[:, 1], row[:, 0])
-
-
-@contextlib.contextmanager
-def _whole_file(path, mode):
-    """Open a file beside `path` that takes its place at the end; an interrupted run leaves no half file."""
-    temporary = f"{path}.tmp"
-    try:
-        with open(temporary, mode) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(temporary)
-        raise

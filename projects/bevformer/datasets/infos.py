@@ -13,7 +13,7 @@ from projects.bevformer.geometry.boxes import (
     BOX_CONVENTION_OLD,
     old_to_new_boxes,
 )
-from projects.bevformer.nuscenes_spec import CAMERAS, CAN_SIZE
+from projects.bevformer.nuscenes_spec import ATTRIBUTES, CAMERAS, CAN_SIZE
 from projects.bevformer.safe_pickle import load_plain
 
 _REQUIRED_FIELDS = (
@@ -30,6 +30,7 @@ _REQUIRED_FIELDS = (
     "ego2global_translation",
     "ego2global_rotation",
 )
+_TEXT_FIELDS = ("token", "prev", "next", "scene_token", "lidar_path")
 # Numbers of a frame and of each camera, which must be finite, and their shapes.
 _POSE_SHAPES = {
     "lidar2ego_translation": (3,),
@@ -37,12 +38,29 @@ _POSE_SHAPES = {
     "ego2global_translation": (3,),
     "ego2global_rotation": (4,),
     "can_bus": (CAN_SIZE,),
+    "timestamp": (),
 }
 _CAMERA_SHAPES = {
     "sensor2lidar_rotation": (3, 3),
     "sensor2lidar_translation": (3,),
     "cam_intrinsic": (3, 3),
 }
+# Arrays of a row for each annotated object, and the columns of a row.
+_OBJECT_WIDTHS = {
+    "gt_boxes": 7,
+    "gt_names": None,
+    "gt_velocity": 2,  # NaN where unknown
+    "num_lidar_pts": None,
+    "num_radar_pts": None,
+    "valid_flag": None,
+    "gt_centers_global": 3,
+    "gt_rotations_global": 4,
+    "gt_attributes": None,
+}
+_REQUIRED_OBJECT_FIELDS = ("gt_boxes", "gt_names", "gt_velocity", "num_lidar_pts")
+_FINITE_OBJECT_FIELDS = ("gt_boxes", "gt_centers_global", "gt_rotations_global")
+_TINY = 1e-6  # a quaternion or a determinant below it is none
+_REMEDY = "write the file again with tools/create_data.py"
 # nuScenes' table folders and the splits that they hold.
 SPLITS_OF_VERSION = {
     "v1.0-trainval": ("train", "val"),
@@ -67,8 +85,8 @@ def load_infos(path):
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not an info file, it names anything but plain values and arrays, a field is missing
-            or not finite, version and split contradict each other, a sample occurs twice, or the box
+        ValueError: not an info file, it names anything but plain values and arrays, a field is missing,
+            of a wrong type or not finite, version and split contradict each other, a sample occurs twice, or the box
             convention is neither stamped nor recognisable.
     """
     if not osp.isfile(path):
@@ -79,6 +97,8 @@ def load_infos(path):
     try:
         infos, metadata = content["infos"], content["metadata"]
         metadata = dict(metadata, version=metadata["version"])
+        if not isinstance(metadata["version"], str):
+            raise TypeError(f"version is {metadata['version']!r}, not a text")
     except (LookupError, TypeError, ValueError) as error:
         raise ValueError(
             f'{path} is not an info file {{"infos": [...], "metadata": {{"version": ...}}}} '
@@ -88,6 +108,7 @@ def load_infos(path):
     _check_split(metadata, path)
     _check_fields(infos, path)
     _check_numbers(infos, path)
+    _check_objects(infos, path)
     if _box_convention(infos, metadata, path) == BOX_CONVENTION_OLD:
         for info in infos:
             if "gt_boxes" in info:
@@ -108,36 +129,37 @@ def _check_split(metadata, path):
     if splits is not None and split is not None and split not in splits:
         raise ValueError(
             f"{path}: metadata says split {split!r} of version {metadata['version']!r}, which has "
-            f"{' and '.join(splits)}: write the file again with tools/create_data.py"
+            f"{' and '.join(splits)}: {_REMEDY}"
         )
 
 
 def _check_fields(infos, path):
     if not isinstance(infos, list) or not all(isinstance(info, dict) for info in infos):
-        raise ValueError(
-            f'{path}: "infos" is not a list of dicts: write the file again with tools/create_data.py'
-        )
+        raise ValueError(f'{path}: "infos" is not a list of dicts: {_REMEDY}')
     tokens = set()
     for position, info in enumerate(infos):
         missing = [field for field in _REQUIRED_FIELDS if field not in info]
-        missing += [camera for camera in CAMERAS if camera not in info.get("cams", ())]
+        cams = info.get("cams", {})
+        if not isinstance(cams, dict) or not all(isinstance(r, dict) for r in cams.values()):
+            raise ValueError(f"{path}: cams of frame {position} is not a dict of dicts: {_REMEDY}")
+        missing += [camera for camera in CAMERAS if camera not in cams]
         if missing:
             raise ValueError(
                 f"{path}: frame {position} has no {', '.join(missing)}: an info file of stock mmdet3d "
                 "does not do; write it with tools/create_data.py"
             )
-        if len(info["can_bus"]) != CAN_SIZE:
-            raise ValueError(
-                f"{path}: can_bus of frame {position} has {len(info['can_bus'])} numbers, "
-                f"not {CAN_SIZE}: write the file again with tools/create_data.py"
-            )
+        for field in _TEXT_FIELDS:
+            if not isinstance(info[field], str):
+                raise ValueError(f"{path}: {field} of frame {position} is not a text: {_REMEDY}")
         if info["token"] in tokens:
-            raise ValueError(f"{path}: sample {info['token']} occurs twice")
+            raise ValueError(f"{path}: sample {info['token']} occurs twice: {_REMEDY}")
         tokens.add(info["token"])
 
 
 def _check_numbers(infos, path):
     """All poses and calibrations are there, whole and finite; all frames at once, for speed."""
+    if not infos:
+        return
     for field, shape in _POSE_SHAPES.items():
         _check_rows([info[field] for info in infos], shape, path, field)
     for camera in CAMERAS:
@@ -146,42 +168,87 @@ def _check_numbers(infos, path):
             for position, record in enumerate(records):
                 if field not in record:
                     raise ValueError(
-                        f"{path}: cams.{camera} of frame {position} has no {field}: write the file "
-                        "again with tools/create_data.py"
+                        f"{path}: cams.{camera} of frame {position} has no {field}: {_REMEDY}"
                     )
+        for position, record in enumerate(records):
+            if not isinstance(record["data_path"], str):
+                raise ValueError(
+                    f"{path}: cams.{camera}.data_path of frame {position} is not a text: {_REMEDY}"
+                )
         for field, shape in _CAMERA_SHAPES.items():
             values = [record[field] for record in records]
             _check_rows(values, shape, path, f"cams.{camera}.{field}")
-    for position, info in enumerate(infos):
-        if "gt_boxes" not in info:
-            continue
-        boxes = np.asarray(info["gt_boxes"])
-        for field in ("gt_names", "gt_velocity", "num_lidar_pts"):
-            if len(info.get(field, ())) != len(boxes):
-                raise ValueError(
-                    f"{path}: frame {position} has {len(boxes)} gt_boxes and "
-                    f"{len(info.get(field, ()))} {field}: write the file again with tools/create_data.py"
-                )
-        if len(boxes) and (boxes.shape[1:] != (7,) or not np.isfinite(boxes).all()):
-            raise ValueError(
-                f"{path}: gt_boxes of frame {position} are not rows of 7 finite numbers: "
-                "write the file again with tools/create_data.py"
-            )
 
 
 def _check_rows(values, shape, path, field):
+    """Numbers of the shape, finite; quaternions not zero, matrices invertible."""
     try:
-        rows = np.array(values, dtype=np.float64).reshape(len(values), *shape)
-        good = np.isfinite(rows).reshape(len(values), -1).all(axis=1)
-    except (TypeError, ValueError):  # of another shape, at least one
-        good = np.array([np.shape(value) == shape for value in values])
+        rows = np.array(values, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):  # of another shape or kind, at least one
+        rows = None
+    if rows is not None and rows.shape == (len(values), *shape):
+        good = _is_usable(rows, shape)
+    else:
+        good = np.array([_is_numbers(value, shape) for value in values], dtype=bool)
     if good.all():
         return
     position = int(np.argmin(good))
+    what = {(4,): ", not all zero", (3, 3): ", an invertible matrix"}.get(shape, "")
     raise ValueError(
-        f"{path}: {field} of frame {position} is not {' x '.join(map(str, shape))} finite numbers: "
-        "write the file again with tools/create_data.py"
+        f"{path}: {field} of frame {position} is not {' x '.join(map(str, shape)) or 'one'} finite "
+        f"number{'s' if shape else ''}{what}: {_REMEDY}"
     )
+
+
+def _is_usable(rows, shape):
+    """(F,) bool of (F, *shape)."""
+    good = np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
+    if shape == (4,):
+        good &= np.abs(rows).max(axis=1, initial=0) > _TINY
+    if shape == (3, 3):
+        good[good] = np.abs(np.linalg.det(rows[good])) > _TINY
+    return good
+
+
+def _is_numbers(value, shape):
+    try:
+        row = np.array(value, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return row.shape == shape and bool(_is_usable(row[None], shape)[0])
+
+
+def _check_objects(infos, path):
+    """The fields of annotated objects are arrays of a row for each; what is scored against is whole."""
+    for position, info in enumerate(infos):
+        if "gt_boxes" not in info:
+            continue
+        number = len(info["gt_boxes"]) if isinstance(info["gt_boxes"], np.ndarray) else "G"
+        for field, width in _OBJECT_WIDTHS.items():
+            if field not in info and field not in _REQUIRED_OBJECT_FIELDS:
+                continue
+            rows = info.get(field)
+            found = rows.shape if isinstance(rows, np.ndarray) else type(rows).__name__
+            shape = (number,) if width is None else (number, width)
+            # An array without rows may have lost its width.
+            if found != shape and not (number == 0 and found in [(0,), (0, width)]):
+                raise ValueError(
+                    f"{path}: {field} of frame {position} is {found}, not an array of "
+                    f"{' x '.join(map(str, shape))}: {_REMEDY}"
+                )
+            if field in _FINITE_OBJECT_FIELDS and number:
+                usable = rows.dtype.kind in "iuf" and _is_usable(rows, rows.shape[1:]).all()
+                if not usable:
+                    raise ValueError(
+                        f"{path}: {field} of frame {position} are not rows of {width} finite numbers"
+                        f"{', not all zero' if width == 4 else ''}: {_REMEDY}"
+                    )
+        unknown = set(np.unique(info.get("gt_attributes", ())).tolist()) - {"", *ATTRIBUTES}
+        if unknown:
+            raise ValueError(
+                f"{path}: gt_attributes of frame {position} name {min(unknown)!r}, which nuScenes does "
+                f"not have: {_REMEDY}"
+            )
 
 
 def _box_convention(infos, metadata, path):
