@@ -6,6 +6,7 @@ python tools/create_data.py nuscenes --root-path ./data/nuscenes --out-dir ./dat
 """
 
 import argparse
+import contextlib
 import os
 import os.path as osp
 import signal
@@ -76,21 +77,19 @@ def check(args):
         ) from error
 
 
-def stop_when_terminated():
+@contextlib.contextmanager
+def ended_by_sigterm():
     """Let SIGTERM end the tool as Ctrl-C does: half files go, and so do worker processes."""
-    main_process = os.getpid()
-
-    def stop(*_):
-        if os.getpid() != main_process:
-            os._exit(143)
-        sys.exit(143)
-
-    signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def main():
     args = parse_args()
-    with tool_errors(args.debug):
+    with tool_errors(args.debug), ended_by_sigterm():
         check(args)
         summary = create_nuscenes_infos(
             root_path=args.root_path,
@@ -122,5 +121,4 @@ def _report(what, scenes):
 
 
 if __name__ == "__main__":
-    stop_when_terminated()
     main()

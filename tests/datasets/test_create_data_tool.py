@@ -1,5 +1,6 @@
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -72,15 +73,24 @@ def test_arguments_are_checked_before_the_work(
     assert not list(tmp_path.iterdir())
 
 
+def test_the_tool_leaves_signals_as_they_were(synthetic_root, tmp_path, monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    run_tool(
+        monkeypatch,
+        *("--root-path", synthetic_root, "--out-dir", tmp_path, "--version", "v1.0-mini"),
+        *("--canbus", synthetic_root),
+    )
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_a_terminated_run_takes_its_workers_along():
     """Idle workers would wait for ever for the process that is gone."""
     program = f"""
 import os, runpy, sys, time
 tool = runpy.run_path({str(TOOL)!r})
-tool["stop_when_terminated"]()
 from concurrent.futures import ProcessPoolExecutor
 import multiprocessing
-with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as executor:
+with tool["ended_by_sigterm"](), ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as executor:
     print("worker", executor.submit(os.getpid).result(), flush=True)
     time.sleep(600)
 """

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import os.path as osp
 import pickle
+import signal
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -221,6 +222,8 @@ _reader = None
 def _set_reader(reader):
     global _reader
     _reader = reader
+    # Whatever the forking process made of it: a handler in Python may wait for a lock for ever.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _read_scene(job):
