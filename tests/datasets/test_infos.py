@@ -173,6 +173,10 @@ def set_camera(field, value):
             "gt_attributes of frame 1 name 'flying'",
         ),
         (
+            lambda i: i.update(gt_attributes=np.array(["", None, ""], dtype=object)),
+            "gt_attributes of frame 1 name None",
+        ),
+        (
             lambda i: i.update(gt_boxes=np.zeros((3, 9))),
             r"gt_boxes of frame 1 is \(3, 9\), not an array of 3 x 7",
         ),

@@ -66,7 +66,7 @@ def velocities_global(info):
     lidar2global = pose_matrix(info["ego2global_rotation"], (0, 0, 0)) @ pose_matrix(
         info["lidar2ego_rotation"], (0, 0, 0)
     )
-    # gt_velocity is without its vertical part, hence no rotation any more.
+    # The vertical part was left out before turning: what is undone is this matrix, which is no rotation.
     global2lidar_xy = lidar2global[:2, :2].T
     return info["gt_velocity"] @ np.linalg.inv(global2lidar_xy).T
 

@@ -86,8 +86,8 @@ def load_infos(path):
     Raises:
         FileNotFoundError: no such file.
         ValueError: not an info file, it names anything but plain values and arrays, a field is missing,
-            of a wrong type or not finite, version and split contradict each other, a sample occurs twice, or the box
-            convention is neither stamped nor recognisable.
+            of a wrong type or not finite, version and split contradict each other, a sample occurs
+            twice, or the box convention is neither stamped nor recognisable.
     """
     if not osp.isfile(path):
         raise FileNotFoundError(
@@ -243,10 +243,10 @@ def _check_objects(infos, path):
                         f"{path}: {field} of frame {position} are not rows of {width} finite numbers"
                         f"{', not all zero' if width == 4 else ''}: {_REMEDY}"
                     )
-        unknown = set(np.unique(info.get("gt_attributes", ())).tolist()) - {"", *ATTRIBUTES}
+        unknown = [name for name in info.get("gt_attributes", ()) if name not in ("", *ATTRIBUTES)]
         if unknown:
             raise ValueError(
-                f"{path}: gt_attributes of frame {position} name {min(unknown)!r}, which nuScenes does "
+                f"{path}: gt_attributes of frame {position} name {unknown[0]!r}, which nuScenes does "
                 f"not have: {_REMEDY}"
             )
 
