@@ -120,7 +120,6 @@ class BEVFormerWithKnownHits(BEVFormer):
                 torch.empty(batch, len(counts), queries, heights, 2, device=device),
                 torch.empty(batch, len(counts), queries, dtype=torch.bool, device=device),
                 counts * batch,
-                num_views=2,
             )
             for _ in range(img.shape[1])
         ]
@@ -323,7 +322,7 @@ def _as_on_a_gpu(naive):
             (F, "dropout", _cuda_dropout),
             (F, "layer_norm", _cuda_autocast(F.layer_norm)),
             (F, "softmax", _cuda_autocast(F.softmax)),
-            (frame_context, "_sum_rows", _cuda_sum_rows),
+            (frame_context, "_sum_rows", frame_context._sum_bags),
         ):
             stack.enter_context(mock.patch.object(owner, name, replacement))
         if naive:
@@ -346,10 +345,6 @@ def _cuda_autocast(function):
         return function(input.float() if half else input, *args, **kwargs)
 
     return run
-
-
-def _cuda_sum_rows(per_row, query_of_row, rows_of_query):
-    return frame_context._gather_rows(per_row, rows_of_query)
 
 
 def _meta(frame, height, width):

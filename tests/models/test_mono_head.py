@@ -110,8 +110,7 @@ def test_an_image_without_objects_has_no_targets():
 
 def perfect_prediction(head, targets):
     """(P, 11) such that every part of every box is right and sure."""
-    focal = targets.intrinsics[:, [0, 1], [0, 1]]
-    depth = targets.center[:, 2:] * (1 / focal).norm(dim=-1, keepdim=True) * 500.0
+    depth = targets.center[:, 2:] * (1 / targets.focal).norm(dim=-1, keepdim=True) * 500.0
     ratio = targets.size_wlh / head.fcos3d_loss.canon_box_sizes[targets.positive_labels] - 1
     rays = targets.center / targets.center[:, 2:]
     local = viewing_rotation(rays).transpose(1, 2) @ targets.rotation

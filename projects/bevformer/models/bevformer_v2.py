@@ -9,6 +9,7 @@ from mmdet3d.core import bbox3d2result
 
 from projects.bevformer.geometry.poses import check_frame_offsets
 from projects.bevformer.layers import on_any_device
+from projects.bevformer.transfer import upload
 
 from .bevformer import BEVFormer, frozen
 
@@ -93,7 +94,7 @@ class BEVFormerV2(BEVFormer):
         flips = [bool(meta.get("image_flip")) for meta in img_metas or ()]
         if not any(flips):
             return super().extract_feat(img, img_metas)
-        flipped = torch.tensor(flips, device=img.device)[:, None, None, None, None]
+        flipped = upload(torch.tensor(flips), img.device)[:, None, None, None, None]
         levels = super().extract_feat(torch.where(flipped, img.flip(-1), img), img_metas)
         return [torch.where(flipped, level.flip(-1), level) for level in levels]
 
@@ -131,9 +132,11 @@ class BEVFormerV2(BEVFormer):
                 "end its pipeline with DD3DMapper, or set fcos3d_bbox_head=None"
             )
         pairs = [(b, camera) for b, meta in enumerate(metas) for camera in meta["mono_objects"]]
-        samples, cameras = (list(part) for part in zip(*pairs))
         objects = [metas[b]["mono_objects"][camera] for b, camera in pairs]
-        return self.fcos3d_bbox_head.loss([level[samples, cameras] for level in feats], objects)
+        num_cameras = feats[0].shape[1]
+        images = upload(torch.tensor([b * num_cameras + n for b, n in pairs]), feats[0].device)
+        feats = [level.flatten(0, 1).index_select(0, images) for level in feats]
+        return self.fcos3d_bbox_head.loss(feats, objects)
 
     def obtain_history_bev(self, img, img_metas):
         """BEVs of the frames besides the current one, in eval mode and without gradient.
