@@ -72,7 +72,7 @@ class CameraHits:
             CameraHits.
         """
         cameras, queries = seen.shape[1:]
-        rows_per_map = tuple(int(rows) for rows in rows_per_map)
+        rows_per_map = tuple(rows_per_map)
         # A stable sort moves what is seen to the front, in order; `nonzero` would force a sync.
         order = torch.sort(seen.flatten().to(torch.uint8), descending=True, stable=True)[1]
         hits = order[: sum(rows_per_map)]
