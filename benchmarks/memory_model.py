@@ -56,6 +56,7 @@ MIB = 2**20
 # batch norms that keep their input.
 NAIVE = {"deform_attn_backend": "stacked_fallback"}
 
+
 def _stacked_fallback(value, shapes, locations, weights, rows_per_map):
     """mmcv's Python fallback on rows that are padded to the fullest map, as a backend of ops."""
     longest = max(rows_per_map)

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from mmdet.models.builder import build_head
+from mmdet.models.losses import GIoULoss
 from tiny_bevformer_v2 import CLASSES, MONO_STRIDES, mono_head_config, mono_objects
 
 from projects.bevformer.geometry.mono_boxes import quaternion_to_matrix, viewing_rotation
+from projects.bevformer.models.mono_head import giou_from_sides
 from projects.bevformer.models.mono_targets import LocationTargets
 
 CHANNELS = 16
@@ -147,6 +149,22 @@ def test_a_perfect_box_costs_nothing_and_each_error_its_own_loss():
             if (part, other) != ("proj_ctr", "quat"):
                 assert (losses[f"loss_box3d_{other}"] > 1e-2) == (other == part)
         assert losses["loss_conf3d"] > 0.1  # no longer right to be sure
+
+
+def test_giou_of_sides_equals_mmdets():
+    generator = torch.Generator().manual_seed(0)
+    predicted, true = 20 * torch.rand(2, 30, 4, generator=generator)
+    predicted[0] = 0.0  # a box that is a point
+    predicted.requires_grad_()
+
+    def boxes(sides):
+        return torch.cat((-sides[:, :2], sides[:, 2:]), dim=-1)
+
+    losses = GIoULoss(reduction="none")(boxes(predicted), boxes(true))
+    giou = giou_from_sides(predicted, true)
+    torch.testing.assert_close(1 - giou, losses)
+    (expected,) = torch.autograd.grad(losses.sum(), predicted)
+    torch.testing.assert_close(torch.autograd.grad(-giou.sum(), predicted)[0], expected)
 
 
 def test_allocentric_turns_are_an_option():

@@ -11,7 +11,6 @@ from mmcv.cnn import build_norm_layer
 from mmcv.runner import BaseModule
 from mmdet.core import reduce_mean
 from mmdet.models.builder import HEADS
-from mmdet.models.losses import GIoULoss
 from torch import nn
 
 from projects.bevformer.geometry.mono_boxes import (
@@ -269,6 +268,30 @@ def _check_switches(use_deformable, use_scale):
         raise ValueError("the DD3D head has use_deformable=False and use_scale=True only")
 
 
+def giou_from_sides(predicted, true):
+    """Generalised IoU of boxes that both contain a common point.
+
+    mmdet's GIoULoss reads its weights back and copies its epsilon to the GPU, which both force a sync.
+
+    Args:
+        predicted, true: (P, 4) distances from the point to left, top, right, bottom, not negative.
+
+    Returns:
+        (P,) in (-1, 1].
+
+    Source: GIoU (arXiv 1902.09630), algorithm 2.
+    """
+
+    def area(sides):
+        left, top, right, bottom = sides.unbind(dim=-1)
+        return (left + right) * (top + bottom)
+
+    overlap = area(torch.minimum(predicted, true))
+    union = (area(predicted) + area(true) - overlap).clamp(min=1e-6)
+    hull = area(torch.maximum(predicted, true)).clamp(min=1e-6)
+    return overlap / union - (hull - union) / hull
+
+
 class FCOS2DLoss(nn.Module):
     """Losses of FCOS2DHead.
 
@@ -287,7 +310,6 @@ class FCOS2DLoss(nn.Module):
         self.loss_cls = TorchFocalLoss(
             use_sigmoid=True, gamma=focal_loss_gamma, alpha=focal_loss_alpha
         )
-        self.loss_box = GIoULoss(reduction="sum")
 
     def forward(self, logits, distances, centerness, targets):
         """Losses.
@@ -303,16 +325,13 @@ class FCOS2DLoss(nn.Module):
         """
         # On the device throughout: a Python number would have to be read back after the reduction.
         num_positive = reduce_mean(logits.new_full((), float(len(distances)))).clamp(min=1)
-        # Boxes around a location that is the origin.
-        predicted = torch.cat((-distances[:, :2], distances[:, 2:]), dim=-1)
-        wanted = torch.cat((-targets.distances[:, :2], targets.distances[:, 2:]), dim=-1)
-        overlap = self.loss_box(predicted, wanted, weight=targets.centerness)
+        giou = giou_from_sides(distances, targets.distances)
         centered = F.binary_cross_entropy_with_logits(
             centerness, targets.centerness, reduction="sum"
         )
         return dict(
             loss_cls=self.loss_cls(logits, targets.labels, avg_factor=num_positive),
-            loss_box2d_reg=overlap / targets.weight_sum,
+            loss_box2d_reg=_weighted(1 - giou, targets),
             loss_centerness=centered / num_positive,
         )
 
