@@ -10,6 +10,7 @@ import collections
 import re
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import roofline
@@ -19,6 +20,7 @@ import torch.utils._foreach_utils as foreach_utils
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
+HERE = Path(__file__).parent
 # Boolean masks select so many entries, and `nonzero` finds so many.
 MASK_COUNT = 5
 # dtypes that the CUDA kernels of torch 2.11 / torchvision 0.26 refuse, as far as read in their sources.
@@ -391,7 +393,7 @@ class FakeGpu(FakeTensorMode):
             if "/projects/bevformer/" in name and self.root in name:
                 if not name.endswith("/transfer.py"):  # whoever asked for the copy
                     return f"{name.split('/projects/bevformer/')[1]}:{frame.f_lineno}"
-            elif inner is None and name != __file__ and "/torch/_" not in name:
+            elif inner is None and Path(name).parent != HERE and "/torch/_" not in name:
                 inner = f"{'/'.join(name.split('/')[-2:])}:{frame.f_lineno}"
             frame = frame.f_back
         return f"outside ({inner})"

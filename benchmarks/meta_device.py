@@ -58,14 +58,15 @@ def training_step(cfg):
         RuntimeError: tensors of two devices meet, or a trained parameter gets no gradient.
     """
     import recipe_input
-    from projects.bevformer.engine.training_model import TrainingModel
+    from projects.bevformer.engine.training_model import total_loss
 
-    detector = recipe_input.build_detector(cfg).to(META)
+    detector = recipe_input.build_detector(cfg).to(META).train()
     batch = recipe_input.training_batch(cfg, missing_history=True)
-    model = TrainingModel(detector.train(), META)
     with MetaDevice():
-        outputs = model.train_step(batch)
-        outputs["loss"].backward()
+        # Only the images are there already: boxes and labels may come from the host.
+        losses = detector(return_loss=True, **{**batch, "img": batch["img"].to(META)})
+        total, _ = total_loss(losses)
+        total.backward()
     missing = [n for n, p in detector.named_parameters() if p.requires_grad and p.grad is None]
     if missing:
         raise RuntimeError(f"{len(missing)} parameters without gradient: {missing[:4]}")
