@@ -26,6 +26,7 @@ from projects.bevformer.engine.data_loading import (  # noqa: E402
     build_test_dataset,
     workers_per_process,
 )
+from projects.bevformer.engine.device import describe_device  # noqa: E402
 from projects.bevformer.engine.distributed import barrier, get_rank, init_process  # noqa: E402
 from projects.bevformer.engine.evaluate import (  # noqa: E402
     build_trained_model,
@@ -131,8 +132,10 @@ def evaluate(args, eval_options):
     cfg = load_config(args.config, args.cfg_options, args.data_root)
     work_dir = resolve_work_dir(cfg, args.config, args.work_dir)
     setup_multi_processes(cfg)
-    device = init_process(args.launcher, args.device, chosen_gpu(args))
+    wanted = args.device if args.results is None else "cpu"  # scoring a file needs no GPU
+    device = init_process(args.launcher, wanted, chosen_gpu(args))
     logger = get_run_logger(level=cfg.get("log_level", "INFO"))
+    logger.info("device %s", describe_device(device))
     set_seed(choose_seed(args.seed), args.deterministic)
 
     dataset = build_test_dataset(cfg, "test")

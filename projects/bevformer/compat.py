@@ -13,6 +13,7 @@ import warnings
 
 import mmcv
 import torch
+import torch.distributed
 from mmcv.utils import digit_version
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
@@ -120,6 +121,17 @@ def make_grad_scaler(**options):
     if hasattr(getattr(torch, "amp", None), "GradScaler"):
         return torch.amp.GradScaler("cuda", **options)
     return torch.cuda.amp.GradScaler(**options)
+
+
+# torch >= 2.3.
+_GROUPS_TAKE_A_DEVICE = (
+    "device_id" in inspect.signature(torch.distributed.init_process_group).parameters
+)
+
+
+def device_of_process_group(device):
+    """Arguments of `init_process_group` that bind it to a GPU; without them torch 2's barrier() warns."""
+    return {"device_id": device} if device.type == "cuda" and _GROUPS_TAKE_A_DEVICE else {}
 
 
 def mmcv_has_cuda_operators():

@@ -23,6 +23,7 @@ from projects.bevformer.engine.data_loading import (
     build_train_loader,
     workers_per_process,
 )
+from projects.bevformer.engine.device import describe_device
 from projects.bevformer.engine.distributed import broadcast, get_rank, get_world_size
 from projects.bevformer.engine.hooks import FiniteLossHook, TemporalEvalHook
 from projects.bevformer.engine.log import get_run_logger
@@ -145,7 +146,7 @@ def _describe_run(cfg, config_name, seed, deterministic, device, logger):
     logger.info("environment\n%s", environment)
     logger.info(
         "%d process(es), device %s, seed %d, deterministic %s",
-        get_world_size(), device, seed, deterministic,
+        get_world_size(), describe_device(device), seed, deterministic,
     )  # fmt: skip
     config_text = cfg.pretty_text
     logger.info("config\n%s", config_text)
