@@ -124,11 +124,11 @@ def test_tools_in_two_processes_give_the_result_file_of_one(
 ):
     repository = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     train, evaluate = (os.path.join(repository, "tools", name) for name in ("train.py", "eval.py"))
-    launcher = ["--launcher", "pytorch"]
-    torchrun([train, config_path, *launcher, "--seed", 0], tool_environment, port=29642)
+    launcher, cpu = ["--launcher", "pytorch"], ["--device", "cpu"]  # a machine may have one GPU
+    torchrun([train, config_path, *launcher, *cpu, "--seed", 0], tool_environment, port=29642)
     checkpoint = tmp_path / "work" / "epoch_2.pth"
 
-    flags = [config_path, checkpoint, "--work-dir"]
+    flags = [config_path, checkpoint, *cpu, "--work-dir"]
     torchrun([evaluate, *flags, tmp_path / "two", *launcher], tool_environment, port=29643)
     subprocess.run(
         [sys.executable, evaluate, *map(str, flags), str(tmp_path / "one")],

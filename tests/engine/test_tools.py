@@ -31,10 +31,11 @@ def eval_tool():
 
 @pytest.fixture
 def call(monkeypatch, quick):
-    """Run a tool with arguments."""
+    """Run a tool with arguments, on the CPU unless they name a device."""
 
     def call(tool, *arguments):
-        monkeypatch.setattr("sys.argv", ["tool.py", *map(str, arguments)])
+        device = [] if "--device" in arguments else ["--device", "cpu"]
+        monkeypatch.setattr("sys.argv", ["tool.py", *map(str, arguments), *device])
         tool.main()
 
     return call
@@ -42,7 +43,7 @@ def call(monkeypatch, quick):
 
 @pytest.fixture
 def checkpoint(call, train_tool, config_path, tmp_path):
-    call(train_tool, config_path, "--no-validate", "--device", "cpu", "--seed", "0")
+    call(train_tool, config_path, "--no-validate", "--seed", "0")
     return tmp_path / "work" / "epoch_2.pth"
 
 
