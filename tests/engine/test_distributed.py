@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from dummy_task import DummyDetector
 from tiny_bevformer import build_detector
 
 from projects.bevformer import compat
@@ -108,6 +109,19 @@ def test_checkpoints_go_with_two_processes(tmp_path, tool_environment):
     assert report["same_on_both_ranks"]
     assert report["named_alike"]
     assert report["largest_difference"] < 1e-3
+
+
+def test_gradients_are_views_of_the_buckets(monkeypatch):
+    options = {}
+
+    def wrap(module, **given):
+        options.update(given)
+        return module
+
+    monkeypatch.setattr(training_model, "is_distributed", lambda: True)
+    monkeypatch.setattr(training_model, "DistributedDataParallel", wrap)
+    TrainingModel(DummyDetector(), torch.device("cpu"))
+    assert options["gradient_as_bucket_view"] is True
 
 
 def test_reentrant_checkpoints_are_refused_beside_a_search_for_unused_parameters(monkeypatch):
