@@ -27,7 +27,7 @@ from projects.bevformer.engine.data_loading import (  # noqa: E402
     workers_per_process,
 )
 from projects.bevformer.engine.device import describe_device  # noqa: E402
-from projects.bevformer.engine.distributed import barrier, get_rank, init_process  # noqa: E402
+from projects.bevformer.engine.distributed import get_rank, init_process, shut_down  # noqa: E402
 from projects.bevformer.engine.evaluate import (  # noqa: E402
     build_trained_model,
     format_only,
@@ -147,7 +147,9 @@ def evaluate(args, eval_options):
         cfg, args.checkpoint, dataset, device, logger, fuse=args.fuse_conv_bn
     )
     results = predict(detector, dataset, device, workers_per_process(cfg))
-    if get_rank() == 0:
+    rank = get_rank()
+    shut_down()  # drawing can take longer than the others would wait
+    if rank == 0:
         report(
             args,
             dataset,
@@ -155,7 +157,6 @@ def evaluate(args, eval_options):
             Path(eval_options.pop("jsonfile_prefix", work_dir)),
             eval_options,
         )
-    barrier()
 
 
 def report(args, dataset, results, out_dir, eval_options):

@@ -80,6 +80,18 @@ def test_eval_of_a_result_file(call, eval_tool, config_path, checkpoint, tmp_pat
     assert again["nd_score"] == pytest.approx(expected["nd_score"])
 
 
+def test_the_process_group_is_left_before_the_report(
+    call, eval_tool, config_path, checkpoint, monkeypatch
+):
+    steps = []
+    monkeypatch.setattr(eval_tool, "shut_down", lambda: steps.append("left"))
+    monkeypatch.setattr(eval_tool, "report", lambda *arguments: steps.append("report"))
+    call(eval_tool, config_path, checkpoint)
+    monkeypatch.setattr(eval_tool, "get_rank", lambda: 1)
+    call(eval_tool, config_path, checkpoint)
+    assert steps == ["left", "report", "left"]
+
+
 def test_eval_hands_the_devkit_flag_on(call, eval_tool, config_path, checkpoint, monkeypatch):
     handed = []
     monkeypatch.setattr(
