@@ -3,12 +3,14 @@
 import json
 import logging
 import os
+import weakref
 from types import SimpleNamespace
 from urllib.error import URLError
 
 import pytest
 import torch
 from mmcv import Config
+from mmcv.runner import HOOKS, Hook
 
 from projects.bevformer.datasets import EpochShuffleSampler
 from projects.bevformer.engine.checkpoint import load_checkpoint
@@ -132,6 +134,47 @@ def test_progress_is_recounted_for_another_number_of_processes(run, tmp_path):
     torch.save(checkpoint, str(tmp_path / "two.pth"))
     run({"resume_from": str(tmp_path / "two.pth")}, work_dir="b", validate=False)
     assert load_checkpoint(tmp_path / "b" / "epoch_2.pth")["meta"]["iter"] == 6 + 5
+
+
+class CheckpointMetaHook(Hook):
+    """Writes how often it was asked into checkpoints."""
+
+    asked = 0
+
+    def checkpoint_meta(self):
+        self.asked += 1
+        return {"asked": self.asked}
+
+
+def test_hooks_are_asked_for_meta_when_a_checkpoint_is_saved(run, monkeypatch):
+    monkeypatch.setitem(HOOKS.module_dict, "CheckpointMetaHook", CheckpointMetaHook)
+    work_dir = run({"custom_hooks": [dict(type="CheckpointMetaHook")]}, validate=False)
+    for epoch in (1, 2):
+        assert load_checkpoint(work_dir / f"epoch_{epoch}.pth")["meta"]["asked"] == epoch
+
+
+def test_the_loaded_file_is_freed_before_training(run, monkeypatch):
+    work_dir = run(validate=False)
+    loaded, alive = [], []
+
+    def spy(path):
+        checkpoint = load_checkpoint(path)
+        tensor = checkpoint["state_dict"]["head.weight"]
+        loaded.append(weakref.ref(tensor))
+        return checkpoint
+
+    class LookAround(Hook):
+        def before_train_iter(self, runner):
+            alive.extend(reference() is not None for reference in loaded)
+
+    monkeypatch.setattr("projects.bevformer.engine.runner.load_checkpoint", spy)
+    monkeypatch.setitem(HOOKS.module_dict, "LookAround", LookAround)
+    hooks = [dict(type="LookAround")]
+    run(
+        {"load_from": str(work_dir / "epoch_1.pth"), "custom_hooks": hooks},
+        work_dir="b", validate=False, max_iters=1,
+    )  # fmt: skip
+    assert alive == [False]
 
 
 def test_a_short_run_saves_and_evaluates_at_its_end(run):

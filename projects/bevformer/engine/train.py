@@ -116,8 +116,7 @@ def train(
             epoch, batches = divmod(runner.iter, len(loader))
             loader.sampler.start_at(epoch, batches * loader.batch_size)
     elif cfg.get("load_from"):
-        checkpoint = runner.load_checkpoint(cfg.load_from)
-        check_provenance(checkpoint, cfg.load_from, cfg, logger, split="train")
+        _start_from(runner, cfg, logger)
     workflow = [tuple(phase) for phase in cfg.get("workflow", [("train", 1)])]
     if [phase for phase, _ in workflow] != ["train"]:
         raise ValueError(
@@ -172,6 +171,12 @@ def _resume_from(cfg, auto_resume, logger):
     if found is None:
         logger.info("--auto-resume: no checkpoint in %s, training starts anew", cfg.work_dir)
     return found
+
+
+def _start_from(runner, cfg, logger):
+    """Load the weights of `load_from`; a function of its own, so that the file is freed when it ends."""
+    checkpoint = runner.load_checkpoint(cfg.load_from)
+    check_provenance(checkpoint, cfg.load_from, cfg, logger, split="train")
 
 
 def _build_detector(cfg, dataset, device, initialize, logger):
