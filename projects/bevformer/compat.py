@@ -123,6 +123,14 @@ def make_grad_scaler(**options):
     return torch.cuda.amp.GradScaler(**options)
 
 
+def has_fused_cuda_kernels(optimizer_class):
+    """Whether an optimizer takes `fused=True` for parameters on CUDA: Adam, AdamW and SGD of torch 2."""
+    return (
+        optimizer_class in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+        and "fused" in inspect.signature(optimizer_class).parameters
+    )
+
+
 # torch >= 2.3.
 _GROUPS_TAKE_A_DEVICE = (
     "device_id" in inspect.signature(torch.distributed.init_process_group).parameters

@@ -136,6 +136,37 @@ def test_progress_is_recounted_for_another_number_of_processes(run, tmp_path):
     assert load_checkpoint(tmp_path / "b" / "epoch_2.pth")["meta"]["iter"] == 6 + 5
 
 
+def test_a_checkpoint_with_a_group_per_tensor_is_resumed(run, tmp_path):
+    """The layout of mmcv's own constructor, which older checkpoints have."""
+    single = {"optimizer.constructor": "DefaultOptimizerConstructor"}
+    whole, old = run(validate=False), run(single, work_dir="old", validate=False)
+    new_layout, old_layout = (
+        load_checkpoint(work_dir / "epoch_1.pth")["optimizer"]["param_groups"]
+        for work_dir in (whole, old)
+    )
+    assert (len(new_layout), len(old_layout)) == (2, 6)
+    resume = {"resume_from": str(old / "epoch_1.pth")}
+    resumed = run(resume, work_dir="resumed", validate=False)
+    final = [
+        load_checkpoint(work_dir / "epoch_2.pth")["state_dict"]
+        for work_dir in (whole, old, resumed)
+    ]
+    for name, weight in final[0].items():
+        assert torch.equal(final[1][name], weight)
+        assert torch.equal(final[2][name], weight)
+    rates = [
+        [r["lr"] for r in log_records(work_dir) if r.get("mode") == "train"]
+        for work_dir in (whole, old, resumed)
+    ]
+    assert rates[0] == rates[1] == rates[0][:5] + rates[2]
+
+    resume = {"resume_from": str(whole / "epoch_1.pth")}
+    with pytest.raises(
+        ValueError, match=r"epoch_1\.pth: its optimizer does not fit: .*constructor"
+    ):
+        run({**resume, **single}, work_dir="reverse", validate=False)
+
+
 class CheckpointMetaHook(Hook):
     """Writes how often it was asked into checkpoints."""
 

@@ -10,6 +10,7 @@ from projects.bevformer.engine.checkpoint import (
     point_latest_at,
     save_checkpoint,
 )
+from projects.bevformer.engine.optimizer import fit_saved_state
 
 
 class _SafeCheckpoints:
@@ -77,7 +78,10 @@ class _SafeCheckpoints:
                     f"checkpoint {path} has no optimizer state, so it cannot be resumed"
                 )
             try:
-                self.optimizer.load_state_dict(checkpoint["optimizer"])
+                state = fit_saved_state(
+                    checkpoint["optimizer"], self.optimizer, self.model.module.parameters()
+                )
+                self.optimizer.load_state_dict(state)
             except (ValueError, KeyError) as error:
                 raise ValueError(
                     f"checkpoint {path}: its optimizer does not fit: {error}"
