@@ -82,7 +82,7 @@ def train(
     meta = _describe_run(cfg, config_name, seed, deterministic, device, logger)
 
     dataset = build_train_dataset(cfg)
-    loader = build_train_loader(cfg, dataset, seed)
+    loader = build_train_loader(cfg, dataset, seed, pin_memory=device.type == "cuda")
     resume_from = _resume_from(cfg, auto_resume, logger)
     detector = _build_detector(cfg, dataset, device, initialize=resume_from is None, logger=logger)
     meta["CLASSES"] = list(dataset.CLASSES)
