@@ -7,6 +7,7 @@ import sys
 from mmcv import DictAction
 
 from projects.bevformer.engine.distributed import LAUNCHERS, get_rank, shut_down
+from projects.bevformer.engine.remedies import remedy
 
 
 def add_common_arguments(parser):
@@ -57,21 +58,30 @@ def tool_errors(debug):
         debug: let the traceback through.
 
     Raises:
-        SystemExit: for a ValueError, OSError, FloatingPointError or Ctrl-C without `debug`.
+        SystemExit: for a ValueError, OSError, FloatingPointError or Ctrl-C without `debug`, and for a
+            RuntimeError or MemoryError that `remedy` knows.
     """
     try:
         yield
     except (ValueError, OSError, FloatingPointError) as error:
         if debug:
             raise
-        message = " ".join(_own_message(str(error)).split())
-        raise SystemExit(f"error (rank {get_rank()}): {message} [--debug shows where]") from None
+        raise SystemExit(_one_line(_own_message(str(error)))) from None
+    except (RuntimeError, MemoryError) as error:
+        message = remedy(error)
+        if debug or message is None:
+            raise
+        raise SystemExit(_one_line(message)) from None
     except KeyboardInterrupt:
         if debug:
             raise
         sys.exit(130)  # as shells say it
     finally:
         shut_down()
+
+
+def _one_line(message):
+    return f"error (rank {get_rank()}): {' '.join(message.split())} [--debug shows where]"
 
 
 def _own_message(text):
