@@ -26,6 +26,7 @@ from projects.bevformer.engine.data_loading import (  # noqa: E402
     build_test_dataset,
     workers_per_process,
 )
+from projects.bevformer.engine.determinism import make_deterministic  # noqa: E402
 from projects.bevformer.engine.device import describe_device  # noqa: E402
 from projects.bevformer.engine.distributed import get_rank, init_process, shut_down  # noqa: E402
 from projects.bevformer.engine.evaluate import (  # noqa: E402
@@ -132,6 +133,8 @@ def evaluate(args, eval_options):
     cfg = load_config(args.config, args.cfg_options, args.data_root)
     work_dir = resolve_work_dir(cfg, args.config, args.work_dir)
     setup_multi_processes(cfg)
+    if args.deterministic:
+        make_deterministic()  # before CUDA starts
     wanted = args.device if args.results is None else "cpu"  # scoring a file needs no GPU
     device = init_process(args.launcher, wanted, chosen_gpu(args))
     logger = get_run_logger(level=cfg.get("log_level", "INFO"))

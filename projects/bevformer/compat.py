@@ -123,6 +123,19 @@ def make_grad_scaler(**options):
     return torch.cuda.amp.GradScaler(**options)
 
 
+# torch >= 1.11. Before, deterministic algorithms make an error of each operator that has none, such as
+# deformable convolution.
+CAN_WARN_OF_NONDETERMINISM = (
+    "warn_only" in inspect.signature(torch.use_deterministic_algorithms).parameters
+)
+
+
+def use_deterministic_algorithms():
+    """Let torch choose repeatable algorithms and warn where it has none; torch 1.10 is left as it is."""
+    if CAN_WARN_OF_NONDETERMINISM:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
 def has_fused_cuda_kernels(optimizer_class):
     """Whether an optimizer takes `fused=True` for parameters on CUDA: Adam, AdamW and SGD of torch 2."""
     return (

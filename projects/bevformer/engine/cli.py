@@ -14,7 +14,7 @@ def add_common_arguments(parser):
     """Flags of mmdet3d's tools, and `--device` and `--debug`."""
     parser.add_argument("--work-dir", help="folder for logs and results [work_dirs/<config>]")
     parser.add_argument("--seed", type=int, help="random seed; one is drawn and logged without it")
-    parser.add_argument("--deterministic", action="store_true", help="repeatable cuDNN algorithms")
+    parser.add_argument("--deterministic", action="store_true", help="repeatable algorithms")
     parser.add_argument(
         "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE",
         help='override config keys, e.g. data.samples_per_gpu=2 or key="[(a,b),(c,d)]"',

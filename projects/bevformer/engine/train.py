@@ -10,6 +10,7 @@ from mmcv.runner import DistSamplerSeedHook, build_optimizer
 from mmdet3d.models import build_model
 from mmdet3d.utils import collect_env
 
+from projects.bevformer import compat
 from projects.bevformer.engine.checkpoint import find_latest_checkpoint
 from projects.bevformer.engine.config import (
     check_checkpoint_config,
@@ -23,6 +24,7 @@ from projects.bevformer.engine.data_loading import (
     build_train_loader,
     workers_per_process,
 )
+from projects.bevformer.engine.determinism import unrepeatable_parts
 from projects.bevformer.engine.device import describe_device
 from projects.bevformer.engine.distributed import broadcast, get_rank, get_world_size
 from projects.bevformer.engine.hooks import FiniteLossHook, TemporalEvalHook
@@ -55,7 +57,7 @@ def train(
         validate: evaluate as the config's `evaluation` says.
         seed: random seed; None draws one, which is logged.
         diff_seed: add the rank to the seed of this process.
-        deterministic: repeatable cuDNN algorithms.
+        deterministic: repeatable algorithms, see `make_deterministic`.
         auto_resume: go on from the newest checkpoint of the work dir that loads.
         autoscale_lr: multiply the learning rate by processes / 8.
         max_iters: train so many iterations, then save and evaluate once.
@@ -85,6 +87,8 @@ def train(
     loader = build_train_loader(cfg, dataset, seed, pin_memory=device.type == "cuda")
     resume_from = _resume_from(cfg, auto_resume, logger)
     detector = _build_detector(cfg, dataset, device, initialize=resume_from is None, logger=logger)
+    if deterministic and device.type == "cuda":
+        _warn_of_unrepeatable_parts(cfg, detector, logger)
     meta["CLASSES"] = list(dataset.CLASSES)
     model = TrainingModel(
         detector,
@@ -210,6 +214,17 @@ def _warn_of_frozen_random_layers(cfg, logger):
             "model.img_backbone freezes stages of random weights: give it pretrained ones, for example "
             "--cfg-options load_from=ckpts/r101_dcn_fcos3d_pretrain.pth "
             "(docs/checkpoint_compatibility.md), or set model.img_backbone.frozen_stages=-1"
+        )
+
+
+def _warn_of_unrepeatable_parts(cfg, detector, logger):
+    parts = unrepeatable_parts(cfg, detector)
+    if not compat.CAN_WARN_OF_NONDETERMINISM:
+        parts.append("operators besides cuDNN's and cuBLAS's (torch 1.10 cannot choose them)")
+    if parts:
+        logger.warning(
+            "--deterministic: the last bits still differ from run to run in the gradients of %s",
+            "; ".join(parts),
         )
 
 
