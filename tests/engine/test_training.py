@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import weakref
+from functools import partial
 from types import SimpleNamespace
 from urllib.error import URLError
 
@@ -15,6 +16,7 @@ from mmcv.runner import HOOKS, Hook
 from projects.bevformer.datasets import EpochShuffleSampler
 from projects.bevformer.engine.checkpoint import load_checkpoint
 from projects.bevformer.engine.config import load_config
+from projects.bevformer.engine.hooks import DataWaitHook
 from projects.bevformer.engine.train import _init_weights, _warn_of_frozen_random_layers, train
 
 CPU = torch.device("cpu")
@@ -165,6 +167,15 @@ def test_a_checkpoint_with_a_group_per_tensor_is_resumed(run, tmp_path):
         ValueError, match=r"epoch_1\.pth: its optimizer does not fit: .*constructor"
     ):
         run({**resume, **single}, work_dir="reverse", validate=False)
+
+
+def test_a_run_that_waits_for_data_says_so(run, monkeypatch, caplog):
+    hook = partial(DataWaitHook, interval=2, share=-1, skip=0)
+    monkeypatch.setattr("projects.bevformer.engine.train.DataWaitHook", hook)
+    run(validate=False, max_iters=6)
+    lines = [line for line in caplog.messages if line.startswith("training waits for data")]
+    assert len(lines) == 1
+    assert "Raise data.workers_per_gpu (now 0), or let the model prepare" in lines[0]
 
 
 class CheckpointMetaHook(Hook):

@@ -27,7 +27,7 @@ from projects.bevformer.engine.data_loading import (
 from projects.bevformer.engine.determinism import unrepeatable_parts
 from projects.bevformer.engine.device import describe_device
 from projects.bevformer.engine.distributed import broadcast, get_rank, get_world_size
-from projects.bevformer.engine.hooks import FiniteLossHook, TemporalEvalHook
+from projects.bevformer.engine.hooks import DataWaitHook, FiniteLossHook, TemporalEvalHook
 from projects.bevformer.engine.log import get_run_logger
 from projects.bevformer.engine.precision import optimizer_hook, set_compute_format
 from projects.bevformer.engine.provenance import STAMP, check_provenance, training_stamp
@@ -228,6 +228,16 @@ def _warn_of_unrepeatable_parts(cfg, detector, logger):
         )
 
 
+def _remedy_for_slow_data(cfg):
+    remedy = f"Raise data.workers_per_gpu (now {workers_per_process(cfg)})"
+    if cfg.model.get("data_preprocessor") is None:
+        remedy += (
+            ", or let the model prepare the images on its device: configs/bevformer/bevformer_tiny_fast.py, "
+            "bevformer_small_fast.py, configs/config.py"
+        )
+    return f"{remedy} (docs/performance.md#data)"
+
+
 def _register_hooks(runner, cfg, device, validate):
     # mmcv edits the dicts that it builds hooks from.
     settings = copy.deepcopy(cfg._cfg_dict)
@@ -243,6 +253,8 @@ def _register_hooks(runner, cfg, device, validate):
             custom_hooks_config=settings.get("custom_hooks"),
         )
     runner.register_hook(FiniteLossHook(), priority="HIGH")  # before the optimizer hook
+    # After mmcv's IterTimerHook, which is LOW too.
+    runner.register_hook(DataWaitHook(_remedy_for_slow_data(cfg)), priority="LOW")
     if runner.counts_epochs:
         runner.register_hook(DistSamplerSeedHook())
     if validate and settings.get("evaluation"):
