@@ -8,7 +8,10 @@ import torch
 # Oldest driver for the CUDA version that torch was built with, by its major number.
 # Source: CUDA Toolkit release notes, minor version compatibility.
 _DRIVERS = {"11": 450, "12": 525, "13": 580}
-_REMEDY = "see docs/install.md or run `make setup`, or pass --device cpu"
+_REMEDY = (
+    "see docs/install.md or run `make setup`; to compute on the CPU pass --device cpu or set "
+    "CUDA_VISIBLE_DEVICES= (as for `make demo`)"
+)
 
 
 def select_device(device=None, gpu_id=0):

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from projects.bevformer import compat
 from projects.bevformer.engine.device import select_device
 
-# The other ranks wait while rank 0 scores the full validation set, for minutes with --devkit.
+# The other ranks wait while rank 0 scores the full validation set during training: half a minute.
 _TIMEOUT = datetime.timedelta(hours=1)
 LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
 
