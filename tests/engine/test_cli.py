@@ -22,17 +22,25 @@ class Broken:
             raise ValueError("image a.jpg: is cut off\nand torn") from error
 
 
-def test_errors_of_workers_are_one_line():
+@pytest.fixture
+def broken_batches():
+    """Batches of a worker that fails."""
+    batches = iter(DataLoader(Broken(), num_workers=1))
+    yield batches
+    batches._shutdown_workers()  # the garbage collector takes five seconds for it
+
+
+def test_errors_of_workers_are_one_line(broken_batches):
     with pytest.raises(SystemExit) as stop, tool_errors(debug=False):
-        next(iter(DataLoader(Broken(), num_workers=1)))
+        next(broken_batches)
     assert stop.value.code == (
         "error (rank 0): image a.jpg: is cut off and torn [--debug shows where]"
     )
 
 
-def test_debug_lets_the_error_through():
+def test_debug_lets_the_error_through(broken_batches):
     with pytest.raises(ValueError, match="Original Traceback"), tool_errors(debug=True):
-        next(iter(DataLoader(Broken(), num_workers=1)))
+        next(broken_batches)
 
 
 def test_a_loss_that_is_not_finite_is_one_line():
