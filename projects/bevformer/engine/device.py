@@ -29,11 +29,12 @@ def select_device(device=None, gpu_id=0):
         device = _default_device()
     if device == "cpu":
         return torch.device("cpu")
+    if not torch.cuda.is_available():  # device_count() asks NVML, which an old driver answers too
+        raise ValueError(f"GPU {gpu_id} is asked for, but {_unusable(_cuda_error())}")
     count = torch.cuda.device_count()
     if gpu_id >= count:
-        reason = "" if torch.cuda.is_available() else f" ({_cuda_error()})"
         raise ValueError(
-            f"GPU {gpu_id} is asked for, {count} are visible{reason}: check `nvidia-smi` "
+            f"GPU {gpu_id} is asked for, {count} are visible: check `nvidia-smi` "
             "and CUDA_VISIBLE_DEVICES, or run with --device cpu"
         )
     torch.cuda.set_device(gpu_id)
@@ -67,7 +68,11 @@ def _default_device():
         return "cpu"
     if "No CUDA GPUs are available" in error and not _gpus_are_expected():
         return "cpu"
-    raise ValueError(f"PyTorch cannot use the GPU: {error}{_needed_driver()}; {_REMEDY}")
+    raise ValueError(_unusable(error))
+
+
+def _unusable(error):
+    return f"PyTorch cannot use the GPU: {error}{_needed_driver()}; {_REMEDY}"
 
 
 def _gpus_are_hidden():
