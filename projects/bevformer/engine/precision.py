@@ -101,7 +101,10 @@ class LossScalingOptimizerHook(OptimizerHook):
                 )
         self.scaler.step(runner.optimizer)
         self.scaler.update(self.fixed_scale)
-        runner.meta["grad_scaler"] = self.scaler.state_dict()
+
+    def checkpoint_meta(self):
+        """What a checkpoint keeps of the scaler; reading it waits for the device."""
+        return {"grad_scaler": self.scaler.state_dict()}
 
 
 def optimizer_hook(optimizer_config, fp16, dtype):
