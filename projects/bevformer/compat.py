@@ -116,6 +116,14 @@ def load_torch_file(path, map_location="cpu"):
         ) from error
 
 
+def gpu_computes_in_bfloat16():
+    """Whether the current GPU has bfloat16 arithmetic; newer versions of torch emulate it where not."""
+    supported = torch.cuda.is_bf16_supported
+    if "including_emulation" in inspect.signature(supported).parameters:
+        return supported(including_emulation=False)
+    return supported()
+
+
 def make_grad_scaler(**options):
     """`GradScaler` for float16 training on CUDA; torch 2.3 moved it."""
     if hasattr(getattr(torch, "amp", None), "GradScaler"):

@@ -30,8 +30,20 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
         ({"loss_scale": 512.0}, CPU, torch.bfloat16),
     ],
 )
-def test_autocast_dtype(fp16, device, expected):
+def test_autocast_dtype(monkeypatch, fp16, device, expected):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     assert autocast_dtype(fp16, device, LOGGER) is expected
+
+
+def test_bfloat16_needs_a_gpu_that_computes_in_it(monkeypatch):
+    def emulated(including_emulation=True):
+        return including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", emulated)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    with pytest.raises(ValueError, match="Tesla T4.*fp16.dtype=float16"):
+        autocast_dtype({"dtype": "bfloat16"}, CUDA, LOGGER)
+    assert autocast_dtype({"dtype": "float16"}, CUDA, LOGGER) is torch.float16
 
 
 @pytest.mark.parametrize("fp16", [{"dtype": "float8"}, {"lossscale": 1}, True])
