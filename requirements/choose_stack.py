@@ -243,7 +243,9 @@ def ask_nvidia_smi():
         return Machine(note=str(error))
     driver = next((line for line in answer if re.match(r"\d+(\.\d+)*$", line)), None)
     if driver is None:
-        return Machine(note=f"nvidia-smi reports no driver ({' '.join(answer)[:200] or 'no output'})")
+        return Machine(
+            note=f"nvidia-smi reports no driver ({' '.join(answer)[:200] or 'no output'})"
+        )
     try:
         cards = tuple(_capability(line) for line in _query("compute_cap"))
     except (OSError, ValueError):
@@ -352,15 +354,13 @@ def main(argv=None):
 def _explain_missing(stack, python):
     files = " and ".join(wheel_files(stack, python))
     folder = os.environ.get("TORCH_FIND_LINKS")
-    source = (
-        f"TORCH_FIND_LINKS={folder} lacks one of its wheels"
-        if folder
-        else f"{stack.find_links} cannot be reached from here"
+    cause = (
+        f"not in TORCH_FIND_LINKS={folder}" if folder else "the page cannot be reached from here"
     )
     return (
-        f"error: torch {stack.torch} was not found: {source}. Download {files} elsewhere, copy both "
-        f"files into a folder DIR and run TORCH_FIND_LINKS=DIR make setup "
-        f"PYTHON=/path/to/python{_dotted(python)} TORCH={stack.torch}"
+        f"error: torch {stack.torch} was not found ({cause}). Download {files} from "
+        f"{stack.find_links} on another machine, copy both to a folder DIR, and run "
+        f"TORCH_FIND_LINKS=DIR make setup PYTHON=/path/to/python{_dotted(python)} TORCH={stack.torch}"
     )
 
 

@@ -70,7 +70,8 @@ if [[ $torch = *+cu113 ]]; then
   log=$(mktemp)
   trap 'rm -f "$log"' EXIT
   if ! install_torch 2>&1 | tee "$log"; then
-    if grep -q 'No matching distribution found for torch' "$log"; then
+    # The second one is what pip says where a constraints file mentions torch.
+    if grep -qE 'No matching distribution found for torch|Cannot install torch' "$log"; then
       "$python" requirements/choose_stack.py --python "$version" --explain-missing "$torch"
     fi
     exit 1
@@ -97,8 +98,8 @@ else
   job=$!
   seconds=0
   while kill -0 "$job" 2>/dev/null; do
-    sleep 5
-    seconds=$((seconds + 5))
+    sleep 1
+    seconds=$((seconds + 1))
     [ $((seconds % 30)) -ne 0 ] || echo "    compiling mmcv-full: $seconds s"
   done
   wait "$job"
