@@ -264,7 +264,7 @@ def _query(field):
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            universal_newlines=True,
+            universal_newlines=True,  # noqa: UP021  (Python 3.6 gets as far as the error)
             timeout=30,
         )
     except subprocess.TimeoutExpired as error:
