@@ -62,6 +62,7 @@ if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(stamp_of "$torch")" ]; then exit 
 
 step 1/5 "virtual environment $venv (Python $version)"
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+pip install --quiet 'pip>=22'  # older ones do not know manylinux_2_28 wheels
 digest=unfinished stamp_of "$torch" > "$stamp"  # after a failure the next run goes on with this choice
 
 step 2/5 "torch $torch and build tools"
