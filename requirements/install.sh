@@ -39,7 +39,7 @@ for extra in ${extras//,/ }; do
 done
 case "$mmcv_cuda" in
   0) ;;
-  1) command -v nvcc > /dev/null || fail "MMCV_CUDA=1 needs nvcc on PATH, of the CUDA version that torch was built with" ;;
+  1) command -v nvcc > /dev/null || fail "MMCV_CUDA=1 needs nvcc on PATH, of the CUDA version that torch was built with; MMCV_CUDA=0 compiles without CUDA" ;;
   *) fail "MMCV_CUDA=$mmcv_cuda: use 1 (CUDA operators) or 0 (none)" ;;
 esac
 if [ -n "${TORCH_FIND_LINKS:-}" ] && [ ! -d "$TORCH_FIND_LINKS" ]; then
@@ -91,6 +91,11 @@ mkdir -p "$wheels"
 if ls "$wheels"/mmcv_full-*.whl >/dev/null 2>&1; then
   step 3/5 "mmcv-full: reusing $(ls "$wheels"/mmcv_full-*.whl)"
 else
+  if [ "$mmcv_cuda" = 1 ]; then
+    cuda=$("$venv/bin/python" -c 'import torch; print(torch.version.cuda)')
+    [[ $(nvcc --version) = *"release ${cuda%%.*}."* ]] || fail "MMCV_CUDA=1: torch $torch was built with CUDA $cuda, \
+put an nvcc of CUDA ${cuda%%.*} on PATH or pass MMCV_CUDA=0; found $(nvcc --version | grep -o 'release [0-9.]*' || echo none)"
+  fi
   step 3/5 "mmcv-full: compiling for $build, 5 to 10 minutes on two cores (far longer with CUDA)"
   grep '^mmcv-full' requirements/openmmlab.txt > "$wheels/mmcv.txt"
   if [ "$mmcv_cuda" = 0 ]; then export CUDA_VISIBLE_DEVICES=; fi

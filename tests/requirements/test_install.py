@@ -16,6 +16,7 @@ STUB = """#!/bin/sh
 case "$*" in
   requirements/choose_stack.py*) exec {real} "$@" ;;
   *sys.version_info*) echo {version} ;;
+  *torch.version.cuda*) echo 12.8 ;;
   "-m venv "*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python" ;;
   *"pip freeze") cat freeze 2>/dev/null; true ;;
   *pip*) echo "FORCE_CUDA=$FORCE_CUDA $*" | sed 's/.*\\(FORCE_CUDA=[01]* \\).*pip --disable-pip-version-check/\\1/' >> log
@@ -144,7 +145,15 @@ def test_mmcv_with_cuda_has_its_own_wheel(checkout):
     if not any(Path(folder, "nvcc").exists() for folder in ("/usr/bin", "/bin")):
         assert no_nvcc[0] == 1
         assert "needs nvcc on PATH" in no_nvcc[1]
-    checkout._script(checkout.path / "bin" / "nvcc", "#!/bin/sh\n")
+    nvcc = checkout.path / "bin" / "nvcc"
+    checkout._script(nvcc, "#!/bin/sh\necho 'Cuda compilation tools, release 13.0, V13.0.88'\n")
+    error = checkout.setup(MMCV_CUDA="1")[1]
+    assert (
+        "torch 2.10.0 was built with CUDA 12.8, put an nvcc of CUDA 12 on PATH or pass MMCV_CUDA=0"
+        in error
+    )
+    assert "found release 13.0" in error
+    checkout._script(nvcc, "#!/bin/sh\necho 'Cuda compilation tools, release 12.6, V12.6.1'\n")
     calls = checkout.setup(MMCV_CUDA="1")[2]
     (compiled,) = (call for call in calls if " wheel " in call)
     assert compiled.startswith("FORCE_CUDA=1 ")
