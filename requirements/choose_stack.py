@@ -52,7 +52,8 @@ class Stack(NamedTuple):
         return self.sm_lowest <= card and (self.sm_below is None or card < self.sm_below)
 
 
-# Newest first; the first match wins. Architectures were read from the torch and torchvision wheels.
+# Newest first; the first match wins. sm_lowest of torch 2 was read from the torch and torchvision
+# wheels; 1.10.0+cu113 is built for sm_37, 50, 60, 70, 75, 80 and 86.
 _OLD, _NEW = ((3, 8), (3, 9)), ((3, 10), (3, 12))
 STACKS = (
     Stack("2.11.0", "0.26.0", "13.0", _NEW, 580, (7, 5), None, None),
