@@ -1,6 +1,6 @@
-# make setup | demo | test | bench | lint | clean   PYTHON=/path/to/python3.8 chooses another stack
-#
-# The default python3 gets .venv; a named one gets its own .venv-X.Y beside it.
+# make setup | demo | test | bench | lint | clean
+# PYTHON=/path/to/python3.8 uses .venv-3.8 instead of .venv; TORCH=2.10.0, EXTRAS=lint and MMCV_CUDA=1
+# change what is installed (docs/install.md).
 PYTHON ?= python3
 ifeq ($(origin PYTHON),command line)
 VENV := .venv-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
@@ -15,6 +15,8 @@ DEMO := work_dirs/demo
 help:
 	@sed -n '1,3s/^# //p' Makefile
 
+# install.sh reads TORCH, EXTRAS, MMCV_CUDA and TORCH_FIND_LINKS from the environment; make exports its
+# command-line variables.
 setup:
 	@bash requirements/install.sh "$(PYTHON)" "$(VENV)"
 
@@ -33,7 +35,7 @@ lint: setup
 	@$(RUN) -m pip install -q -r requirements/lint.txt
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
-	@$(RUN) -m codespell_lib README.md CONTRIBUTING.md CHANGELOG.md docs configs projects tools tests benchmarks
+	@$(RUN) -m codespell_lib README.md CONTRIBUTING.md CHANGELOG.md docs configs projects tools tests benchmarks requirements docker
 
 clean:
 	rm -rf .venv .venv-3.* .cache build *.egg-info

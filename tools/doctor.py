@@ -105,7 +105,8 @@ def diagnose_data_and_config(args, environment):
         yield from check_info_files(info_files, data_root)
     if cfg is not None:
         free = min((gpu.free_mib for gpu in environment.gpus), default=None)
-        yield from check_config(cfg, free)
+        processes = max(1, len(environment.gpus))
+        yield from check_config(cfg, free, environment.shm_free_mib, processes)
 
 
 def _options(words):

@@ -129,3 +129,19 @@ def test_memory_is_compared_with_the_gpu(read, monkeypatch):
     assert "with_cp=True" in small.remedy
     assert troubles(check_config(cfg, gpu_mib=24_000)) == []
     assert any("no GPU here" in finding.what for finding in check_config(cfg))
+
+
+def test_shared_memory_is_compared_with_the_batches(read):
+    cfg, _ = read(data__workers_per_gpu=3, data__samples_per_gpu=2)
+    frames, height, width = 3, 112, 208
+    sample_mib = frames * 6 * 3 * height * width * 4 / 2**20  # float32 images
+    needed = 2 * 3 * 2 * 2 * sample_mib  # batches a worker, workers, processes, samples
+    (finding,) = troubles(check_config(cfg, shm_mib=int(needed), processes=2))
+    assert (finding.level, finding.where) == ("warning", "/dev/shm")
+    assert re.search(r"12 batches of 2 x .*--shm-size=16g or --ipc=host", finding.line())
+    assert int(re.search(r"up to (\d+) MiB", finding.what).group(1)) == pytest.approx(
+        needed, rel=0.01
+    )
+    assert troubles(check_config(cfg, shm_mib=int(needed * 1.01) + 1, processes=2)) == []
+    cfg.data.workers_per_gpu = 0
+    assert troubles(check_config(cfg, shm_mib=1)) == []

@@ -10,17 +10,28 @@ from projects.bevformer.doctor import environment as doctor
 from projects.bevformer.doctor.environment import Environment, Gpu, check_environment
 
 ROOT = Path(__file__).parents[2]
-OLD = {**doctor.OLD_STACK, **doctor.BOTH_STACKS, "numpy": "1.23.5", "yapf": "0.40.1"}
-OLD.update({"opencv-python-headless": "4.11.0.86", "shapely": "1.8.5", "matplotlib": "3.5.3"})
-NEW = {**doctor.NEW_STACK, **doctor.BOTH_STACKS, "numpy": "1.23.5", "yapf": "0.40.1"}
-NEW.update({"opencv-python-headless": "4.11.0.86", "shapely": "2.0.7", "matplotlib": "3.10.9"})
+OLD_VERSIONS = {
+    **{"numpy": "1.23.5", "yapf": "0.40.1", "opencv-python-headless": "4.11.0.86"},
+    **{"shapely": "1.8.5", "matplotlib": "3.5.3", "torch": "1.10.0", "torchvision": "0.11.1"},
+}
+NEW_VERSIONS = {
+    **{"numpy": "1.23.5", "yapf": "0.40.1", "opencv-python-headless": "4.11.0.86"},
+    **{"shapely": "2.0.7", "matplotlib": "3.10.9", "torch": "2.11.0", "torchvision": "0.26.0"},
+}
+OLD = {**doctor.OLD_PACKAGES, **doctor.ALL_STACKS, **OLD_VERSIONS}
+OLD_CUDA = {**OLD, "torch": "1.10.0+cu113", "torchvision": "0.11.1+cu113"}
+NEW = {**doctor.NEW_PACKAGES, **doctor.ALL_STACKS, **NEW_VERSIONS}
+CUDA_12 = {**NEW, "torch": "2.10.0", "torchvision": "0.25.0"}
 H100 = Gpu("H100", (9, 0), 81_000, 80_000)
+A100 = Gpu("A100", (8, 0), 81_000, 80_000)
+V100 = Gpu("V100", (7, 0), 32_000, 31_000)
 
 
 def environment(versions=NEW, without=(), **changes):
     """A healthy stack, changed."""
     fields = Environment.__dataclass_fields__
-    options = {"python": (3, 11, 7) if versions is NEW else (3, 8, 18), "mmcv_cuda": False}
+    old = versions["torch"].startswith("1.")
+    options = {"python": (3, 8, 18) if old else (3, 11, 7), "mmcv_cuda": False}
     options.update({key: value for key, value in changes.items() if key in fields})
     packages = {key.replace("_", "-"): v for key, v in changes.items() if key not in fields}
     installed = {key: v for key, v in {**versions, **packages}.items() if key not in without}
@@ -31,20 +42,23 @@ def troubles(env):
     return [finding for finding in check_environment(env) if finding.level != "ok"]
 
 
-@pytest.mark.parametrize("versions", [OLD, NEW])
+@pytest.mark.parametrize("versions", [OLD, OLD_CUDA, NEW, CUDA_12])
 def test_the_tested_stacks_are_healthy(versions):
     assert troubles(environment(versions)) == []
 
 
+def test_torchvision_of_another_stack():
+    (finding,) = troubles(environment(CUDA_12, torchvision="0.26.0"))
+    assert finding.line().startswith("[warning] torchvision: 0.26.0 is not the tested 0.25.0")
+
+
 def test_tested_versions_are_those_of_the_requirements():
     assert doctor.TESTED_MMCV == compat.TESTED_MMCV
-    pins = "\n".join(
-        (ROOT / "requirements" / name).read_text() for name in ("build.txt", "openmmlab.txt")
-    )
-    for stack, marker in ((doctor.OLD_STACK, '< "3.10"'), (doctor.NEW_STACK, '>= "3.10"')):
-        for package, version in stack.items():
+    pins = (ROOT / "requirements" / "openmmlab.txt").read_text()
+    for packages, marker in ((doctor.OLD_PACKAGES, '< "3.10"'), (doctor.NEW_PACKAGES, '>= "3.10"')):
+        for package, version in packages.items():
             assert f"{package}=={version}; python_version {marker}" in pins
-    for package, version in doctor.BOTH_STACKS.items():
+    for package, version in doctor.ALL_STACKS.items():
         assert f"{package}=={version}\n" in pins
 
 
@@ -72,15 +86,49 @@ CASES = {
     "opencv 5": (dict(opencv_python_headless="5.0.0"), "warning", "opencv-python-headless", "4.11"),
     "shapely": (dict(shapely="1.8.5"), "warning", "shapely", "devkit 1.2.0.*shapely >= 2, < 3"),
     "matplotlib": (dict(versions=OLD, matplotlib="3.7.1"), "warning", "matplotlib", "< 3.6"),
-    "cpu build, gpu": (dict(driver="550.54"), "warning", "GPU", "built without CUDA"),
-    "old driver": (
+    "cpu build, gpu": (
+        dict(driver="580.65", torch="2.11.0+cpu"), "warning", "GPU",
+        r"built without CUDA\. delete the folder \.venv and run make setup",
+    ),
+    "cpu build, older driver": (
+        dict(driver="550.54"), "warning", "GPU", r"without CUDA\. make setup TORCH=2\.10\.0",
+    ),
+    "driver too old for all": (
         dict(driver="450.1", torch_cuda="13.0", cuda_error="RuntimeError: too old"),
         "broken", "GPU", "CUDA 13.0 sees no GPU with driver 450.1.*too old.*update the driver",
+    ),
+    "driver too old for torch 2.11": (
+        dict(driver="535.104.05", torch_cuda="13.0", cards=((8, 0),), cuda_error="too old"),
+        "broken", "GPU", r"torch 2\.11\.0 for CUDA 13\.0 .*driver 535.*make setup TORCH=2\.10\.0$",
+    ),
+    "the same in an environment with a version": (
+        dict(driver="535.104.05", torch_cuda="13.0", cuda_error="too old", venv=".venv-3.11"),
+        "broken", "GPU", r"make setup PYTHON=/path/to/python3\.11 TORCH=2\.10\.0$",
+    ),
+    "driver fits, no gpu": (
+        dict(versions=CUDA_12, driver="535.104.05", torch_cuda="12.8", cuda_error="no device"),
+        "broken", "GPU", r"torch 2\.10\.0 fits driver 535.*CUDA_VISIBLE_DEVICES.*--gpus all",
+    ),
+    "nvidia-smi fails": (
+        dict(driver_note="nvidia-smi failed with code 9 (no driver)"), "warning", "GPU",
+        "failed with code 9",
     ),
     "gpu too new": (
         dict(versions=OLD, driver="550", torch_cuda="10.2", gpus=[H100],
              torch_architectures=["sm_37", "sm_60", "sm_70"]),
-        "broken", "GPU 0", r"H100 \(sm_90\) cannot be used by torch 1.10.0.*torch 2.11.0",
+        "broken", "GPU 0", r"H100 \(sm_90\) cannot be used by torch 1.10.0.*python3.10 TORCH=2.10.0",
+    ),
+    "gpu too new for the index's torch 1.10": (
+        dict(versions=OLD, driver="550", torch_cuda="10.2", gpus=[A100], venv=".venv-3.8",
+             torch_architectures=["sm_37", "sm_60", "sm_70"]),
+        "broken", "GPU 0", r"A100 .* make setup PYTHON=/path/to/python3\.8 TORCH=1\.10\.0\+cu113$",
+    ),
+    "gpu too old": (
+        dict(driver="580.65", torch_cuda="13.0", gpus=[V100], torch_architectures=["sm_75"]),
+        "broken", "GPU 0", r"V100 \(sm_70\) cannot be used by torch 2\.11\.0.*TORCH=2\.10\.0",
+    ),
+    "small /dev/shm": (
+        dict(shm_free_mib=64), "warning", "/dev/shm", "64 MiB are free.*--shm-size=16g or --ipc=host",
     ),
     "gpu broken": (
         dict(driver="550", torch_cuda="13.0", torch_architectures=["sm_90"],
@@ -163,6 +211,15 @@ def test_what_is_known_to_trip_others_is_told_as_ok():
 )
 def test_which_gpus_a_build_runs_on(capability, architectures, runs):
     assert doctor._runs_on(capability, architectures) is runs
+
+
+def test_a_gpu_is_not_judged_without_torch():
+    env = environment(without=["torch"], driver="550.54", import_errors={"torch": "ImportError: x"})
+    assert [finding.where for finding in troubles(env)] == ["torch", "import torch"]
+
+
+def test_a_large_shm_is_no_finding():
+    assert troubles(environment(shm_free_mib=doctor.LEAST_SHM_MIB)) == []
 
 
 def test_this_environment_can_be_inspected():

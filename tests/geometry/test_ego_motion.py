@@ -79,7 +79,9 @@ def test_rotation_equals_a_loop(angle_deg, center):
     np.testing.assert_array_equal(turned[0].numpy(), expected)
 
 
-@pytest.mark.parametrize("angle_deg", [-2.9, 0.6, 7.3])
+# Angles at which every source is at least 1e-4 cells off the border of its cell: float32 rounding
+# differs between BLAS versions and would otherwise decide.
+@pytest.mark.parametrize("angle_deg", [-2.6, 3.4, 8.8])
 @pytest.mark.parametrize("cells", [50, 150, 200])
 def test_the_official_centre_on_the_official_grids(angle_deg, cells):
     """On all but the largest the centre (100, 100) lies off the middle, on the smallest outside."""

@@ -1,9 +1,13 @@
 """A config: the files that it names, whether its parts build, and the memory that training needs."""
 
 import os.path as osp
+from functools import partial
 
+from projects.bevformer.doctor.environment import SHM_REMEDY
 from projects.bevformer.doctor.findings import broken, error_line, ok, warning
 from projects.bevformer.doctor.memory import training_mib
+
+PREFETCHED_BATCHES = 2  # by each data worker: the default of torch's DataLoader
 
 
 def read_config(path, options=None, data_root=None):
@@ -37,18 +41,21 @@ def info_files_of(cfg):
     return files
 
 
-def check_config(cfg, gpu_mib=None):
+def check_config(cfg, gpu_mib=None, shm_mib=None, processes=1):
     """Check a config that could be read.
 
     Args:
         cfg: mmcv.Config.
         gpu_mib: memory of the GPU that it shall run on, or None.
+        shm_mib: free shared memory of the machine, or None.
+        processes: training processes on this machine.
 
     Returns:
         list of Finding.
     """
     findings = _check_weights(cfg)
-    for check in (_check_classes, _check_data_sets, _check_network):
+    data_sets = partial(_check_data_sets, shm_mib=shm_mib, processes=processes)
+    for check in (_check_classes, data_sets, _check_network):
         try:
             findings += check(cfg)
         except Exception as error:  # a wrong key can raise anything anywhere
@@ -112,7 +119,7 @@ def _check_classes(cfg):
     return []
 
 
-def _check_data_sets(cfg):
+def _check_data_sets(cfg, shm_mib, processes):
     from projects.bevformer.engine.data_loading import build_test_dataset, build_train_dataset
 
     findings = []
@@ -120,10 +127,53 @@ def _check_data_sets(cfg):
         if not osp.isfile(cfg.data[split].ann_file):
             continue  # a finding of its own
         try:
-            build_train_dataset(cfg) if split == "train" else build_test_dataset(cfg, split)
+            if split == "train":
+                dataset = build_train_dataset(cfg)
+                findings += _check_shared_memory(cfg, dataset, shm_mib, processes)
+            else:
+                build_test_dataset(cfg, split)
         except (ValueError, OSError) as error:
             findings.append(broken(f"data.{split}", error_line(error), ""))
     return findings
+
+
+def _check_shared_memory(cfg, dataset, free_mib, processes):
+    """Compare the batches that data workers keep ready in /dev/shm with its free space."""
+    from projects.bevformer.engine.data_loading import workers_per_process
+    from projects.bevformer.engine.seed import seeded
+
+    overrides = cfg.data.get("train_dataloader", {})
+    workers = overrides.get("workers_per_gpu", workers_per_process(cfg))
+    samples = overrides.get("samples_per_gpu", cfg.data.get("samples_per_gpu", 1))
+    if free_mib is None or workers == 0:
+        return []
+    with seeded(0):
+        sample_mib = _tensor_bytes(dataset[0]) / 2**20
+    batches = PREFETCHED_BATCHES * workers * processes
+    needed_mib = batches * samples * sample_mib
+    text = (
+        f"training keeps up to {needed_mib:.0f} MiB of batches there ({batches} batches of {samples} x "
+        f"{sample_mib:.1f} MiB), {free_mib} MiB are free"
+    )
+    return [
+        warning("/dev/shm", text, SHM_REMEDY) if needed_mib > free_mib else ok("/dev/shm", text)
+    ]
+
+
+def _tensor_bytes(value):
+    """Bytes of all tensors of a sample; only tensors go through shared memory."""
+    import torch
+    from mmcv.parallel import DataContainer
+
+    if isinstance(value, DataContainer):
+        return _tensor_bytes(value.data)
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):
+        return 0
+    return sum(map(_tensor_bytes, value))
 
 
 def _check_network(cfg):

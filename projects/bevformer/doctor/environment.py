@@ -5,31 +5,52 @@
 
 import importlib
 import importlib.metadata
+import importlib.util
 import multiprocessing
 import re
-import subprocess
+import shutil
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Dict, List, Optional, Tuple
 
 from projects.bevformer.doctor.findings import broken, ok, warning
 
-# The tested stacks; requirements/ pins them.
-OLD_STACK = {
-    "torch": "1.10.0",
-    "torchvision": "0.11.1",
-    "mmcv-full": "1.6.0",
-    "nuscenes-devkit": "1.1.11",
-}
-NEW_STACK = {
-    "torch": "2.11.0",
-    "torchvision": "0.26.0",
-    "mmcv-full": "1.7.2",
-    "nuscenes-devkit": "1.2.0",
-}
-BOTH_STACKS = {"mmdet": "2.28.2", "mmsegmentation": "0.30.0", "mmdet3d": "1.0.0rc6"}
+
+def _load_choose_stack():
+    """The table of torch builds in requirements/choose_stack.py, which is not part of the package.
+
+    Raises:
+        FileNotFoundError: the package was not installed from a checkout of the repository.
+    """
+    path = Path(__file__).resolve().parents[3] / "requirements" / "choose_stack.py"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: the doctor needs a checkout of the repository, installed with "
+            "`make setup` or `pip install -e .`"
+        )
+    spec = importlib.util.spec_from_file_location("choose_stack", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+choose_stack = _load_choose_stack()
+
+# Tested versions by torch 1 or 2; requirements/openmmlab.txt pins them.
+OLD_PACKAGES = {"mmcv-full": "1.6.0", "nuscenes-devkit": "1.1.11"}
+NEW_PACKAGES = {"mmcv-full": "1.7.2", "nuscenes-devkit": "1.2.0"}
+ALL_STACKS = {"mmdet": "2.28.2", "mmsegmentation": "0.30.0", "mmdet3d": "1.0.0rc6"}
+TESTED_PYTHONS = ((3, 8), (3, 11), (3, 12))  # by .ci/run
 TESTED_MMCV = ("1.6.0", "1.7.0", "1.7.2")  # as compat.py has it, which may not import here
 NEWEST_PYTHON = (3, 12)
+
+# The smallest recipes need some 100 MiB.
+LEAST_SHM_MIB = 256
+SHM_REMEDY = (
+    "in a container: docker run --shm-size=16g or --ipc=host; elsewhere a larger tmpfs, or "
+    "data.workers_per_gpu=0"
+)
 
 # Module -> modules without which it cannot import, so that one cause is one finding.
 IMPORTS = {
@@ -102,9 +123,13 @@ class Environment:
         torch_cuda: CUDA version that torch was built with, or None.
         torch_architectures: GPU architectures that torch was built for, such as "sm_90".
         driver: version of the NVIDIA driver, or None.
+        driver_note: the error if nvidia-smi is installed but fails, else empty.
+        cards: compute capability of each card as reported by nvidia-smi, None if unknown.
         cuda_error: why torch sees no GPU, as far as it says.
         gpus: that torch sees.
         start_method: of worker processes.
+        shm_free_mib: free shared memory in /dev/shm, or None where there is no such folder.
+        venv: name of the environment's folder.
     """
 
     python: Tuple[int, int, int]
@@ -116,14 +141,25 @@ class Environment:
     torch_cuda: Optional[str] = None
     torch_architectures: List[str] = field(default_factory=list)
     driver: Optional[str] = None
+    driver_note: str = ""
+    cards: Tuple[Optional[Tuple[int, int]], ...] = ()
     cuda_error: str = ""
     gpus: List[Gpu] = field(default_factory=list)
     start_method: str = "fork"
+    shm_free_mib: Optional[int] = None
+    venv: str = ".venv"
 
     def number(self, package):
         """Version of a package as a tuple of ints, (0,) where it is not installed."""
         numbers = re.match(r"\d+(\.\d+)*", self.versions.get(package, "0"))
         return tuple(int(n) for n in numbers.group().split("."))
+
+    @property
+    def make_setup(self):
+        """The command that set this environment up."""
+        version = _dotted(self.python[:2])
+        other = self.venv == f".venv-{version}"
+        return f"make setup PYTHON=/path/to/python{version}" if other else "make setup"
 
 
 def inspect_environment():
@@ -132,12 +168,17 @@ def inspect_environment():
     Returns:
         Environment.
     """
+    machine = choose_stack.ask_nvidia_smi()
     environment = Environment(
         python=tuple(sys.version_info[:3]),
         versions=_installed_versions(),
         import_errors=_try_imports(),
-        driver=_nvidia_driver(),
+        driver=machine.driver,
+        driver_note=machine.note,
+        cards=machine.cards,
         start_method=multiprocessing.get_start_method(),
+        shm_free_mib=_shm_free_mib(),
+        venv=Path(sys.prefix).name,
     )
 
     def usable(module):
@@ -205,14 +246,11 @@ def _mmcv_has_cuda():
     return get_compiling_cuda_version() != "not available"
 
 
-def _nvidia_driver():
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+def _shm_free_mib():
     try:
-        run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
+        return shutil.disk_usage("/dev/shm").free >> 20
+    except OSError:
         return None
-    lines = run.stdout.decode(errors="replace").split()
-    return lines[0] if run.returncode == 0 and lines else None
 
 
 def _look_at_gpus(environment):
@@ -260,6 +298,7 @@ def check_environment(environment):
         _check_imports,
         _check_gpu,
         _check_training,
+        _check_shared_memory,
     ):
         findings += check(environment)
     return findings
@@ -273,16 +312,16 @@ def _check_python(env):
                 "Python", f"{version} is not 3.8 to 3.12", "make setup PYTHON=/path/to/python3.11"
             )
         ]
-    if env.python[:2] not in ((3, 8), (3, 11)):
-        return [warning("Python", f"{version} is not tested", "3.8 and 3.11 are")]
+    if env.python[:2] not in TESTED_PYTHONS:
+        tested = ", ".join(map(_dotted, TESTED_PYTHONS))
+        return [warning("Python", f"{version} is not tested", f"Tested are {tested}")]
     return [ok("Python", version)]
 
 
 def _check_stack(env):
     """torch, its companions and the OpenMMLab packages."""
     findings = []
-    stack = NEW_STACK if env.number("torch") >= (2,) else OLD_STACK
-    for package, tested in {**stack, **BOTH_STACKS}.items():
+    for package, tested in _tested_versions(env).items():
         found = env.versions.get(package)
         if found is None:
             findings.append(_missing(env, package, tested))
@@ -296,13 +335,14 @@ def _check_stack(env):
             )
         elif package == "mmdet3d" and env.number(package) >= (1, 1):
             findings.append(broken(package, f"{found} is of OpenMMLab 2, not {tested}", _SETUP))
-        elif package == "torch" and env.number("torch") > (2, 11):
+        elif package == "torch" and env.number("torch") > _numbers(choose_stack.STACKS[0].torch):
+            newest = choose_stack.STACKS[0].torch
             findings.append(
                 warning(
                     "torch",
-                    f"{found} is newer than the tested 2.11.0; headers of new versions need C++20, which "
-                    "mmcv-full 1.7.2 is not compiled with",
-                    "install torch==2.11.0 where mmcv-full does not compile",
+                    f"{found} is newer than the tested {newest}; headers of new versions need C++20, "
+                    "which mmcv-full 1.7.2 is not compiled with",
+                    f"install torch=={newest} where mmcv-full does not compile",
                 )
             )
         else:
@@ -320,6 +360,24 @@ def _check_stack(env):
                 )
             )
     return findings
+
+
+def _tested_versions(env):
+    """Package -> tested version: the stack of the installed torch, or the one this Python gets."""
+    old = env.number("torch") < (2,) if "torch" in env.versions else env.python < (3, 10)
+    same_age = [s for s in choose_stack.STACKS if (_numbers(s.torch) < (2,)) == old]
+    installed = _base(env.versions.get("torch", ""))
+    stack = next((s for s in same_age if _base(s.torch) == installed), same_age[0])
+    torch = {"torch": _base(stack.torch), "torchvision": _base(stack.torchvision)}
+    return {**torch, **(OLD_PACKAGES if old else NEW_PACKAGES), **ALL_STACKS}
+
+
+def _base(version):
+    return version.split("+")[0]
+
+
+def _numbers(version):
+    return tuple(map(int, _base(version).split(".")))
 
 
 def _missing(env, package, tested):
@@ -363,8 +421,8 @@ def _check_mmcv(env):
                 "pip install --no-build-isolation mmcv-full==1.7.2",
             )
         )
-    elif found not in (OLD_STACK["mmcv-full"], NEW_STACK["mmcv-full"]):
-        findings.append(ok("mmcv-full", f"{found}, imported by the tests of neither stack"))
+    elif found not in (OLD_PACKAGES["mmcv-full"], NEW_PACKAGES["mmcv-full"]):
+        findings.append(ok("mmcv-full", f"{found}, which no tested stack has"))
     else:
         findings.append(ok("mmcv-full", f"{found}; mmdet3d's version gate is passed in compat.py"))
     if env.mmcv_cuda is not None:
@@ -477,29 +535,12 @@ def _check_imports(env):
 
 def _check_gpu(env):
     findings = []
+    if env.driver_note:
+        findings.append(
+            warning("GPU", env.driver_note, "repair the driver until nvidia-smi lists the cards")
+        )
     if not env.gpus:
-        if env.driver is None:
-            return [
-                ok(
-                    "GPU",
-                    "none; training and evaluation run on the CPU, several processes through gloo",
-                )
-            ]
-        if env.torch_cuda is None:
-            return [
-                warning(
-                    "GPU",
-                    f"there is a driver {env.driver}, but this torch was built without CUDA",
-                    "install torch from its CUDA index, then compile mmcv-full again",
-                )
-            ]
-        return [
-            broken(
-                "GPU",
-                f"torch for CUDA {env.torch_cuda} sees no GPU with driver {env.driver} ({env.cuda_error})",
-                "update the driver, or check CUDA_VISIBLE_DEVICES and the container's runtime",
-            )
-        ]
+        return findings or [_why_no_gpu(env)]
     for index, gpu in enumerate(env.gpus):
         where = f"GPU {index}"
         if gpu.error or not _runs_on(gpu.capability, env.torch_architectures):
@@ -509,7 +550,7 @@ def _check_gpu(env):
                     f"{gpu.name} (sm_{gpu.capability[0]}{gpu.capability[1]}) cannot be used by torch "
                     f"{env.versions.get('torch')}, built for {' '.join(env.torch_architectures)}"
                     + (f": {gpu.error}" if gpu.error else ""),
-                    "use the stack of torch 2.11.0 (make setup with Python 3.11), or update the driver",
+                    _torch_remedy(env, tuple(g.capability for g in env.gpus)),
                 )
             )
         elif gpu.free_mib < gpu.total_mib // 2:
@@ -528,6 +569,47 @@ def _check_gpu(env):
                 )
             )
     return findings
+
+
+def _why_no_gpu(env):
+    if env.driver is None:
+        return ok(
+            "GPU", "none; training and evaluation run on the CPU, several processes through gloo"
+        )
+    torch = env.versions.get("torch")
+    if torch is None or "torch" in env.import_errors:
+        return ok("GPU", f"driver {env.driver}; not checked without torch")
+    if env.torch_cuda is None:
+        return warning(
+            "GPU",
+            f"there is a driver {env.driver}, but this torch was built without CUDA",
+            _torch_remedy(env, env.cards),
+        )
+    cause = f" ({env.cuda_error})" if env.cuda_error else ""
+    return broken(
+        "GPU",
+        f"torch {torch} for CUDA {env.torch_cuda} sees no GPU with driver {env.driver}{cause}",
+        _torch_remedy(env, env.cards),
+    )
+
+
+def _torch_remedy(env, cards):
+    """The `make setup` command for this driver and cards, if the installed torch is the wrong one."""
+    if env.driver is None:
+        return "see the table of drivers and cards in docs/install.md"
+    try:
+        stack = choose_stack.choose(env.python, env.driver, cards).stack
+    except choose_stack.StackError as error:
+        return error.remedy
+    installed = env.versions.get("torch", "")
+    if stack.torch not in (installed, _base(installed)):
+        return f"{env.make_setup} TORCH={stack.torch}"
+    if env.torch_cuda is None:
+        return f"delete the folder {env.venv} and run {env.make_setup}"
+    return (
+        f"torch {installed} fits driver {env.driver}: check CUDA_VISIBLE_DEVICES, nvidia-smi and, in a "
+        "container, docker run --gpus all"
+    )
 
 
 def _runs_on(capability, architectures):
@@ -581,3 +663,17 @@ def _check_training(env):
             )
         )
     return findings
+
+
+def _check_shared_memory(env):
+    """Docker's default of 64 MiB; what a config needs is checked in `config.py`."""
+    if env.shm_free_mib is None or env.shm_free_mib >= LEAST_SHM_MIB:
+        return []
+    return [
+        warning(
+            "/dev/shm",
+            f"{env.shm_free_mib} MiB are free; data workers pass batches through it and die of a bus "
+            "error when it is full",
+            SHM_REMEDY,
+        )
+    ]
