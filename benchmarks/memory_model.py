@@ -37,7 +37,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import common  # noqa: E402
 from presets import PRESETS  # noqa: E402
-from recipe_input import build_detector, nuscenes_hits, training_batch  # noqa: E402
+from recipe_input import (  # noqa: E402
+    build_detector,
+    nuscenes_hits,
+    preprocessor_steps,
+    training_batch,
+)
 
 from projects.bevformer.engine.config import load_config  # noqa: E402
 from projects.bevformer.layers import CameraHits, frame_context  # noqa: E402
@@ -214,6 +219,7 @@ def _send_step(send, cfg, naive):
     """Send what `training_step` returns."""
     tracker, report = StorageTracker(), {}
     if naive:
+        cfg.data.train.pipeline = [*cfg.data.train.pipeline, *preprocessor_steps(cfg)]
         cfg.model.data_preprocessor = None
     with fake_mode(), _as_on_a_gpu(naive), tracker:
         detector = fake_detector(cfg)

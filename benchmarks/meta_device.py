@@ -14,11 +14,18 @@ import sys
 import warnings
 from pathlib import Path
 
-import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-ROOT = Path(__file__).resolve().parents[1]
+import torch  # noqa: E402
+from mmcv import DictAction  # noqa: E402
+from recipe_input import build_detector, test_stream, training_batch  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+from torch.utils._pytree import tree_leaves  # noqa: E402
+
+from projects.bevformer.engine.batch import to_device  # noqa: E402
+from projects.bevformer.engine.config import load_config  # noqa: E402
+from projects.bevformer.engine.training_model import total_loss  # noqa: E402
+
 META = torch.device("meta")
 
 
@@ -57,11 +64,8 @@ def training_step(cfg):
     Raises:
         RuntimeError: tensors of two devices meet, or a trained parameter gets no gradient.
     """
-    import recipe_input
-    from projects.bevformer.engine.training_model import total_loss
-
-    detector = recipe_input.build_detector(cfg).to(META).train()
-    batch = recipe_input.training_batch(cfg, missing_history=True)
+    detector = build_detector(cfg).to(META).train()
+    batch = training_batch(cfg, missing_history=True)
     with MetaDevice():
         # Only the images are there already: boxes and labels may come from the host.
         losses = detector(return_loss=True, **{**batch, "img": batch["img"].to(META)})
@@ -74,19 +78,13 @@ def training_step(cfg):
 
 def test_frames(cfg):
     """Results of a test stream, in which the scene changes."""
-    import recipe_input
-    from projects.bevformer.engine.batch import to_device
-
-    detector = recipe_input.build_detector(cfg).to(META).eval()
+    detector = build_detector(cfg).to(META).eval()
     with torch.no_grad(), MetaDevice():
-        for frame in recipe_input.test_stream(cfg, cfg.data.samples_per_gpu):
+        for frame in test_stream(cfg, cfg.data.samples_per_gpu):
             detector(return_loss=False, **to_device(frame, META))
 
 
 def main(argv=None):
-    from mmcv import DictAction
-    from projects.bevformer.engine.config import load_config
-
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -106,5 +104,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
     main()

@@ -44,17 +44,21 @@ def source_hw(cfg):
     return SYNTHETIC_IMAGE_HW if synthetic else NUSCENES_IMAGE_HW
 
 
+def preprocessor_steps(cfg):
+    """Pipeline steps that change the size of the images as the model's `data_preprocessor` does."""
+    preprocessor = cfg.model.get("data_preprocessor")
+    if preprocessor is None:
+        return []
+    return [
+        dict(type="RandomScaleImageMultiViewImage", scales=[preprocessor.get("scale", 1.0)]),
+        dict(type="PadMultiViewImage", size_divisor=preprocessor.get("size_divisor", 1)),
+    ]
+
+
 def image_hw(cfg):
     """Height and width of the padded images that a recipe makes of its pictures."""
     height, width = source_hw(cfg)
-    steps = list(cfg.data.train.pipeline)
-    preprocessor = cfg.model.get("data_preprocessor")
-    if preprocessor is not None:
-        steps += [
-            dict(type="RandomScaleImageMultiViewImage", scales=[preprocessor.get("scale", 1.0)]),
-            dict(type="PadMultiViewImage", size_divisor=preprocessor.get("size_divisor", 1)),
-        ]
-    for step in steps:
+    for step in [*cfg.data.train.pipeline, *preprocessor_steps(cfg)]:
         if step["type"] == "CropResizeFlipImage":
             left, top, right, bottom = step["data_aug_conf"]["crop"]
             scale = step["data_aug_conf"]["reisze"][0] / (bottom - top)

@@ -8,7 +8,6 @@ import meta_device  # noqa: E402
 import torch  # noqa: E402
 from common import ROOT  # noqa: E402
 
-
 CONFIGS = sorted(p for p in (ROOT / "configs").rglob("*.py") if p.parent.name != "_base_")
 REDUCED = [
     "model.img_backbone.depth=50",
