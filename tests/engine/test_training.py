@@ -169,14 +169,17 @@ def test_a_checkpoint_with_a_group_per_tensor_is_resumed(run, tmp_path):
         run({**resume, **single}, work_dir="reverse", validate=False)
 
 
-def test_a_run_that_waits_for_data_says_so(run, monkeypatch, tmp_path):
+def test_a_run_that_waits_for_data_says_so(run, monkeypatch, caplog):
     hook = partial(DataWaitHook, interval=2, share=-1, skip=0)
     monkeypatch.setattr("projects.bevformer.engine.train.DataWaitHook", hook)
-    run(validate=False, max_iters=6)
-    (log,) = (tmp_path / "work").glob("*.log")
-    lines = [line for line in log.read_text().splitlines() if "training waits for data" in line]
-    assert len(lines) == 1
-    assert "Raise data.workers_per_gpu (now 0), or let the model prepare" in lines[0]
+    logger = logging.getLogger("mmdet3d")  # it hands nothing on to the root logger
+    logger.addHandler(caplog.handler)
+    try:
+        run(validate=False, max_iters=6)
+    finally:
+        logger.removeHandler(caplog.handler)
+    (line,) = [line for line in caplog.messages if line.startswith("training waits for data")]
+    assert "Raise data.workers_per_gpu (now 0), or let the model prepare" in line
 
 
 class CheckpointMetaHook(Hook):
