@@ -1,10 +1,12 @@
 """Errors of a tool end in one line, also those of data loading processes."""
 
+import os
 import re
+import signal
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from projects.bevformer.engine.cli import tool_errors
 
@@ -93,7 +95,7 @@ def test_ctrl_c_is_no_traceback():
         ),
     ],
 )
-def test_a_machine_that_is_too_small_or_another_one_is_one_line(message, named):
+def test_errors_about_the_machine_are_one_line(message, named):
     with pytest.raises(SystemExit) as stop, tool_errors(debug=False):
         raise RuntimeError(message)
     line = stop.value.code
@@ -101,6 +103,27 @@ def test_a_machine_that_is_too_small_or_another_one_is_one_line(message, named):
     assert all(name in line for name in named), line
     with pytest.raises(RuntimeError, match=re.escape(message[:20])), tool_errors(debug=True):
         raise RuntimeError(message)
+
+
+class KilledWorker(Dataset):
+    """A data set whose worker is killed by a signal."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGBUS, signal.SIGKILL])
+def test_a_killed_worker_is_one_line(number):
+    loader = DataLoader(KilledWorker(number), num_workers=1)
+    with pytest.raises(SystemExit) as stop, tool_errors(debug=False):
+        next(iter(loader))
+    assert "data.workers_per_gpu" in stop.value.code
 
 
 def test_memory_errors_are_one_line():

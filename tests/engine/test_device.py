@@ -56,7 +56,7 @@ def test_an_old_driver_is_an_error_unless_the_cpu_is_asked_for(broken_cuda, vers
         select_device()
     with pytest.raises(ValueError, match="make setup.*--device cpu"):
         select_device()
-    with pytest.raises(ValueError, match="GPU 0 is asked for, but .*too old"):
+    with pytest.raises(ValueError, match="GPU 0 was requested, but .*too old"):
         select_device("cuda")
     assert select_device("cpu") == torch.device("cpu")
 
@@ -115,13 +115,13 @@ def test_tasks_with_a_gpu_each_take_gpu_0(gpus, join, launcher):
     gpus(4)
     assert join(launcher, 3)[0] == torch.device("cuda", 3)
     gpus(2)
-    with pytest.raises(ValueError, match="GPU 3 is asked for, 2 are visible"):
+    with pytest.raises(ValueError, match="GPU 3 was requested, but only 2 are visible"):
         join(launcher, 3)
 
 
 def test_more_processes_of_torchrun_than_gpus_are_an_error(gpus, join):
     gpus(1)
-    with pytest.raises(ValueError, match="GPU 3 is asked for, 1 are visible"):
+    with pytest.raises(ValueError, match="GPU 3 was requested, but only 1 are visible"):
         join("pytorch", 3)
 
 
@@ -132,3 +132,11 @@ def test_a_process_group_on_gpus_is_bound_to_the_gpu(gpus, join, monkeypatch):
     assert "device_id" not in join("pytorch", 3, "cpu")[1]
     monkeypatch.setattr(compat, "_GROUPS_TAKE_A_DEVICE", False)
     assert "device_id" not in join("pytorch", 3)[1]
+
+
+@pytest.mark.parametrize("message", [CPU_BUILD, NO_DRIVER])
+def test_a_card_that_this_torch_cannot_see_is_an_error(broken_cuda, message):
+    """A CPU build of torch, or a container that lacks the driver's libraries."""
+    broken_cuda(message, cards=["/dev/nvidia0"], version=None)
+    with pytest.raises(ValueError, match="PyTorch cannot use the GPU.*--device cpu"):
+        select_device()

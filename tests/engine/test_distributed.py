@@ -55,7 +55,7 @@ def test_slurm_and_mpi_places(monkeypatch):
 
 
 def test_a_gpu_that_is_not_there_is_an_error():
-    with pytest.raises(ValueError, match="GPU 99 is asked for"):
+    with pytest.raises(ValueError, match="GPU 99 was requested"):
         select_device("cuda", 99)
     assert select_device("cpu") == torch.device("cpu")
 

@@ -56,7 +56,7 @@ def test_waiting_for_data_is_warned_of_once():
     run = TimedRun()
     run.epoch([0.9, 0.9, 0.3, 0.4, 0.2])  # two to start with
     assert run.warnings == []
-    run.epoch([9.0, 0.3])  # workers start anew
+    run.epoch([9.0, 0.4])  # workers start anew
     (line,) = run.warnings
     assert line == (
         "training waits for data: 0.300 s of the 1.000 s of an iteration, in the last 4 iterations. "
@@ -64,6 +64,12 @@ def test_waiting_for_data_is_warned_of_once():
     )
     run.epoch([0.9] * 20)
     assert len(run.warnings) == 1
+
+
+def test_an_evaluation_between_two_iterations_is_not_waiting():
+    run = TimedRun()
+    run.epoch([0.1] * 4 + [60.0] + [0.1] * 7)
+    assert run.warnings == []
 
 
 def test_fast_data_are_not_warned_of():

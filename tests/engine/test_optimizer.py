@@ -11,7 +11,7 @@ from tiny_bevformer import build_detector
 from projects.bevformer import compat
 from projects.bevformer.engine import optimizer as module
 from projects.bevformer.engine.config import load_config
-from projects.bevformer.engine.optimizer import fit_saved_state
+from projects.bevformer.engine.optimizer import fit_saved_state, match_layouts
 
 MMCV = {"constructor": "DefaultOptimizerConstructor"}
 
@@ -143,3 +143,22 @@ def test_a_resumed_run_keeps_its_own_implementation(settings, pretended_cuda):
     assert {group["fused"] for group in fused.param_groups} == {True}
     plain.load_state_dict(fit_saved_state(fused.state_dict(), plain, detector.parameters()))
     assert {group["fused"] for group in plain.param_groups} == {False}
+
+
+def test_loaded_states_take_the_layout_of_their_parameters():
+    def trained(layout):
+        torch.manual_seed(0)
+        conv = torch.nn.Conv2d(4, 3, 3).to(memory_format=layout)
+        optimizer = torch.optim.AdamW(conv.parameters(), lr=0.1)
+        conv(torch.ones(1, 4, 5, 5)).sum().backward()
+        optimizer.step()
+        return conv, optimizer
+
+    _, saved = trained(torch.contiguous_format)
+    conv, optimizer = trained(torch.channels_last)
+    optimizer.load_state_dict(saved.state_dict())
+    match_layouts(optimizer)
+    moments = optimizer.state[conv.weight]["exp_avg"]
+    assert moments.stride() == conv.weight.stride()
+    expected = next(iter(saved.state.values()))["exp_avg"]
+    torch.testing.assert_close(moments, expected)

@@ -66,7 +66,9 @@ def tool_errors(debug):
     except (ValueError, OSError, FloatingPointError) as error:
         if debug:
             raise
-        raise SystemExit(_one_line(_own_message(str(error)))) from None
+        # A worker that is killed can show as a broken connection, which is an OSError.
+        message = remedy(error) if isinstance(error, OSError) else None
+        raise SystemExit(_one_line(message or _own_message(str(error)))) from None
     except (RuntimeError, MemoryError) as error:
         message = remedy(error)
         if debug or message is None:

@@ -9,7 +9,7 @@ import torch
 # Source: CUDA Toolkit release notes, minor version compatibility.
 _DRIVERS = {"11": 450, "12": 525, "13": 580}
 _REMEDY = (
-    "see docs/install.md or run `make setup`; to compute on the CPU pass --device cpu or set "
+    "`make setup TORCH=auto` installs a torch that fits (docs/install.md); to compute on the CPU pass --device cpu or set "
     "CUDA_VISIBLE_DEVICES= (as for `make demo`)"
 )
 
@@ -30,11 +30,11 @@ def select_device(device=None, gpu_id=0):
     if device == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():  # device_count() asks NVML, which an old driver answers too
-        raise ValueError(f"GPU {gpu_id} is asked for, but {_unusable(_cuda_error())}")
+        raise ValueError(f"GPU {gpu_id} was requested, but {_unusable(_cuda_error())}")
     count = torch.cuda.device_count()
     if gpu_id >= count:
         raise ValueError(
-            f"GPU {gpu_id} is asked for, {count} are visible: check `nvidia-smi` "
+            f"GPU {gpu_id} was requested, but only {count} are visible: check `nvidia-smi` "
             "and CUDA_VISIBLE_DEVICES, or run with --device cpu"
         )
     torch.cuda.set_device(gpu_id)
@@ -53,18 +53,19 @@ def describe_device(device):
 
 
 def _default_device():
-    """ "cuda" if PyTorch can use a GPU, "cpu" if there is none.
+    """Return "cuda" if PyTorch can use a GPU, "cpu" if there is none.
 
     Raises:
-        ValueError: there is one, but its driver is too old or broken: training on the CPU instead would
-            take weeks, so it has to be asked for.
+        ValueError: there is one, but its driver is too old or broken, or torch has no CUDA: training on
+            the CPU instead would take weeks, so it has to be asked for.
     """
     if torch.cuda.is_available():
         return "cuda"
     if _gpus_are_hidden():
         return "cpu"
     error = _cuda_error()
-    if "not compiled with CUDA" in error or "no NVIDIA driver" in error:
+    no_cuda = "not compiled with CUDA" in error or "no NVIDIA driver" in error
+    if no_cuda and not _gpu_files():
         return "cpu"
     if "No CUDA GPUs are available" in error and not _gpus_are_expected():
         return "cpu"
@@ -82,7 +83,12 @@ def _gpus_are_hidden():
 
 
 def _gpus_are_expected():
-    return bool(os.environ.get("CUDA_VISIBLE_DEVICES") or glob.glob("/dev/nvidia[0-9]*"))
+    return bool(os.environ.get("CUDA_VISIBLE_DEVICES") or _gpu_files())
+
+
+def _gpu_files():
+    """What the NVIDIA driver makes for each card."""
+    return glob.glob("/dev/nvidia[0-9]*")
 
 
 def _cuda_error():

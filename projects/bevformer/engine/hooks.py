@@ -1,4 +1,4 @@
-"""Hooks of a training run: stop at a loss that is not finite, warn of slow data, evaluate now and then."""
+"""Hooks of a training run: stop at a loss that is not finite, warn about slow data, evaluate."""
 
 import math
 import os
@@ -41,7 +41,8 @@ class DataWaitHook(Hook):
     """Warns once when training spends much of its time waiting for data.
 
     It adds up what mmcv's IterTimerHook measures and has to come after it; it reads nothing from the
-    device. The first iterations of the run, and the first of an epoch, when workers start, do not count.
+    device. The first iterations of the run and of each epoch, while workers start, do not count, nor does
+    the longest wait of an interval: it may be an evaluation.
 
     Args:
         remedy: what the warning says to do.
@@ -60,31 +61,28 @@ class DataWaitHook(Hook):
     def before_run(self, runner):
         self.first = runner.iter + self.skip
         self.workers_start = False
-        self._start_anew()
+        self.times_s = []  # (waiting, whole) of each iteration
 
     def before_train_epoch(self, runner):
         self.workers_start = True
-
-    def _start_anew(self):
-        self.count, self.waited_s, self.time_s = 0, 0.0, 0.0
 
     def after_train_iter(self, runner):
         skipped, self.workers_start = self.workers_start or runner.iter < self.first, False
         if self.warned or skipped:
             return
         history = runner.log_buffer.val_history
-        self.count += 1
-        self.waited_s += history["data_time"][-1]
-        self.time_s += history["time"][-1]
-        if self.count < self.interval:
+        self.times_s.append((history["data_time"][-1], history["time"][-1]))
+        if len(self.times_s) < self.interval:
             return
-        if self.waited_s > self.share * self.time_s:
+        self.times_s.remove(max(self.times_s))
+        waited_s, time_s = (sum(part) / len(self.times_s) for part in zip(*self.times_s))
+        self.times_s = []
+        if waited_s > self.share * time_s:
             self.warned = True
             runner.logger.warning(
                 "training waits for data: %.3f s of the %.3f s of an iteration, in the last %d iterations. %s",
-                self.waited_s / self.count, self.time_s / self.count, self.count, self.remedy,
+                waited_s, time_s, self.interval, self.remedy,
             )  # fmt: skip
-        self._start_anew()
 
 
 @HOOKS.register_module()

@@ -95,6 +95,17 @@ def fit_saved_state(saved, optimizer, parameters):
     return {**saved, "param_groups": groups}
 
 
+def match_layouts(optimizer):
+    """Give loaded states the memory layout of their parameters, which fused kernels demand.
+
+    A run may be resumed with another `channels_last`; `load_state_dict` keeps the layout of the file.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if torch.is_tensor(value) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
 def _merge_saved(saved, own_groups, parameters):
     """Saved groups of one tensor each, merged like `own_groups`; the numbers of the tensors stay."""
     saved_group = dict(zip(map(id, parameters), saved["param_groups"]))

@@ -1,4 +1,4 @@
-"""One line for what PyTorch reports of a machine that is too small or of another kind."""
+"""One-line remedies for PyTorch errors that are about the machine: memory, shared memory, the GPU."""
 
 import re
 
@@ -19,7 +19,7 @@ _REMEDIES = (
         "start the container with --ipc=host or --shm-size=16g, or lower data.workers_per_gpu (0 needs none)",
     ),
     (
-        r"DefaultCPUAllocator|signal: Killed",
+        r"DefaultCPUAllocator|signal: Killed|Cannot allocate memory",
         "the host is out of memory",
         "lower data.workers_per_gpu or data.samples_per_gpu, or start fewer processes",
     ),
@@ -34,6 +34,12 @@ _REMEDIES = (
         "two processes use the same GPU",
         "start as many processes per node as it has GPUs (slurm: a GPU per task, --gpus-per-task=1)",
     ),
+    (
+        r"DataLoader worker \(pid\(s\) [\d, ]+\) exited unexpectedly",
+        "a data worker was killed, most likely for lack of shared memory (/dev/shm) or of host memory",
+        "start the container with --ipc=host or --shm-size=16g, or lower data.workers_per_gpu; with "
+        "data.workers_per_gpu=0 the error of the worker shows",
+    ),
 )
 
 
@@ -41,11 +47,15 @@ def remedy(error):
     """One line for an error of PyTorch that a user can mend, or None.
 
     Args:
-        error: a RuntimeError or MemoryError.
+        error: an exception; what it was raised from counts too, since a DataLoader names the signal that
+            killed a worker there.
     """
-    text = str(error)
-    if isinstance(error, MemoryError):
-        text = "DefaultCPUAllocator"  # Python's own, of the same kind
+    messages = []
+    while error is not None:
+        # Python's own MemoryError has no text.
+        messages.append("DefaultCPUAllocator" if isinstance(error, MemoryError) else str(error))
+        error = error.__cause__ or error.__context__
+    text = "\n".join(messages)
     for pattern, what, how in _REMEDIES:
         found = re.search(pattern, text)
         if found:

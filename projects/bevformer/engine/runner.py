@@ -10,7 +10,7 @@ from projects.bevformer.engine.checkpoint import (
     point_latest_at,
     save_checkpoint,
 )
-from projects.bevformer.engine.optimizer import fit_saved_state
+from projects.bevformer.engine.optimizer import fit_saved_state, match_layouts
 
 
 class _SafeCheckpoints:
@@ -82,6 +82,7 @@ class _SafeCheckpoints:
                     checkpoint["optimizer"], self.optimizer, self.model.module.parameters()
                 )
                 self.optimizer.load_state_dict(state)
+                match_layouts(self.optimizer)
             except (ValueError, KeyError) as error:
                 raise ValueError(
                     f"checkpoint {path}: its optimizer does not fit: {error}"
