@@ -15,7 +15,8 @@ It prints kernels (operators that start at least one: a lower bound of the launc
 the host waits for the GPU) and the copies to the GPU, per training step or test frame. `--estimate` adds
 the time of each operator on a GPU.
 
-It cannot find wrong numbers, races, lack of memory, faults in Triton's or compiled kernels, or anything
+The last step alone is counted: the first one makes the optimizer's state and the tables that stay on the
+device. It cannot find wrong numbers, races, lack of memory, faults in Triton's or compiled kernels, or anything
 about NCCL and several processes. Matching sees random costs, boolean masks select five entries, and the
 cameras have the hits of the nuScenes rig.
 """
@@ -284,7 +285,8 @@ def _report(name, seconds, status, rest, args):
         print(f"FAIL {name} ({seconds:.0f} s): {message}")
         for line in lines:
             print("       ", line[:200])
-        return False, {"error": message, "traceback": lines, "faults": [message]}
+        nothing = {"launches": {}, "reads": {}, "faults": [message]}
+        return False, {**nothing, "error": message, "traceback": lines}
     (records,) = rest
     print(
         f"{'FAIL' if records['faults'] else 'ok  '} {name} ({seconds:.0f} s): "

@@ -47,8 +47,8 @@ test_pipeline = [
     ),
 ]
 
-# For a model with a `data_preprocessor`: the workers hand on the bytes of the images, and the model distorts,
-# normalises, scales and pads them on its device.
+# For a model with a `data_preprocessor`: the workers pass uint8 images, and the model distorts, normalises,
+# scales and pads them on its device.
 byte_train_pipeline = [
     dict(type="LoadMultiViewImageFromFiles"),
     dict(type="DrawColorDistortion"),

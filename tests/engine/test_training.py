@@ -17,7 +17,12 @@ from projects.bevformer.datasets import EpochShuffleSampler
 from projects.bevformer.engine.checkpoint import load_checkpoint
 from projects.bevformer.engine.config import load_config
 from projects.bevformer.engine.hooks import DataWaitHook
-from projects.bevformer.engine.train import _init_weights, _warn_of_frozen_random_layers, train
+from projects.bevformer.engine.train import (
+    _init_weights,
+    _read_pretrained_onto_cpu,
+    _warn_of_frozen_random_layers,
+    train,
+)
 
 CPU = torch.device("cpu")
 
@@ -333,3 +338,20 @@ def test_frozen_stages_of_random_weights_are_warned_of(backbone, load_from, warn
     cfg = Config({"model": {"img_backbone": backbone}, "load_from": load_from})
     _warn_of_frozen_random_layers(cfg, logging.getLogger("test"))
     assert ("freezes stages of random weights" in caplog.text) == warned
+
+
+def test_pretrained_weights_of_any_part_are_read_onto_the_cpu():
+    model = Config(
+        dict(
+            img_backbone=dict(init_cfg=dict(type="Pretrained", checkpoint="a.pth")),
+            img_neck=dict(
+                init_cfg=[dict(type="Xavier"), dict(type="Pretrained", checkpoint="b.pth")]
+            ),
+            init_cfg=dict(type="Pretrained", checkpoint="c.pth", map_location="cuda:1"),
+        )
+    )
+    _read_pretrained_onto_cpu(model._cfg_dict)
+    assert model.img_backbone.init_cfg.map_location == "cpu"
+    assert model.img_neck.init_cfg[1].map_location == "cpu"
+    assert "map_location" not in model.img_neck.init_cfg[0]
+    assert model.init_cfg.map_location == "cuda:1"

@@ -7,7 +7,7 @@ from projects.bevformer.transfer import upload
 
 
 class PinnableContainer(DataContainer):
-    """A DataContainer whose tensors a DataLoader can pin; it leaves mmcv's own containers as they are."""
+    """A DataContainer whose tensors a DataLoader can pin."""
 
     def pin_memory(self):
         """A container of the same content in pinned memory; contents that stay on the CPU are not copied.

@@ -13,7 +13,7 @@ _UNREPEATABLE_BACKENDS = ("mmcv", "triton", "reference")  # their gradients are 
 
 
 def make_deterministic():
-    """Let this process use repeatable algorithms where there are some, and warn where there are none.
+    """Use deterministic algorithms in this process, with a warning from operators that have none.
 
     Call it before CUDA starts: cuBLAS reads its variable once. A value that the user has set stays.
     """

@@ -108,7 +108,7 @@ class LossScalingOptimizerHook(OptimizerHook):
         self.scaler.update(self.fixed_scale)
 
     def checkpoint_meta(self):
-        """What a checkpoint keeps of the scaler; reading it waits for the device."""
+        """State of the scaler for a checkpoint; reading it forces a sync."""
         return {"grad_scaler": self.scaler.state_dict()}
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from urllib.error import URLError
 
@@ -185,6 +186,7 @@ def _start_from(runner, cfg, logger):
 
 def _build_detector(cfg, dataset, device, initialize, logger):
     check_num_classes(cfg, dataset.CLASSES)
+    _read_pretrained_onto_cpu(cfg.model)
     with config_errors("model"):
         detector = build_model(cfg.model, cfg.get("train_cfg"), cfg.get("test_cfg"))
     if initialize:
@@ -193,6 +195,17 @@ def _build_detector(cfg, dataset, device, initialize, logger):
     detector.CLASSES = list(dataset.CLASSES)
     set_compute_format(detector, cfg, device, logger)
     return detector
+
+
+def _read_pretrained_onto_cpu(part):
+    """Complete each `Pretrained` of a config: a file of GPU tensors would go to GPU 0 in every process."""
+    if isinstance(part, dict):
+        if part.get("type") == "Pretrained":
+            part.setdefault("map_location", "cpu")
+        part = part.values()
+    if not isinstance(part, str) and isinstance(part, Iterable):
+        for value in part:
+            _read_pretrained_onto_cpu(value)
 
 
 def _init_weights(detector, model_cfg):

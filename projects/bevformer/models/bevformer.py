@@ -70,7 +70,8 @@ class BEVFormer(Base3DDetector):
     ):
         super().__init__(init_cfg)
         if pretrained and pretrained.get("img"):
-            checkpoint = dict(type="Pretrained", checkpoint=pretrained["img"])
+            # On the CPU: a file of GPU tensors would go to GPU 0 in every process.
+            checkpoint = dict(type="Pretrained", checkpoint=pretrained["img"], map_location="cpu")
             img_backbone = dict(img_backbone, init_cfg=checkpoint)
         self.img_backbone = build_backbone(frugal_backbone(img_backbone))
         self.img_neck = build_neck(img_neck)
