@@ -1,4 +1,4 @@
-# make setup | demo | test | bench | lint | clean
+# make setup | demo | test | test-long | bench | lint | clean
 # PYTHON=/path/to/python3.8 uses .venv-3.8 instead of .venv; TORCH=2.10.0, EXTRAS=lint and MMCV_CUDA=1
 # change what is installed (docs/install.md).
 PYTHON ?= python3
@@ -10,7 +10,7 @@ endif
 RUN := $(VENV)/bin/python
 DEMO := work_dirs/demo
 
-.PHONY: setup demo test bench lint clean help
+.PHONY: setup demo test test-long bench lint clean help
 
 help:
 	@sed -n '1,3s/^# //p' Makefile
@@ -26,6 +26,10 @@ demo: setup
 
 test: setup
 	@$(RUN) -m pytest $(TESTS)
+
+# What is too slow for every run.
+test-long: setup
+	@$(RUN) -m pytest -m long $(TESTS)
 
 # Every benchmark that needs no GPU; results in work_dirs/benchmarks.
 bench: setup

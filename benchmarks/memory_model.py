@@ -18,8 +18,8 @@ the gradients). The matching, which runs on the CPU, is replaced by a fixed one.
 
 import argparse
 import contextlib
+import copy
 import gc
-import logging
 import multiprocessing
 import os
 import sys
@@ -27,7 +27,6 @@ import weakref
 from pathlib import Path
 from unittest import mock
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -38,14 +37,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import common  # noqa: E402
 from presets import PRESETS  # noqa: E402
+from recipe_input import (  # noqa: E402
+    build_detector,
+    nuscenes_hits,
+    preprocessor_steps,
+    training_batch,
+)
 
-from projects.bevformer import plugin  # noqa: E402, F401
-from projects.bevformer.datasets.pipelines import DrawColorDistortion  # noqa: E402
 from projects.bevformer.engine.config import load_config  # noqa: E402
-from projects.bevformer.engine.precision import set_compute_format  # noqa: E402
 from projects.bevformer.layers import CameraHits, frame_context  # noqa: E402
 from projects.bevformer.models import BEVFormer, bevformer  # noqa: E402
-from projects.bevformer.nuscenes_spec import CAN_SIZE  # noqa: E402
 from projects.bevformer.ops import backends, deform_attn_lean  # noqa: E402
 
 from mmcv.ops.multi_scale_deform_attn import (  # noqa: E402  isort: skip
@@ -53,33 +54,12 @@ from mmcv.ops.multi_scale_deform_attn import (  # noqa: E402  isort: skip
 )
 from mmdet.core.bbox.builder import BBOX_ASSIGNERS  # noqa: E402  isort: skip
 from mmdet.models.builder import DETECTORS  # noqa: E402  isort: skip
-from mmdet3d.core.bbox import LiDARInstance3DBoxes  # noqa: E402  isort: skip
-from mmdet3d.models import build_model  # noqa: E402  isort: skip
 
 ROOT = common.ROOT
 MIB = 2**20
-RAW_HW = (900, 1600)  # pictures of nuScenes
 # How the network is usually written without a compiled operator: mmcv's fallback on padded rows, and
 # batch norms that keep their input.
 NAIVE = {"deform_attn_backend": "stacked_fallback"}
-
-# Hits per camera (front, front right, front left, back, back left, back right) on the real nuScenes
-# rig, for the official range and four heights; BEV cells along one side -> counts.
-NUSCENES_HITS = {
-    50: (385, 469, 466, 590, 442, 451),
-    100: (1533, 1882, 1870, 2382, 1772, 1801),
-    150: (3452, 4241, 4213, 5371, 3988, 4056),
-    200: (6137, 7533, 7490, 9544, 7090, 7211),
-    300: (13808, 16950, 16850, 21481, 15948, 16224),
-}
-GROUND_TRUTHS = 40  # about the mean number of boxes in a nuScenes key frame
-
-
-def nuscenes_hits(bev_h, bev_w):
-    """Six hit counts for a BEV of any size; sizes that are not in the table are scaled."""
-    if bev_h == bev_w and bev_h in NUSCENES_HITS:
-        return NUSCENES_HITS[bev_h]
-    return tuple(round(count * bev_h * bev_w / 200**2) for count in NUSCENES_HITS[200])
 
 
 def _stacked_fallback(value, shapes, locations, weights, rows_per_map):
@@ -120,7 +100,6 @@ class BEVFormerWithKnownHits(BEVFormer):
                 torch.empty(batch, len(counts), queries, heights, 2, device=device),
                 torch.empty(batch, len(counts), queries, dtype=torch.bool, device=device),
                 counts * batch,
-                num_views=2,
             )
             for _ in range(img.shape[1])
         ]
@@ -195,25 +174,6 @@ def _hidden_bytes(func, args):
     return images.shape[1] * kernel * pixels * images.element_size()
 
 
-def image_hw(cfg):
-    """Height and width of the padded images that a recipe makes of nuScenes' pictures."""
-    height, width = RAW_HW
-    steps = list(cfg.data.train.pipeline)
-    preprocessor = cfg.model.get("data_preprocessor")
-    if preprocessor is not None:
-        steps += [
-            dict(type="RandomScaleImageMultiViewImage", scales=[preprocessor.get("scale", 1.0)]),
-            dict(type="PadMultiViewImage", size_divisor=preprocessor.get("size_divisor", 1)),
-        ]
-    for step in steps:
-        if step["type"] == "RandomScaleImageMultiViewImage":
-            height, width = (int(side * step["scales"][0]) for side in (height, width))
-        if step["type"] == "PadMultiViewImage":
-            divisor = step["size_divisor"]
-            height, width = (-(-side // divisor) * divisor for side in (height, width))
-    return height, width
-
-
 def training_step(cfg, naive=False):
     """Model the memory of one training step.
 
@@ -258,8 +218,8 @@ def in_a_fork(function, *args):
 def _send_step(send, cfg, naive):
     """Send what `training_step` returns."""
     tracker, report = StorageTracker(), {}
-    hw = image_hw(cfg)
     if naive:
+        cfg.data.train.pipeline = [*cfg.data.train.pipeline, *preprocessor_steps(cfg)]
         cfg.model.data_preprocessor = None
     with fake_mode(), _as_on_a_gpu(naive), tracker:
         detector = fake_detector(cfg)
@@ -269,7 +229,7 @@ def _send_step(send, cfg, naive):
         report["static"] = tracker.alive
         for parameter in trained:
             parameter.grad = torch.empty_like(parameter)  # of the step before
-        batch = training_batch(cfg, hw)
+        batch = training_batch(cfg)
         report["images"] = batch["img"].untyped_storage().nbytes()
 
         tracker.peak = tracker.alive
@@ -289,30 +249,10 @@ def fake_mode():
 
 def fake_detector(cfg):
     """The detector of a recipe in training mode, with known camera hits and matching."""
-    model_cfg = cfg.model.copy()
-    model_cfg.type = "BEVFormerWithKnownHits"
-    model_cfg.train_cfg.pts.assigner.type = "FixedAssigner"
-    model_cfg.pretrained = None
-    detector = build_model(model_cfg).train()
-    detector.grid_mask.prob = 1.0  # it copies the images whenever it masks
-    set_compute_format(detector, cfg, torch.device("cpu"), logging.getLogger())
-    return detector
-
-
-def training_batch(cfg, padded_hw, device="cpu"):
-    """Arguments of a training step of a recipe: bytes where the model distorts and pads, else float32."""
-    batch, frames = cfg.data.samples_per_gpu, cfg.data.train.queue_length
-    if cfg.model.get("data_preprocessor"):
-        img = torch.empty(batch, frames, 6, *RAW_HW, 3, dtype=torch.uint8, device=device)
-    else:
-        img = torch.empty(batch, frames, 6, 3, *padded_hw, device=device)
-    boxes = LiDARInstance3DBoxes(torch.ones(GROUND_TRUTHS, 9), box_dim=9)
-    return dict(
-        img=img,
-        img_metas=[{t: _meta(t, *padded_hw) for t in range(frames)} for _ in range(batch)],
-        gt_bboxes_3d=[boxes] * batch,
-        gt_labels_3d=[torch.zeros(GROUND_TRUTHS, dtype=torch.long)] * batch,
-    )
+    cfg = copy.deepcopy(cfg)
+    cfg.model.type = "BEVFormerWithKnownHits"
+    cfg.model.train_cfg.pts.assigner.type = "FixedAssigner"
+    return build_detector(cfg).train()
 
 
 @contextlib.contextmanager
@@ -323,7 +263,7 @@ def _as_on_a_gpu(naive):
             (F, "dropout", _cuda_dropout),
             (F, "layer_norm", _cuda_autocast(F.layer_norm)),
             (F, "softmax", _cuda_autocast(F.softmax)),
-            (frame_context, "_sum_rows", _cuda_sum_rows),
+            (frame_context, "_sum_rows", frame_context._sum_bags),
         ):
             stack.enter_context(mock.patch.object(owner, name, replacement))
         if naive:
@@ -346,21 +286,6 @@ def _cuda_autocast(function):
         return function(input.float() if half else input, *args, **kwargs)
 
     return run
-
-
-def _cuda_sum_rows(per_row, query_of_row, rows_of_query):
-    return frame_context._gather_rows(per_row, rows_of_query)
-
-
-def _meta(frame, height, width):
-    images = {"img": [None] * 6}
-    return dict(
-        color_distortion=DrawColorDistortion()(images)["color_distortion"],
-        can_bus=np.zeros(CAN_SIZE),
-        lidar2img=[np.eye(4)] * 6,
-        img_shape=[(height, width, 3)] * 6,
-        prev_bev_exists=frame > 0,
-    )
 
 
 def preset(config, name, bev=None):

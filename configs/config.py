@@ -5,8 +5,6 @@ _base_ = [
     "_base_/schedule_24e.py",
     "_base_/default_runtime.py",
 ]
-point_cloud_range = {{_base_.point_cloud_range}}
-class_names = {{_base_.class_names}}
 
 # The workers hand on the bytes of the images; the model distorts, normalises and pads them on its
 # device. The numbers are those of the published pipelines, which stay in configs/_base_/nuscenes.py.
@@ -19,30 +17,8 @@ model = dict(
         size_divisor=32,
     ),
 )
-train_pipeline = [
-    dict(type="LoadMultiViewImageFromFiles"),
-    dict(type="DrawColorDistortion"),
-    dict(type="LoadAnnotations3D", with_bbox_3d=True, with_label_3d=True, with_attr_label=False),
-    dict(type="ObjectRangeFilter", point_cloud_range=point_cloud_range),
-    dict(type="ObjectNameFilter", classes=class_names),
-    dict(type="ByteImageFormatBundle3D", class_names=class_names, stack=False),
-    dict(type="CustomCollect3D", keys=["gt_bboxes_3d", "gt_labels_3d", "img"]),
-]
-test_pipeline = [
-    dict(type="LoadMultiViewImageFromFiles"),
-    dict(
-        type="MultiScaleFlipAug3D",
-        img_scale=(1600, 900),
-        pts_scale_ratio=1,
-        flip=False,
-        transforms=[
-            dict(type="ByteImageFormatBundle3D", class_names=class_names, with_label=False),
-            dict(type="CustomCollect3D", keys=["img"]),
-        ],
-    ),
-]
 data = dict(
-    train=dict(pipeline=train_pipeline),
-    val=dict(pipeline=test_pipeline),
-    test=dict(pipeline=test_pipeline),
+    train=dict(pipeline={{_base_.byte_train_pipeline}}),
+    val=dict(pipeline={{_base_.byte_test_pipeline}}),
+    test=dict(pipeline={{_base_.byte_test_pipeline}}),
 )

@@ -3,8 +3,9 @@
 
     python3 requirements/choose_stack.py [--python 3.11] [--torch 2.10.0]
 
-Prints the arguments for `pip install` to stdout and the reason to stderr. If nothing fits, it exits
-with code 1 and one line that says what to do. Needs only the standard library and no GPU.
+Prints the arguments for `pip install` in one line and the reason in the next. If nothing fits, it
+exits with code 1 and one line on stderr that says what to do. Needs only the standard library and no
+GPU.
 """
 
 import argparse
@@ -347,8 +348,8 @@ def main(argv=None):
     words = list(choice.stack.requirements)
     if choice.stack.find_links and not os.environ.get("TORCH_FIND_LINKS"):
         words += ["--find-links", choice.stack.find_links]
-    print(*words, flush=True)
-    print(choice.reason, file=sys.stderr)
+    print(*words)
+    print(choice.reason)
     return 0
 
 

@@ -55,11 +55,12 @@ choose=("$python" requirements/choose_stack.py --python "$version")
 if [ "${TORCH:-auto}" != auto ]; then choose+=(--torch "$TORCH")
 elif [ -z "${TORCH:-}" ] && [ -n "$old_torch" ]; then choose+=(--keep "$old_torch"); fi
 chosen=$("${choose[@]}")
-read -ra torch_arguments <<< "$chosen"
+read -ra torch_arguments <<< "$chosen"  # its first line
 torch=${torch_arguments[0]#torch==}
 if [ -n "${TORCH_FIND_LINKS:-}" ]; then torch_arguments+=(--find-links "$TORCH_FIND_LINKS"); fi
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(stamp_of "$torch")" ]; then exit 0; fi  # TORCH=auto, same choice
 
+sed 1d <<< "$chosen"  # the reason
 step 1/5 "virtual environment $venv (Python $version)"
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 pip install --quiet 'pip>=22'  # older ones do not know manylinux_2_28 wheels

@@ -26,7 +26,9 @@ from projects.bevformer.engine.data_loading import (  # noqa: E402
     build_test_dataset,
     workers_per_process,
 )
-from projects.bevformer.engine.distributed import barrier, get_rank, init_process  # noqa: E402
+from projects.bevformer.engine.determinism import make_deterministic  # noqa: E402
+from projects.bevformer.engine.device import describe_device  # noqa: E402
+from projects.bevformer.engine.distributed import get_rank, init_process, shut_down  # noqa: E402
 from projects.bevformer.engine.evaluate import (  # noqa: E402
     build_trained_model,
     format_only,
@@ -131,8 +133,12 @@ def evaluate(args, eval_options):
     cfg = load_config(args.config, args.cfg_options, args.data_root)
     work_dir = resolve_work_dir(cfg, args.config, args.work_dir)
     setup_multi_processes(cfg)
-    device = init_process(args.launcher, args.device, chosen_gpu(args))
+    if args.deterministic:
+        make_deterministic()  # before CUDA starts
+    wanted = args.device if args.results is None else "cpu"  # scoring a file needs no GPU
+    device = init_process(args.launcher, wanted, chosen_gpu(args))
     logger = get_run_logger(level=cfg.get("log_level", "INFO"))
+    logger.info("device %s", describe_device(device))
     set_seed(choose_seed(args.seed), args.deterministic)
 
     dataset = build_test_dataset(cfg, "test")
@@ -144,7 +150,9 @@ def evaluate(args, eval_options):
         cfg, args.checkpoint, dataset, device, logger, fuse=args.fuse_conv_bn
     )
     results = predict(detector, dataset, device, workers_per_process(cfg))
-    if get_rank() == 0:
+    rank = get_rank()
+    shut_down()  # drawing can take longer than the others would wait
+    if rank == 0:
         report(
             args,
             dataset,
@@ -152,7 +160,6 @@ def evaluate(args, eval_options):
             Path(eval_options.pop("jsonfile_prefix", work_dir)),
             eval_options,
         )
-    barrier()
 
 
 def report(args, dataset, results, out_dir, eval_options):

@@ -20,6 +20,7 @@ from projects.bevformer.engine.cli import (  # noqa: E402
     tool_errors,
 )
 from projects.bevformer.engine.config import load_config, resolve_work_dir  # noqa: E402
+from projects.bevformer.engine.determinism import make_deterministic  # noqa: E402
 from projects.bevformer.engine.distributed import init_process  # noqa: E402
 from projects.bevformer.engine.train import train  # noqa: E402
 
@@ -62,6 +63,8 @@ def main():
             cfg.resume_from = args.resume_from
         resolve_work_dir(cfg, args.config, args.work_dir)
         setup_multi_processes(cfg)
+        if args.deterministic:
+            make_deterministic()  # before CUDA starts
         device = init_process(args.launcher, args.device, chosen_gpu(args))
         train(
             cfg,

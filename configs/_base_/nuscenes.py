@@ -47,6 +47,30 @@ test_pipeline = [
     ),
 ]
 
+# For a model with a `data_preprocessor`: the workers hand on the bytes of the images, and the model distorts,
+# normalises, scales and pads them on its device.
+byte_train_pipeline = [
+    dict(type="LoadMultiViewImageFromFiles"),
+    dict(type="DrawColorDistortion"),
+    dict(type="LoadAnnotations3D", with_bbox_3d=True, with_label_3d=True, with_attr_label=False),
+    dict(type="ObjectRangeFilter", point_cloud_range=point_cloud_range),
+    dict(type="ObjectNameFilter", classes=class_names),
+    dict(type="ByteImageFormatBundle3D", class_names=class_names, stack=False),
+    dict(type="CustomCollect3D", keys=["gt_bboxes_3d", "gt_labels_3d", "img"]),
+]
+byte_test_pipeline = [
+    dict(type="LoadMultiViewImageFromFiles"),
+    dict(
+        type="MultiScaleFlipAug3D",
+        img_scale=(1600, 900),
+        pts_scale_ratio=1,
+        flip=False,
+        transforms=[
+            dict(type="ByteImageFormatBundle3D", class_names=class_names, with_label=False),
+            dict(type="CustomCollect3D", keys=["img"]),
+        ],
+    ),
+]
 data = dict(
     samples_per_gpu=1,
     workers_per_gpu=4,

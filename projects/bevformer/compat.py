@@ -13,6 +13,7 @@ import warnings
 
 import mmcv
 import torch
+import torch.distributed
 from mmcv.utils import digit_version
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
@@ -115,11 +116,51 @@ def load_torch_file(path, map_location="cpu"):
         ) from error
 
 
+def gpu_computes_in_bfloat16():
+    """Whether the current GPU has bfloat16 arithmetic; newer versions of torch emulate it where not."""
+    supported = torch.cuda.is_bf16_supported
+    if "including_emulation" in inspect.signature(supported).parameters:
+        return supported(including_emulation=False)
+    return supported()
+
+
 def make_grad_scaler(**options):
     """`GradScaler` for float16 training on CUDA; torch 2.3 moved it."""
     if hasattr(getattr(torch, "amp", None), "GradScaler"):
         return torch.amp.GradScaler("cuda", **options)
     return torch.cuda.amp.GradScaler(**options)
+
+
+# torch >= 1.11. Before, deterministic algorithms make an error of each operator that has none, such as
+# deformable convolution.
+CAN_WARN_OF_NONDETERMINISM = (
+    "warn_only" in inspect.signature(torch.use_deterministic_algorithms).parameters
+)
+
+
+def use_deterministic_algorithms():
+    """Let torch choose repeatable algorithms and warn where it has none; torch 1.10 is left as it is."""
+    if CAN_WARN_OF_NONDETERMINISM:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def has_fused_cuda_kernels(optimizer_class):
+    """Whether an optimizer takes `fused=True` for parameters on CUDA: Adam, AdamW and SGD of torch 2."""
+    return (
+        optimizer_class in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+        and "fused" in inspect.signature(optimizer_class).parameters
+    )
+
+
+# torch >= 2.3.
+_GROUPS_TAKE_A_DEVICE = (
+    "device_id" in inspect.signature(torch.distributed.init_process_group).parameters
+)
+
+
+def device_of_process_group(device):
+    """Arguments of `init_process_group` that bind it to a GPU; without them torch 2's barrier() warns."""
+    return {"device_id": device} if device.type == "cuda" and _GROUPS_TAKE_A_DEVICE else {}
 
 
 def mmcv_has_cuda_operators():

@@ -1,11 +1,15 @@
-"""Copies from the host to the device that runs the model."""
+"""Getting tensors from the host to the device that runs the model."""
+
+import torch
+
+_constants = {}
 
 
 def upload(tensor, device):
     """Copy a CPU tensor to `device` without blocking the host.
 
-    A non-blocking copy to a GPU is only asynchronous from pinned memory; PyTorch caches pinned
-    blocks and keeps one alive until the copy that reads it is done.
+    A non-blocking copy to a GPU is only asynchronous from pinned memory. PyTorch caches pinned
+    blocks and keeps each one alive until the copy that reads it is done.
 
     Args:
         tensor: on the CPU, pinned or not; a tensor already on `device` is returned as it is.
@@ -17,3 +21,24 @@ def upload(tensor, device):
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+def constant(key, build, like):
+    """A small table that depends on `key` only, copied to the device of `like` once and kept there.
+
+    Args:
+        key: hashable; says what the table holds and its dtype.
+        build: makes it on the CPU: a tensor, or an object of tensors with a method `to`. Called for a
+            new key only.
+        like: a tensor that it is used with.
+
+    Returns:
+        The table; do not modify it.
+    """
+    # A tensor made in inference mode cannot be saved for backward, a fake one belongs to its mode.
+    mode = torch.is_inference_mode_enabled(), getattr(like, "fake_mode", None)
+    key = (key, like.device, mode)
+    if key not in _constants:
+        # A blocking copy: whoever reads it later may be on another stream.
+        _constants[key] = build().to(like.device)
+    return _constants[key]

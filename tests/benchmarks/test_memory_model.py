@@ -1,7 +1,5 @@
 """Upper bounds of the memory of a training step, computed without a GPU (docs/performance.md)."""
 
-import collections
-
 import pytest
 import torch
 from torch import nn
@@ -12,16 +10,12 @@ from memory_model import (  # noqa: E402
     MIB,
     ROOT,
     StorageTracker,
-    fake_detector,
     fake_mode,
-    image_hw,
-    in_a_fork,
     main,
     preset,
-    training_batch,
     training_step,
 )
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+from recipe_input import image_hw  # noqa: E402
 
 BASE = ROOT / "configs" / "config.py"
 TINY = ROOT / "configs" / "bevformer" / "bevformer_tiny.py"
@@ -96,49 +90,3 @@ def test_the_command_prints_a_table_and_writes_numbers(tmp_path, capsys):
     ]  # fmt: skip
     assert len(lines) == 3
     assert '"peak"' in (tmp_path / "memory.json").read_text()
-
-
-class WaitingCopies(TorchDispatchMode):
-    """Counts copies between CPU and GPU that wait for the GPU, by operator and direction."""
-
-    def __init__(self):
-        super().__init__()
-        self.counts = collections.Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        if func.name() in ("aten::_to_copy", "aten::copy_"):
-            source = args[1] if func.name() == "aten::copy_" else args[0]
-            devices = source.device.type, out.device.type
-            waits = not (kwargs.get("non_blocking") or (len(args) > 2 and args[2]))
-            if devices[0] != devices[1] and waits:
-                self.counts[devices] += 1
-        return out
-
-
-def waiting_copies(send, config):
-    """Send the counts before and after a forward pass on fake tensors of a GPU, and its device.
-
-    The camera hits and the matching, which do wait, are known there.
-    """
-    cfg = preset(config, "default", bev=50)
-    cfg.deform_attn_backend = "lean"  # without a GPU only plain PyTorch takes fake tensors of one
-    copies = WaitingCopies()
-    with fake_mode():
-        with torch.device("cuda"):
-            detector = fake_detector(cfg)
-        batch = training_batch(cfg, image_hw(cfg), "cuda")
-        with copies:
-            torch.empty(3).to("cuda")
-            before = dict(copies.counts)
-            losses = detector(return_loss=True, **batch)
-        send((before, dict(copies.counts), losses["loss_cls"].device.type))
-
-
-@pytest.mark.parametrize("config", [TINY, BASE], ids=["float32 images", "bytes"])
-def test_the_forward_pass_copies_without_waiting(config):
-    before, after, device = in_a_fork(waiting_copies, config)
-    assert device == "cuda"
-    assert before == {("cpu", "cuda"): 1}  # a copy that waits is seen
-    assert after == before

@@ -2,8 +2,9 @@ import torch
 from dummy_task import DummyDataset
 from mmcv.parallel import collate
 
+from projects.bevformer.engine import batch as module
+from projects.bevformer.engine.batch import collate_samples, to_device, train_sample_tokens
 from projects.bevformer.engine.batch import test_sample_tokens as tokens_of_test_batch
-from projects.bevformer.engine.batch import to_device, train_sample_tokens
 
 
 def test_training_batches_lose_their_containers():
@@ -30,3 +31,20 @@ def test_contents_of_cpu_only_containers_stay():
     assert batch["img"].device.type == "meta"
     assert batch["gt_labels_3d"][0].device.type == "meta"
     assert batch["gt_bboxes_3d"][0].tensor.device.type == "cpu"
+
+
+def test_every_tensor_is_uploaded(monkeypatch):
+    uploaded = []
+    monkeypatch.setattr(module, "upload", lambda tensor, device: uploaded.append(device) or tensor)
+    dataset = DummyDataset()
+    to_device(collate_samples([dataset[0], dataset[1]]), torch.device("cuda"))
+    assert uploaded == [torch.device("cuda")] * 3  # images, and labels of two samples
+
+
+def test_collated_containers_are_those_of_mmcv():
+    dataset = DummyDataset()
+    samples = [dataset[0], dataset[1]]
+    expected, batch = collate(samples, samples_per_gpu=2), collate_samples(samples)
+    for key, container in expected.items():
+        assert (batch[key].cpu_only, batch[key].stack) == (container.cpu_only, container.stack)
+    assert torch.equal(batch["img"].data[0], expected["img"].data[0])

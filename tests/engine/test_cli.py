@@ -1,6 +1,9 @@
 """Errors of a tool end in one line, also those of data loading processes."""
 
+import re
+
 import pytest
+import torch
 from torch.utils.data import DataLoader
 
 from projects.bevformer.engine.cli import tool_errors
@@ -19,17 +22,25 @@ class Broken:
             raise ValueError("image a.jpg: is cut off\nand torn") from error
 
 
-def test_errors_of_workers_are_one_line():
+@pytest.fixture
+def broken_batches():
+    """Batches of a worker that fails."""
+    batches = iter(DataLoader(Broken(), num_workers=1))
+    yield batches
+    batches._shutdown_workers()  # the garbage collector takes five seconds for it
+
+
+def test_errors_of_workers_are_one_line(broken_batches):
     with pytest.raises(SystemExit) as stop, tool_errors(debug=False):
-        next(iter(DataLoader(Broken(), num_workers=1)))
+        next(broken_batches)
     assert stop.value.code == (
         "error (rank 0): image a.jpg: is cut off and torn [--debug shows where]"
     )
 
 
-def test_debug_lets_the_error_through():
+def test_debug_lets_the_error_through(broken_batches):
     with pytest.raises(ValueError, match="Original Traceback"), tool_errors(debug=True):
-        next(iter(DataLoader(Broken(), num_workers=1)))
+        next(broken_batches)
 
 
 def test_a_loss_that_is_not_finite_is_one_line():
@@ -43,3 +54,64 @@ def test_ctrl_c_is_no_traceback():
     assert stop.value.code == 130
     with pytest.raises(KeyboardInterrupt), tool_errors(debug=True):
         raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("message", "named"),
+    [
+        (
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB",
+            ["config_low_memory.py", "config_bf16.py", "data.samples_per_gpu", "Tried to allocate"],
+        ),
+        (
+            "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+            ["GPU is out"],
+        ),
+        (
+            "[enforce fail at alloc_cpu.cpp:114] err == 0. DefaultCPUAllocator: can't allocate memory: "
+            "you tried to allocate 4096 bytes. Error code 12 (Cannot allocate memory)",
+            ["the host is out of memory", "workers_per_gpu", "4096 bytes"],
+        ),
+        (
+            "DataLoader worker (pid 17) is killed by signal: Bus error. It is possible that "
+            "dataloader's workers are out of shared memory.",
+            ["--shm-size", "--ipc=host", "workers_per_gpu"],
+        ),
+        (
+            "unable to write to file </torch_17_3>: No space left on device (28)",
+            ["--shm-size", "--ipc=host"],
+        ),
+        ("DataLoader worker (pid 17) is killed by signal: Killed. ", ["the host is out of memory"]),
+        (
+            "CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors",
+            ["docs/install.md", "--device cpu", "doctor"],
+        ),
+        (
+            "NCCL error in: ProcessGroupNCCL.cpp, invalid usage\nLast error:\nDuplicate GPU detected : "
+            "rank 1 and rank 0 both on CUDA device 1a000",
+            ["same GPU", "--gpus-per-task", "rank 1 and rank 0"],
+        ),
+    ],
+)
+def test_a_machine_that_is_too_small_or_another_one_is_one_line(message, named):
+    with pytest.raises(SystemExit) as stop, tool_errors(debug=False):
+        raise RuntimeError(message)
+    line = stop.value.code
+    assert "\n" not in line
+    assert all(name in line for name in named), line
+    with pytest.raises(RuntimeError, match=re.escape(message[:20])), tool_errors(debug=True):
+        raise RuntimeError(message)
+
+
+def test_memory_errors_are_one_line():
+    with pytest.raises(SystemExit, match="the host is out of memory"), tool_errors(debug=False):
+        raise MemoryError
+    with pytest.raises(SystemExit, match="GPU is out of memory"), tool_errors(debug=False):
+        raise getattr(torch.cuda, "OutOfMemoryError", RuntimeError)(
+            "CUDA out of memory. Tried to allocate 20.00 MiB"
+        )
+
+
+def test_other_runtime_errors_keep_their_traceback():
+    with pytest.raises(RuntimeError, match="sizes of tensors"), tool_errors(debug=False):
+        raise RuntimeError("The sizes of tensors must match")

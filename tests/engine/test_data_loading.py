@@ -5,11 +5,16 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from dummy_task import DummyDataset
 from mmcv import Config
 
 from projects.bevformer import compat  # noqa: F401
 from projects.bevformer.datasets.create_infos import create_nuscenes_infos
-from projects.bevformer.engine.data_loading import build_train_dataset, build_train_loader
+from projects.bevformer.engine.data_loading import (
+    build_test_loader,
+    build_train_dataset,
+    build_train_loader,
+)
 from projects.bevformer.nuscenes_spec import CLASSES
 
 PIPELINE = [
@@ -34,7 +39,7 @@ def ann_file(synthetic_root, tmp_path_factory):
 def loader(ann_file, synthetic_root):
     """Factory of training loaders."""
 
-    def build(workers=0, seed=3, samples=2, **options):
+    def build(workers=0, seed=3, samples=2, pin_memory=False, **options):
         train = dict(
             type="TemporalNuScenesDataset",
             data_root=f"{synthetic_root}/",
@@ -44,7 +49,7 @@ def loader(ann_file, synthetic_root):
             **{"ann_file": ann_file, **options},
         )
         cfg = Config({"data": dict(samples_per_gpu=samples, workers_per_gpu=workers, train=train)})
-        return build_train_loader(cfg, build_train_dataset(cfg), seed)
+        return build_train_loader(cfg, build_train_dataset(cfg), seed, pin_memory)
 
     return build
 
@@ -116,3 +121,49 @@ def test_queues_of_bytes(loader):
     assert batch["img"].data[0].dtype == torch.uint8
     (one,) = list(loader(samples=4, filter_empty_gt=False))
     assert torch.equal(one["img"].data[0], batch["img"].data[0])
+
+
+@pytest.fixture
+def pinned(monkeypatch):
+    """Pretend CUDA to the DataLoader; returns the addresses of all tensors that were pinned since."""
+    addresses = set()
+
+    def pin_memory(tensor):
+        copy = tensor.clone()
+        addresses.add(copy.data_ptr())
+        return copy
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
+    if hasattr(torch, "accelerator"):  # torch >= 2.6 asks it instead
+        cuda = torch.device("cuda")
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: cuda)
+        monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 0)
+        monkeypatch.setattr(torch.accelerator, "set_device_index", lambda index: None)
+    return addresses
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_are_pinned_for_a_gpu(loader, pinned, workers):
+    plain_batches = epoch_of(loader(workers), 0)
+    assert pinned == set()
+    batches = list(loader(workers, pin_memory=True))
+    assert [plain(batch) for batch in batches] == plain_batches
+    for batch in batches:
+        assert batch["img"].data[0].data_ptr() in pinned
+        labels = batch["gt_labels_3d"].data[0]
+        assert {tensor.data_ptr() for tensor in labels if len(tensor)} <= pinned
+        # What stays on the CPU is not copied: boxes and metas.
+        assert batch["gt_bboxes_3d"].cpu_only
+        boxes = {boxes.tensor.data_ptr() for boxes in batch["gt_bboxes_3d"].data[0]}
+        assert not boxes & pinned
+
+
+def test_test_frames_are_pinned_for_a_gpu(pinned):
+    dataset = DummyDataset(test_mode=True)
+    for pin_memory in (False, True):
+        for batch in build_test_loader(dataset, workers=0, pin_memory=pin_memory):
+            assert (batch["img"][0].data[0].data_ptr() in pinned) == pin_memory

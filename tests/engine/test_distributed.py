@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from dummy_task import DummyDetector
 from tiny_bevformer import build_detector
 
 from projects.bevformer import compat
@@ -110,6 +111,19 @@ def test_checkpoints_go_with_two_processes(tmp_path, tool_environment):
     assert report["largest_difference"] < 1e-3
 
 
+def test_gradients_are_views_of_the_buckets(monkeypatch):
+    options = {}
+
+    def wrap(module, **given):
+        options.update(given)
+        return module
+
+    monkeypatch.setattr(training_model, "is_distributed", lambda: True)
+    monkeypatch.setattr(training_model, "DistributedDataParallel", wrap)
+    TrainingModel(DummyDetector(), torch.device("cpu"))
+    assert options["gradient_as_bucket_view"] is True
+
+
 def test_reentrant_checkpoints_are_refused_beside_a_search_for_unused_parameters(monkeypatch):
     monkeypatch.setattr(training_model, "is_distributed", lambda: True)
     monkeypatch.setattr(compat, "NON_REENTRANT_CHECKPOINTS", False)
@@ -124,11 +138,11 @@ def test_tools_in_two_processes_give_the_result_file_of_one(
 ):
     repository = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     train, evaluate = (os.path.join(repository, "tools", name) for name in ("train.py", "eval.py"))
-    launcher = ["--launcher", "pytorch"]
-    torchrun([train, config_path, *launcher, "--seed", 0], tool_environment, port=29642)
+    launcher, cpu = ["--launcher", "pytorch"], ["--device", "cpu"]  # a machine may have one GPU
+    torchrun([train, config_path, *launcher, *cpu, "--seed", 0], tool_environment, port=29642)
     checkpoint = tmp_path / "work" / "epoch_2.pth"
 
-    flags = [config_path, checkpoint, "--work-dir"]
+    flags = [config_path, checkpoint, *cpu, "--work-dir"]
     torchrun([evaluate, *flags, tmp_path / "two", *launcher], tool_environment, port=29643)
     subprocess.run(
         [sys.executable, evaluate, *map(str, flags), str(tmp_path / "one")],

@@ -3,8 +3,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from dummy_task import DummyDataset
+from mmcv.runner import LogBuffer
 
-from projects.bevformer.engine.hooks import FiniteLossHook, TemporalEvalHook
+from projects.bevformer.engine.hooks import DataWaitHook, FiniteLossHook, TemporalEvalHook
 
 
 def runner_with_loss(value):
@@ -27,6 +28,50 @@ def test_other_losses_name_iteration_terms_and_samples(value):
         FloatingPointError, match=r"epoch 3, iteration 7 \(terms loss; samples a, b\)"
     ):
         FiniteLossHook().after_train_iter(runner_with_loss(value))
+
+
+class TimedRun:
+    """Runs iterations of given times through a DataWaitHook; collects its warnings."""
+
+    def __init__(self):
+        self.hook = DataWaitHook("Buy workers", interval=4, skip=2)
+        self.warnings = []
+        self.iter = 7  # resumed
+        self.log_buffer = LogBuffer()
+        self.logger = SimpleNamespace(
+            warning=lambda text, *values: self.warnings.append(text % values)
+        )
+        self.hook.before_run(self)
+
+    def epoch(self, waits_s, time_s=1.0):
+        self.log_buffer.clear()
+        self.hook.before_train_epoch(self)
+        for wait_s in waits_s:
+            self.log_buffer.update({"data_time": wait_s, "time": time_s})
+            self.hook.after_train_iter(self)
+            self.iter += 1
+
+
+def test_waiting_for_data_is_warned_of_once():
+    run = TimedRun()
+    run.epoch([0.9, 0.9, 0.3, 0.4, 0.2])  # two to start with
+    assert run.warnings == []
+    run.epoch([9.0, 0.3])  # workers start anew
+    (line,) = run.warnings
+    assert line == (
+        "training waits for data: 0.300 s of the 1.000 s of an iteration, in the last 4 iterations. "
+        "Buy workers"
+    )
+    run.epoch([0.9] * 20)
+    assert len(run.warnings) == 1
+
+
+def test_fast_data_are_not_warned_of():
+    run = TimedRun()
+    run.epoch([0.2] * 30)
+    assert run.warnings == []
+    run.epoch([0.5] * 5)  # later: another machine reads the same disk
+    assert len(run.warnings) == 1
 
 
 @pytest.mark.parametrize(

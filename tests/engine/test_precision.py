@@ -7,6 +7,7 @@ from mmcv.parallel import collate
 from mmcv.runner import LogBuffer
 from tiny_bevformer import build_detector, training_batch
 
+from projects.bevformer.engine import precision
 from projects.bevformer.engine.precision import (
     LossScalingOptimizerHook,
     autocast_dtype,
@@ -29,8 +30,20 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
         ({"loss_scale": 512.0}, CPU, torch.bfloat16),
     ],
 )
-def test_autocast_dtype(fp16, device, expected):
+def test_autocast_dtype(monkeypatch, fp16, device, expected):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     assert autocast_dtype(fp16, device, LOGGER) is expected
+
+
+def test_bfloat16_needs_a_gpu_that_computes_in_it(monkeypatch):
+    def emulated(including_emulation=True):
+        return including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", emulated)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    with pytest.raises(ValueError, match="Tesla T4.*fp16.dtype=float16"):
+        autocast_dtype({"dtype": "bfloat16"}, CUDA, LOGGER)
+    assert autocast_dtype({"dtype": "float16"}, CUDA, LOGGER) is torch.float16
 
 
 @pytest.mark.parametrize("fp16", [{"dtype": "float8"}, {"lossscale": 1}, True])
@@ -141,6 +154,39 @@ def test_bfloat16_forward_and_float32_weights():
     assert {p.grad.dtype for p in detector.parameters()} == {torch.float32}
 
 
+class CountingScaler:
+    """Stands in for a GradScaler, which is off without CUDA; counts how often its state is read."""
+
+    def __init__(self):
+        self.reads = 0
+
+    def scale(self, loss):
+        return loss
+
+    def unscale_(self, optimizer):
+        pass
+
+    def step(self, optimizer):
+        optimizer.step()
+
+    def update(self, new_scale):
+        pass
+
+    def state_dict(self):
+        self.reads += 1
+        return {"scale": 4.0}
+
+
+def test_the_loss_scale_is_read_for_checkpoints_only(monkeypatch):
+    scaler = CountingScaler()
+    monkeypatch.setattr(precision, "make_grad_scaler", lambda: scaler)
+    hook = LossScalingOptimizerHook()
+    runner, _ = step_weights(CPU, None, hook)
+    assert scaler.reads == 0
+    assert runner.meta == {}
+    assert hook.checkpoint_meta() == {"grad_scaler": {"scale": 4.0}}
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("loss_scale", [512.0, "dynamic"])
@@ -150,10 +196,12 @@ def test_scaled_float16_step_is_near_the_float32_step(loss_scale):
     clip = {"max_norm": 0.5}
     device = torch.device("cuda", 0)
     _, exact = step_weights(device, None, OptimizerHook(grad_clip=clip))
-    runner, scaled = step_weights(device, torch.float16, LossScalingOptimizerHook(loss_scale, clip))
+    hook = LossScalingOptimizerHook(loss_scale, clip)
+    runner, scaled = step_weights(device, torch.float16, hook)
     for a, b in zip(exact.parameters(), scaled.parameters()):
         assert torch.allclose(a, b, atol=2e-3)
     assert scaled.seen_dtypes == [torch.float16]
+    runner.meta.update(hook.checkpoint_meta())
     assert runner.meta["grad_scaler"]["scale"] == (512.0 if loss_scale == 512.0 else 65536.0)
     resumed = LossScalingOptimizerHook("dynamic")
     runner.meta["grad_scaler"]["scale"] = 4.0

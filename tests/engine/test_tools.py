@@ -31,10 +31,11 @@ def eval_tool():
 
 @pytest.fixture
 def call(monkeypatch, quick):
-    """Run a tool with arguments."""
+    """Run a tool with arguments, on the CPU unless they name a device."""
 
     def call(tool, *arguments):
-        monkeypatch.setattr("sys.argv", ["tool.py", *map(str, arguments)])
+        device = [] if "--device" in arguments else ["--device", "cpu"]
+        monkeypatch.setattr("sys.argv", ["tool.py", *map(str, arguments), *device])
         tool.main()
 
     return call
@@ -42,7 +43,7 @@ def call(monkeypatch, quick):
 
 @pytest.fixture
 def checkpoint(call, train_tool, config_path, tmp_path):
-    call(train_tool, config_path, "--no-validate", "--device", "cpu", "--seed", "0")
+    call(train_tool, config_path, "--no-validate", "--seed", "0")
     return tmp_path / "work" / "epoch_2.pth"
 
 
@@ -77,6 +78,18 @@ def test_eval_of_a_result_file(call, eval_tool, config_path, checkpoint, tmp_pat
     assert f"{expected['nd_score']:.4f}" in capsys.readouterr().out
     again = json.loads((tmp_path / "again" / "metrics_summary.json").read_text())
     assert again["nd_score"] == pytest.approx(expected["nd_score"])
+
+
+def test_the_process_group_is_left_before_the_report(
+    call, eval_tool, config_path, checkpoint, monkeypatch
+):
+    steps = []
+    monkeypatch.setattr(eval_tool, "shut_down", lambda: steps.append("left"))
+    monkeypatch.setattr(eval_tool, "report", lambda *arguments: steps.append("report"))
+    call(eval_tool, config_path, checkpoint)
+    monkeypatch.setattr(eval_tool, "get_rank", lambda: 1)
+    call(eval_tool, config_path, checkpoint)
+    assert steps == ["left", "report", "left"]
 
 
 def test_eval_hands_the_devkit_flag_on(call, eval_tool, config_path, checkpoint, monkeypatch):

@@ -3,16 +3,20 @@
 import json
 import logging
 import os
+import weakref
+from functools import partial
 from types import SimpleNamespace
 from urllib.error import URLError
 
 import pytest
 import torch
 from mmcv import Config
+from mmcv.runner import HOOKS, Hook
 
 from projects.bevformer.datasets import EpochShuffleSampler
 from projects.bevformer.engine.checkpoint import load_checkpoint
 from projects.bevformer.engine.config import load_config
+from projects.bevformer.engine.hooks import DataWaitHook
 from projects.bevformer.engine.train import _init_weights, _warn_of_frozen_random_layers, train
 
 CPU = torch.device("cpu")
@@ -132,6 +136,91 @@ def test_progress_is_recounted_for_another_number_of_processes(run, tmp_path):
     torch.save(checkpoint, str(tmp_path / "two.pth"))
     run({"resume_from": str(tmp_path / "two.pth")}, work_dir="b", validate=False)
     assert load_checkpoint(tmp_path / "b" / "epoch_2.pth")["meta"]["iter"] == 6 + 5
+
+
+def test_a_checkpoint_with_a_group_per_tensor_is_resumed(run, tmp_path):
+    """The layout of mmcv's own constructor, which older checkpoints have."""
+    single = {"optimizer.constructor": "DefaultOptimizerConstructor"}
+    whole, old = run(validate=False), run(single, work_dir="old", validate=False)
+    new_layout, old_layout = (
+        load_checkpoint(work_dir / "epoch_1.pth")["optimizer"]["param_groups"]
+        for work_dir in (whole, old)
+    )
+    assert (len(new_layout), len(old_layout)) == (2, 6)
+    resume = {"resume_from": str(old / "epoch_1.pth")}
+    resumed = run(resume, work_dir="resumed", validate=False)
+    final = [
+        load_checkpoint(work_dir / "epoch_2.pth")["state_dict"]
+        for work_dir in (whole, old, resumed)
+    ]
+    for name, weight in final[0].items():
+        assert torch.equal(final[1][name], weight)
+        assert torch.equal(final[2][name], weight)
+    rates = [
+        [r["lr"] for r in log_records(work_dir) if r.get("mode") == "train"]
+        for work_dir in (whole, old, resumed)
+    ]
+    assert rates[0] == rates[1] == rates[0][:5] + rates[2]
+
+    resume = {"resume_from": str(whole / "epoch_1.pth")}
+    with pytest.raises(
+        ValueError, match=r"epoch_1\.pth: its optimizer does not fit: .*constructor"
+    ):
+        run({**resume, **single}, work_dir="reverse", validate=False)
+
+
+def test_a_run_that_waits_for_data_says_so(run, monkeypatch, caplog):
+    hook = partial(DataWaitHook, interval=2, share=-1, skip=0)
+    monkeypatch.setattr("projects.bevformer.engine.train.DataWaitHook", hook)
+    logger = logging.getLogger("mmdet3d")  # it hands nothing on to the root logger
+    logger.addHandler(caplog.handler)
+    try:
+        run(validate=False, max_iters=6)
+    finally:
+        logger.removeHandler(caplog.handler)
+    (line,) = [line for line in caplog.messages if line.startswith("training waits for data")]
+    assert "Raise data.workers_per_gpu (now 0), or let the model prepare" in line
+
+
+class CheckpointMetaHook(Hook):
+    """Writes how often it was asked into checkpoints."""
+
+    asked = 0
+
+    def checkpoint_meta(self):
+        self.asked += 1
+        return {"asked": self.asked}
+
+
+def test_hooks_are_asked_for_meta_when_a_checkpoint_is_saved(run, monkeypatch):
+    monkeypatch.setitem(HOOKS.module_dict, "CheckpointMetaHook", CheckpointMetaHook)
+    work_dir = run({"custom_hooks": [dict(type="CheckpointMetaHook")]}, validate=False)
+    for epoch in (1, 2):
+        assert load_checkpoint(work_dir / f"epoch_{epoch}.pth")["meta"]["asked"] == epoch
+
+
+def test_the_loaded_file_is_freed_before_training(run, monkeypatch):
+    work_dir = run(validate=False)
+    loaded, alive = [], []
+
+    def spy(path):
+        checkpoint = load_checkpoint(path)
+        tensor = checkpoint["state_dict"]["head.weight"]
+        loaded.append(weakref.ref(tensor))
+        return checkpoint
+
+    class LookAround(Hook):
+        def before_train_iter(self, runner):
+            alive.extend(reference() is not None for reference in loaded)
+
+    monkeypatch.setattr("projects.bevformer.engine.runner.load_checkpoint", spy)
+    monkeypatch.setitem(HOOKS.module_dict, "LookAround", LookAround)
+    hooks = [dict(type="LookAround")]
+    run(
+        {"load_from": str(work_dir / "epoch_1.pth"), "custom_hooks": hooks},
+        work_dir="b", validate=False, max_iters=1,
+    )  # fmt: skip
+    assert alive == [False]
 
 
 def test_a_short_run_saves_and_evaluates_at_its_end(run):

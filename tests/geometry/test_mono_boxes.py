@@ -23,7 +23,8 @@ def test_quaternions_of_any_length_equal_scipy():
 
 
 def test_unproject_by_hand():
-    rays = unproject(torch.tensor([[60.0, 40.0], [110.0, 0.0]]), INTRINSICS.expand(2, 3, 3))
+    inverse = torch.inverse(INTRINSICS).expand(2, 3, 3)
+    rays = unproject(torch.tensor([[60.0, 40.0], [110.0, 0.0]]), inverse)
     torch.testing.assert_close(rays, torch.tensor([[0.0, 0.0, 1.0], [0.5, -0.5, 1.0]]))
 
 

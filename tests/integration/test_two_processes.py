@@ -27,7 +27,7 @@ def trained(flags, tmp_path_factory):
     )
     run(
         "tools/train.py", config, "--work-dir", work_dir, "--seed", 0, "--no-validate",
-        "--device", "cpu", "--max-iters", ITERATIONS, *flags, processes=2, timeout=240,
+        "--max-iters", ITERATIONS, *flags, processes=2, timeout=240,
     )  # fmt: skip
     return work_dir
 
@@ -46,7 +46,7 @@ def test_two_processes_write_the_result_file_of_one(trained, flags, tmp_path):
     for name, processes in (("one", 1), ("two", 2)):
         run(
             "tools/eval.py", DEMO, checkpoint, "--work-dir", tmp_path / name, "--format-only",
-            "--device", "cpu", *flags, processes=processes,
+            *flags, processes=processes,
         )  # fmt: skip
     one, two = (tmp_path / name / "results_nusc.json" for name in ("one", "two"))
     assert len(json.loads(one.read_text())["results"]) == 8

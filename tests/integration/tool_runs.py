@@ -61,6 +61,9 @@ def as_flags(options):
 def run(*arguments, processes=1, timeout=120):
     """Run a Python script of the repository, under torchrun if `processes` is more than one.
 
+    Training and evaluation run on the CPU, also where there is a GPU: one GPU would be too few for two
+    processes, and results of both are compared with results on the CPU.
+
     Args:
         arguments: the script, from the repository root, and its arguments.
         processes: how many; more than one adds `--launcher pytorch`.
@@ -70,6 +73,8 @@ def run(*arguments, processes=1, timeout=120):
         str: what it printed, and its log.
     """
     script, *rest = map(str, arguments)
+    if script in ("tools/train.py", "tools/eval.py"):
+        rest += ["--device", "cpu"]
     command = [sys.executable, str(REPOSITORY / script), *rest]
     if processes > 1:
         launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"]

@@ -5,7 +5,7 @@ from naive_equations import project
 from tiny_bevformer import IMAGE_HW, lidar2img
 
 from projects.bevformer.layers import CameraHits
-from projects.bevformer.layers.frame_context import _gather_rows
+from projects.bevformer.layers.frame_context import _sum_bags
 
 
 def project_one(pillars, matrices, image_hw=IMAGE_HW):
@@ -33,8 +33,8 @@ def test_hits_are_those_of_a_loop():
     views = np.array([len(found) for found in rows_of_query])
     assert (views == 0).any()
     assert views.max() == 2
-    expected = [found + [len(rows)] * (2 - len(found)) for found in rows_of_query]
-    assert hits.rows_of_query.tolist() == expected
+    assert hits.rows_by_query.tolist() == sum(rows_of_query, [])
+    assert hits.start_of_query.tolist() == [0, *np.cumsum(views)[:-1]]
     assert hits.views_per_query.flatten().tolist() == np.maximum(views, 1).tolist()
 
 
@@ -50,7 +50,7 @@ def test_frames_that_are_projected_together_are_as_if_alone():
     for hits, matrix, size in zip(together, matrices, sizes):
         alone = project_one(pillars, matrix, size)
         assert hits.rows_per_map == alone.rows_per_map
-        for field in ("reference_uv", "query_of_row", "rows_of_query", "views_per_query"):
+        for field in ("reference_uv", "query_of_row", "rows_by_query", "start_of_query"):
             assert torch.equal(getattr(hits, field), getattr(alone, field)), field
 
 
@@ -73,7 +73,7 @@ def test_nothing_visible_leaves_no_row():
 def hand_made_hits():
     """Two samples of two queries in two cameras: query 1 of sample 0 is seen twice, one never."""
     seen = torch.tensor([[[True, True], [False, True]], [[False, True], [False, False]]])
-    return CameraHits.pack(torch.rand(2, 2, 2, 1, 2), seen, [2, 1, 1, 0], 2)
+    return CameraHits.pack(torch.rand(2, 2, 2, 1, 2), seen, [2, 1, 1, 0])
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
@@ -84,12 +84,14 @@ def test_rows_and_queries_by_hand(hand_made_hits, requires_grad):
     assert hand_made_hits.to_queries(per_row).tolist() == [[[1.0], [110.0]], [[0.0], [1000.0]]]
 
 
-def test_sums_by_gathering_are_those_by_adding(hand_made_hits):
+def test_sums_of_bags_equal_index_add(hand_made_hits):
     per_row = torch.randn(4, 3)
-    gathered = _gather_rows(per_row, hand_made_hits.rows_of_query)
-    assert torch.equal(gathered, hand_made_hits.to_queries(per_row).flatten(0, 1))
-    nothing = _gather_rows(per_row[:0], torch.zeros(5, 1, dtype=torch.long))
-    assert torch.equal(nothing, torch.zeros(5, 3))
+    assert torch.equal(
+        _sum_bags(per_row, hand_made_hits), hand_made_hits.to_queries(per_row).flatten(0, 1)
+    )
+    nothing_seen = torch.zeros(1, 2, 5, dtype=torch.bool)
+    empty = CameraHits.pack(torch.rand(1, 2, 5, 1, 2), nothing_seen, [0, 0])
+    assert torch.equal(_sum_bags(per_row[:0], empty), torch.zeros(5, 3))
 
 
 def test_gradients_of_rows_and_queries(hand_made_hits):

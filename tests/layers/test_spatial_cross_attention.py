@@ -30,7 +30,7 @@ def make_attention(num_points=4):
 def test_equals_a_loop(frame_context, bev_query, sample):
     attention, context, query = make_attention(), frame_context((sample,)), bev_query((sample,))
     num_queries = query.shape[1]
-    views = (context.hits.rows_of_query < sum(context.hits.rows_per_map)).sum(dim=1)
+    views = context.hits.query_of_row.bincount(minlength=num_queries)
     assert (views == 0).any() or (views == 2).any()  # the interesting cases occur
     expected = naive_equations.spatial_cross_attention(
         attention,
@@ -58,7 +58,7 @@ def nowhere_visible(queries):
     """Hits where no camera sees any query."""
     points_uv = torch.full((1, CAMERAS, queries, 2, 2), 0.5)
     seen = torch.zeros(1, CAMERAS, queries, dtype=torch.bool)
-    return CameraHits.pack(points_uv, seen, [0] * CAMERAS, 1)
+    return CameraHits.pack(points_uv, seen, [0] * CAMERAS)
 
 
 def test_no_visible_query_adds_the_bias_only(frame_context, bev_query):

@@ -125,6 +125,13 @@ def test_types_that_are_replaced(monkeypatch):
     assert frugal_backbone(config)["dcn"]["type"] == "DCNv2"
 
 
+def test_pretrained_weights_go_to_the_cpu_unless_the_config_says_where():
+    init = dict(type="Pretrained", checkpoint="resnet50.pth")
+    assert frugal_backbone(dict(RESNET, init_cfg=init))["init_cfg"]["map_location"] == "cpu"
+    init["map_location"] = "cuda:1"
+    assert frugal_backbone(dict(RESNET, init_cfg=init))["init_cfg"] == init
+
+
 def test_other_backbones_are_left_alone():
     config = dict(type="SwinTransformer", with_cp=True, norm_cfg=dict(type="LN"))
     assert frugal_backbone(config) == config

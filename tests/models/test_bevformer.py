@@ -483,3 +483,21 @@ def test_global_precision_flags_are_untouched(detector, tf32_flags, flag):
     detector(return_loss=True, **training_batch((0,), frames=2))
     run_test(detector, (0,))
     assert [holder.allow_tf32 for holder in tf32_flags] == [flag, flag]
+
+
+def test_pretrained_weights_are_read_onto_the_cpu(tmp_path, detector, monkeypatch):
+    path = tmp_path / "resnet.pth"
+    torch.save(detector.img_backbone.state_dict(), str(path))
+    locations = []
+    load = torch.load
+
+    def spy(file, map_location=None, **options):
+        locations.append(map_location)
+        return load(file, map_location=map_location, **options)
+
+    monkeypatch.setattr(torch, "load", spy)
+    loaded = build_detector(seed=1, pretrained=dict(img=str(path)))
+    assert locations == ["cpu"]
+    weight = "layer4.0.conv1.weight"
+    expected = detector.img_backbone.state_dict()[weight]
+    assert torch.equal(loaded.img_backbone.state_dict()[weight], expected)

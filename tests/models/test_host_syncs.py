@@ -2,9 +2,11 @@
 
 import collections
 
+import numpy as np
 import pytest
 import torch
 from tiny_bevformer import build_detector, training_batch
+from tiny_bevformer_v2 import build_detector_v2, training_batch_v2
 
 overrides = pytest.importorskip("torch.overrides")
 if not hasattr(overrides, "TorchFunctionMode"):
@@ -50,12 +52,8 @@ class Operators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("with_cp", [False, True])
-@pytest.mark.parametrize("frames", [1, 4])
-def test_a_training_step_waits_twice_for_the_device(frames, with_cp):
-    options = dict(dropout=0.1, use_grid_mask=True, head=dict(group_detr=2))
-    model = build_detector(with_cp=with_cp, **options)
-    batch = training_batch((0, 1), frames=frames)
+def check_training_step(model, batch):
+    """The network reads the hits and the matching costs, and no shape depends on a tensor."""
     reads, operators = Reads(), Operators()
     with reads, operators:
         losses = model(return_loss=True, **batch)
@@ -65,3 +63,19 @@ def test_a_training_step_waits_twice_for_the_device(frames, with_cp):
     with operators:
         sum(losses.values()).backward()
     assert not any(operators.counts.values())
+
+
+@pytest.mark.parametrize("with_cp", [False, True])
+@pytest.mark.parametrize("frames", [1, 4])
+def test_training_step_syncs_twice(frames, with_cp):
+    options = dict(dropout=0.1, use_grid_mask=True, head=dict(group_detr=2))
+    model = build_detector(with_cp=with_cp, **options)
+    check_training_step(model, training_batch((0, 1), frames=frames))
+
+
+@pytest.mark.parametrize("frames", [(0,), (-1, 0)])
+def test_v2_training_step_syncs_twice(frames):
+    batch = training_batch_v2((0, 1), frames=frames)
+    for queue in batch["img_metas"]:
+        queue[0]["bev_augmentation"] = np.eye(3, dtype=np.float32)
+    check_training_step(build_detector_v2(frames), batch)

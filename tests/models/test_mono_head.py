@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from mmdet.models.builder import build_head
+from mmdet.models.losses import GIoULoss
 from tiny_bevformer_v2 import CLASSES, MONO_STRIDES, mono_head_config, mono_objects
 
 from projects.bevformer.geometry.mono_boxes import quaternion_to_matrix, viewing_rotation
+from projects.bevformer.models.mono_head import giou_from_sides
 from projects.bevformer.models.mono_targets import LocationTargets
 
 CHANNELS = 16
@@ -110,8 +112,7 @@ def test_an_image_without_objects_has_no_targets():
 
 def perfect_prediction(head, targets):
     """(P, 11) such that every part of every box is right and sure."""
-    focal = targets.intrinsics[:, [0, 1], [0, 1]]
-    depth = targets.center[:, 2:] * (1 / focal).norm(dim=-1, keepdim=True) * 500.0
+    depth = targets.center[:, 2:] * (1 / targets.focal).norm(dim=-1, keepdim=True) * 500.0
     ratio = targets.size_wlh / head.fcos3d_loss.canon_box_sizes[targets.positive_labels] - 1
     rays = targets.center / targets.center[:, 2:]
     local = viewing_rotation(rays).transpose(1, 2) @ targets.rotation
@@ -148,6 +149,22 @@ def test_a_perfect_box_costs_nothing_and_each_error_its_own_loss():
             if (part, other) != ("proj_ctr", "quat"):
                 assert (losses[f"loss_box3d_{other}"] > 1e-2) == (other == part)
         assert losses["loss_conf3d"] > 0.1  # no longer right to be sure
+
+
+def test_giou_of_sides_equals_mmdets():
+    generator = torch.Generator().manual_seed(0)
+    predicted, true = 20 * torch.rand(2, 30, 4, generator=generator)
+    predicted[0] = 0.0  # a box that is a point
+    predicted.requires_grad_()
+
+    def boxes(sides):
+        return torch.cat((-sides[:, :2], sides[:, 2:]), dim=-1)
+
+    losses = GIoULoss(reduction="none")(boxes(predicted), boxes(true))
+    giou = giou_from_sides(predicted, true)
+    torch.testing.assert_close(1 - giou, losses)
+    (expected,) = torch.autograd.grad(losses.sum(), predicted)
+    torch.testing.assert_close(torch.autograd.grad(-giou.sum(), predicted)[0], expected)
 
 
 def test_allocentric_turns_are_an_option():

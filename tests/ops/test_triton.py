@@ -5,11 +5,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from projects.bevformer import ops
+from projects.bevformer.ops import deform_attn_triton
 
 ROOT = Path(__file__).parents[2]
 # Every kind of place on four levels, rows that differ from map to map, and what has its own branch.
@@ -47,6 +49,55 @@ def test_what_it_does_not_take_is_refused(
     value = torch.zeros(1, 4, 1, channels, dtype=value_dtype)
     with pytest.raises(ValueError, match=reason):
         attend(value, torch.zeros(1, 3, 1, 1, 1, 2, dtype=location_dtype))
+
+
+@pytest.fixture
+def reason_on_a_gpu(monkeypatch):
+    """Function: why Triton does not run on a pretended GPU. The machine is one that has all it needs."""
+    monkeypatch.setattr(deform_attn_triton.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(deform_attn_triton.os.path, "isfile", lambda path: True)
+    monkeypatch.setattr(deform_attn_triton.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.delenv("CC", raising=False)
+    cached = (deform_attn_triton._why_not_compiled, deform_attn_triton._why_not_on)
+
+    def reason():
+        for function in cached:
+            function.cache_clear()
+        cuda = torch.device("cuda", 0)
+        value = SimpleNamespace(shape=(1, 4, 1, 32), device=cuda, dtype=torch.float32)
+        return deform_attn_triton.why_not(value, SimpleNamespace(dtype=torch.float32))
+
+    yield reason
+    for function in cached:
+        function.cache_clear()
+
+
+def test_what_triton_needs_is_named(reason_on_a_gpu, monkeypatch):
+    assert reason_on_a_gpu() is None
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
+        assert "compute capability 7.0 or newer, this one has 6.1" in reason_on_a_gpu()
+    with monkeypatch.context() as patch:
+        patch.setattr(deform_attn_triton.os.path, "isfile", lambda path: False)
+        assert "Python.h" in reason_on_a_gpu()
+    monkeypatch.setattr(deform_attn_triton.shutil, "which", lambda name: None)
+    assert "install gcc or clang" in reason_on_a_gpu()
+    monkeypatch.setenv("CC", "icc")
+    assert "names icc" in reason_on_a_gpu()
+
+
+def test_the_interpreter_needs_no_compiler(reason_on_a_gpu, monkeypatch):
+    monkeypatch.setattr(deform_attn_triton.shutil, "which", lambda name: None)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert reason_on_a_gpu() is None
+
+
+def test_the_machine_is_searched_once(reason_on_a_gpu, monkeypatch):
+    assert reason_on_a_gpu() is None
+    monkeypatch.setattr(deform_attn_triton.shutil, "which", lambda name: None)
+    assert deform_attn_triton._why_not_compiled() is None
 
 
 @pytest.mark.slow

@@ -175,19 +175,17 @@ def run(env, *arguments):
 def test_command(nvidia_smi):
     env = nvidia_smi(driver_version=(0, "535.104.05\n535.104.05"), compute_cap=(0, "8.0\n8.6"))
     code, out, err = run(env, "--python", "3.11")
-    assert (code, out) == (0, "torch==2.10.0 torchvision==0.25.0\n")
-    assert err == (
-        "Python 3.11, driver 535.104.05, sm_80 sm_86: torch 2.10.0 with CUDA 12.8 "
-        "(driver 525 or newer)\n"
-    )
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [
+        "torch==2.10.0 torchvision==0.25.0",
+        "Python 3.11, driver 535.104.05, sm_80 sm_86: torch 2.10.0 with CUDA 12.8 (driver 525 or newer)",
+    ]
     code, out, err = run(env, "--python", "3.8")
     assert re.match(
-        r"torch==1.10.0\+cu113 torchvision==0.11.1\+cu113 --find-links https://\S+/cu113/\S+\n$",
-        out,
+        r"torch==1.10.0\+cu113 torchvision==0.11.1\+cu113 --find-links https://\S+/cu113/\S+\n", out
     )
-    assert run({**env, "TORCH_FIND_LINKS": "wheels"}, "--python", "3.8")[1] == (
-        "torch==1.10.0+cu113 torchvision==0.11.1+cu113\n"
-    )
+    _, out, _ = run({**env, "TORCH_FIND_LINKS": "wheels"}, "--python", "3.8")
+    assert out.startswith("torch==1.10.0+cu113 torchvision==0.11.1+cu113\n")
 
 
 def test_command_where_nothing_fits(nvidia_smi):
@@ -203,9 +201,9 @@ def test_an_old_driver_that_does_not_know_compute_cap(nvidia_smi):
     env = nvidia_smi(
         driver_version=(0, "470.82.01"), compute_cap=refusal, name=(0, "Tesla V100-SXM2-32GB")
     )
-    code, _, err = run(env, "--python", "3.8")
+    code, out, _ = run(env, "--python", "3.8")
     assert code == 0
-    assert "driver 470.82.01, sm_70" in err
+    assert "driver 470.82.01, sm_70" in out
     env = nvidia_smi(driver_version=(0, "535.1"), compute_cap=refusal, name=(0, "Matrox G200"))
     assert run(env, "--python", "3.8")[0] == 0
 
@@ -215,7 +213,8 @@ def test_an_old_driver_that_does_not_know_compute_cap(nvidia_smi):
 )
 def test_a_failing_nvidia_smi_is_reported(nvidia_smi, answer):
     code, out, err = run(nvidia_smi(driver_version=answer), "--python", "3.11")
-    assert (code, out) == (0, "torch==2.11.0 torchvision==0.26.0\n")
+    assert code == 0
+    assert out.startswith("torch==2.11.0 torchvision==0.26.0\n")
     assert answer[1] in err
     assert "assuming no GPU" in err
 

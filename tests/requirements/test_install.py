@@ -57,7 +57,7 @@ class Checkout:
         self._script(self.path / "bin" / "nvidia-smi", SMI.format(driver=version))
 
     def setup(self, **variables):
-        """Run install.sh; returns (exit code, stderr, calls of pip)."""
+        """Run install.sh; returns (exit code, what it printed, calls of pip)."""
         log = self.path / "log"
         log.write_text("")
         env = {key: value for key, value in os.environ.items() if key not in (
@@ -68,7 +68,7 @@ class Checkout:
             ["bash", "requirements/install.sh", str(self.python), ".venv"],
             cwd=self.path, env={**env, **variables}, capture_output=True, text=True,
         )  # fmt: skip
-        return done.returncode, done.stderr, log.read_text().splitlines()
+        return done.returncode, done.stdout + done.stderr, log.read_text().splitlines()
 
     def stamp(self):
         text = (self.path / ".venv" / ".installed").read_text()

@@ -1,7 +1,57 @@
-"""From a collated batch of DataContainers to tensors on one device."""
+"""From samples to a collated batch of DataContainers, and from that to tensors on one device."""
 
 import torch
-from mmcv.parallel import DataContainer
+from mmcv.parallel import DataContainer, collate
+
+from projects.bevformer.transfer import upload
+
+
+class PinnableContainer(DataContainer):
+    """A DataContainer whose tensors a DataLoader can pin; it leaves mmcv's own containers as they are."""
+
+    def pin_memory(self):
+        """A container of the same content in pinned memory; contents that stay on the CPU are not copied.
+
+        A DataLoader with `pin_memory=True` calls it in the main process (torch 1.10 to 2.11).
+        """
+        if self.cpu_only:
+            return self
+        return _with_data(self, _pinned(self.data))
+
+
+def _pinned(value):
+    if isinstance(value, torch.Tensor):
+        return value.pin_memory()
+    if isinstance(value, dict):
+        return {key: _pinned(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_pinned(item) for item in value)
+    return value
+
+
+def _with_data(container, data):
+    return PinnableContainer(
+        data, container.stack, container.padding_value, container.cpu_only, container.pad_dims
+    )
+
+
+def collate_samples(samples):
+    """mmcv's `collate` for one device, with containers that can be pinned.
+
+    Args:
+        samples: list of what the data set returned.
+    """
+    return _pinnable(collate(samples, samples_per_gpu=len(samples)))
+
+
+def _pinnable(batch):
+    if isinstance(batch, DataContainer):
+        return _with_data(batch, batch.data)
+    if isinstance(batch, dict):
+        return {key: _pinnable(value) for key, value in batch.items()}
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(_pinnable(value) for value in batch)
+    return batch
 
 
 def to_device(batch, device):
@@ -20,7 +70,7 @@ def to_device(batch, device):
         content = batch.data[0]  # one entry a device, and a process has one device
         return content if batch.cpu_only else to_device(content, device)
     if isinstance(batch, torch.Tensor):
-        return batch.to(device, non_blocking=True)
+        return upload(batch, device)
     if isinstance(batch, dict):
         return {key: to_device(value, device) for key, value in batch.items()}
     if isinstance(batch, (list, tuple)):

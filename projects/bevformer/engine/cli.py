@@ -7,13 +7,14 @@ import sys
 from mmcv import DictAction
 
 from projects.bevformer.engine.distributed import LAUNCHERS, get_rank, shut_down
+from projects.bevformer.engine.remedies import remedy
 
 
 def add_common_arguments(parser):
     """Flags of mmdet3d's tools, and `--device` and `--debug`."""
     parser.add_argument("--work-dir", help="folder for logs and results [work_dirs/<config>]")
     parser.add_argument("--seed", type=int, help="random seed; one is drawn and logged without it")
-    parser.add_argument("--deterministic", action="store_true", help="repeatable cuDNN algorithms")
+    parser.add_argument("--deterministic", action="store_true", help="repeatable algorithms")
     parser.add_argument(
         "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE",
         help='override config keys, e.g. data.samples_per_gpu=2 or key="[(a,b),(c,d)]"',
@@ -57,21 +58,30 @@ def tool_errors(debug):
         debug: let the traceback through.
 
     Raises:
-        SystemExit: for a ValueError, OSError, FloatingPointError or Ctrl-C without `debug`.
+        SystemExit: for a ValueError, OSError, FloatingPointError or Ctrl-C without `debug`, and for a
+            RuntimeError or MemoryError that `remedy` knows.
     """
     try:
         yield
     except (ValueError, OSError, FloatingPointError) as error:
         if debug:
             raise
-        message = " ".join(_own_message(str(error)).split())
-        raise SystemExit(f"error (rank {get_rank()}): {message} [--debug shows where]") from None
+        raise SystemExit(_one_line(_own_message(str(error)))) from None
+    except (RuntimeError, MemoryError) as error:
+        message = remedy(error)
+        if debug or message is None:
+            raise
+        raise SystemExit(_one_line(message)) from None
     except KeyboardInterrupt:
         if debug:
             raise
         sys.exit(130)  # as shells say it
     finally:
         shut_down()
+
+
+def _one_line(message):
+    return f"error (rank {get_rank()}): {' '.join(message.split())} [--debug shows where]"
 
 
 def _own_message(text):

@@ -12,6 +12,8 @@ from mmcv import Config, ConfigDict
 from mmcv.runner import CheckpointHook
 from mmcv.utils import Registry
 
+from projects.bevformer.engine.optimizer import MergedGroupsConstructor
+
 _SUFFIXES = (".py", ".yml", ".yaml", ".json")
 _ORIGINAL_PLUGIN = "mmdet3d_plugin"  # published BEVFormer configs name it; this project replaces it
 
@@ -58,6 +60,8 @@ def _did_you_mean(name, known):
 def load_config(path, options=None, data_root=None):
     """Read a config file, merge overrides and import its plugins.
 
+    An `optimizer` without a `constructor` gets MergedGroupsConstructor.
+
     Args:
         path: a Python config.
         options: dict of dotted keys -> values from `--cfg-options`.
@@ -95,6 +99,8 @@ def load_config(path, options=None, data_root=None):
             raise FileNotFoundError(f"--data-root {data_root} is not a folder")
         for split in {"train", "val", "test"} & set(cfg.data):
             _move_split(cfg.data[split], str(data_root))
+    if cfg.get("optimizer"):
+        cfg.optimizer.setdefault("constructor", MergedGroupsConstructor.__name__)
     _import_plugin_dir(cfg)
     return cfg
 

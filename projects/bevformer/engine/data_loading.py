@@ -1,12 +1,10 @@
 """Data sets and loaders of a config."""
 
-from functools import partial
-
-from mmcv.parallel import collate
 from mmdet3d.datasets import build_dataset
 from torch.utils.data import DataLoader
 
 from projects.bevformer.datasets.samplers import EpochShuffleSampler, SceneSampler
+from projects.bevformer.engine.batch import collate_samples
 from projects.bevformer.engine.config import config_errors
 from projects.bevformer.engine.distributed import get_rank, get_world_size
 from projects.bevformer.engine.seed import SeededDataset
@@ -54,10 +52,16 @@ def workers_per_process(cfg):
     return cfg.data.get("workers_per_gpu", 2)
 
 
-def build_train_loader(cfg, dataset, seed):
+def build_train_loader(cfg, dataset, seed, pin_memory=False):
     """Shuffled batches; every epoch another order, the same on each run of a seed.
 
     Batches do not depend on the number of workers.
+
+    Args:
+        cfg: mmcv.Config.
+        dataset: of `build_train_dataset`.
+        seed: of the order and of the samples' random choices.
+        pin_memory: for a run on CUDA: only copies from pinned memory leave the host free.
 
     Raises:
         ValueError: `data.shuffler_sampler` names an unknown sampler.
@@ -78,17 +82,19 @@ def build_train_loader(cfg, dataset, seed):
         batch_size=samples,
         sampler=sampler,
         num_workers=workers,
-        collate_fn=partial(collate, samples_per_gpu=samples),
+        collate_fn=collate_samples,
+        pin_memory=pin_memory,
         persistent_workers=persistent and workers > 0,
     )
 
 
-def build_test_loader(dataset, workers):
-    """Single frames: whole scenes for each process, in time order."""
+def build_test_loader(dataset, workers, pin_memory=False):
+    """Single frames: whole scenes for each process, in time order; `pin_memory` for a run on CUDA."""
     return DataLoader(
         dataset,
         batch_size=1,
         sampler=SceneSampler(dataset, get_rank(), get_world_size()),
         num_workers=workers,
-        collate_fn=partial(collate, samples_per_gpu=1),
+        collate_fn=collate_samples,
+        pin_memory=pin_memory,
     )

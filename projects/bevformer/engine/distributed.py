@@ -9,7 +9,10 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-# The other ranks wait while rank 0 scores the full validation set, for minutes with --devkit.
+from projects.bevformer import compat
+from projects.bevformer.engine.device import select_device
+
+# The other ranks wait while rank 0 scores the full validation set during training: half a minute.
 _TIMEOUT = datetime.timedelta(hours=1)
 LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
 
@@ -56,27 +59,16 @@ def _place_of_this_process(launcher):
     return _Place(int(rank), int(world_size), int(local_rank), init_method)
 
 
-def select_device(device=None, gpu_id=0):
-    """Device of a process that runs alone.
+def _gpu_of_this_process(launcher, local_rank):
+    """Index among the visible GPUs.
 
-    Args:
-        device: "cpu", "cuda", or None for CUDA where there is one.
-        gpu_id: index of the GPU.
-
-    Raises:
-        ValueError: CUDA or that GPU is asked for and not there.
+    Slurm and MPI can give each task a GPU of its own (`srun --gpus-per-task=1`); the task then sees
+    only that one, as GPU 0, whatever its local rank. torchrun never does, so there a local rank without
+    a GPU means too many processes. Slurm tasks that share the only GPU of a node look the same from
+    inside: NCCL stops them with "Duplicate GPU detected".
     """
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu":
-        return torch.device("cpu")
-    if gpu_id >= torch.cuda.device_count():
-        raise ValueError(
-            f"GPU {gpu_id} is asked for, {torch.cuda.device_count()} are visible: check `nvidia-smi` "
-            "and CUDA_VISIBLE_DEVICES, or run with --device cpu"
-        )
-    torch.cuda.set_device(gpu_id)
-    return torch.device("cuda", gpu_id)
+    one_per_task = launcher in ("slurm", "mpi") and torch.cuda.device_count() == 1
+    return 0 if one_per_task else local_rank
 
 
 def init_process(launcher="none", device=None, gpu_id=0):
@@ -91,7 +83,8 @@ def init_process(launcher="none", device=None, gpu_id=0):
         torch.device of this process.
 
     Raises:
-        ValueError: the launcher's environment is missing, or there are more processes than GPUs.
+        ValueError: the launcher's environment is missing, there are more processes than GPUs, or a GPU
+            is present and PyTorch cannot use it.
     """
     if launcher == "none":
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -101,13 +94,14 @@ def init_process(launcher="none", device=None, gpu_id=0):
             )
         return select_device(device, gpu_id)
     place = _place_of_this_process(launcher)
-    chosen = select_device(device, place.local_rank)
+    chosen = select_device(device, _gpu_of_this_process(launcher, place.local_rank))
     dist.init_process_group(
         backend="nccl" if chosen.type == "cuda" else "gloo",
         init_method=place.init_method,
         rank=place.rank,
         world_size=place.world_size,
         timeout=_TIMEOUT,
+        **compat.device_of_process_group(chosen),
     )
     return chosen
 

@@ -76,7 +76,7 @@ def predict(detector, dataset, device, workers=2):
     Raises:
         ValueError: frames are left without a result.
     """
-    loader = build_test_loader(dataset, workers)
+    loader = build_test_loader(dataset, workers, pin_memory=device.type == "cuda")
     was_training = detector.training
     detector.eval()
     detector.reset_memory()

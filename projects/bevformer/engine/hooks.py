@@ -1,4 +1,4 @@
-"""Hooks of a training run: stop at the first loss that is not finite, and evaluate now and then."""
+"""Hooks of a training run: stop at a loss that is not finite, warn of slow data, evaluate now and then."""
 
 import math
 import os
@@ -34,6 +34,57 @@ class FiniteLossHook(Hook):
             f"(terms {', '.join(terms)}; samples {', '.join(sum(culprits, []))}): lower the learning "
             "rate or look at these samples; the last checkpoint is from before"
         )
+
+
+@HOOKS.register_module()
+class DataWaitHook(Hook):
+    """Warns once when training spends much of its time waiting for data.
+
+    It adds up what mmcv's IterTimerHook measures and has to come after it; it reads nothing from the
+    device. The first iterations of the run, and the first of an epoch, when workers start, do not count.
+
+    Args:
+        remedy: what the warning says to do.
+        interval: iterations over which waiting is compared with the whole time.
+        share: of the time, from which on it warns.
+        skip: first iterations of the run that do not count.
+    """
+
+    def __init__(self, remedy, interval=50, share=0.25, skip=10):
+        self.remedy = remedy
+        self.interval = interval
+        self.share = share
+        self.skip = skip
+        self.warned = False
+
+    def before_run(self, runner):
+        self.first = runner.iter + self.skip
+        self.workers_start = False
+        self._start_anew()
+
+    def before_train_epoch(self, runner):
+        self.workers_start = True
+
+    def _start_anew(self):
+        self.count, self.waited_s, self.time_s = 0, 0.0, 0.0
+
+    def after_train_iter(self, runner):
+        skipped, self.workers_start = self.workers_start or runner.iter < self.first, False
+        if self.warned or skipped:
+            return
+        history = runner.log_buffer.val_history
+        self.count += 1
+        self.waited_s += history["data_time"][-1]
+        self.time_s += history["time"][-1]
+        if self.count < self.interval:
+            return
+        if self.waited_s > self.share * self.time_s:
+            self.warned = True
+            runner.logger.warning(
+                "training waits for data: %.3f s of the %.3f s of an iteration, in the last %d iterations. %s",
+                self.waited_s / self.count, self.time_s / self.count, self.count, self.remedy,
+            )  # fmt: skip
+        self._start_anew()
 
 
 @HOOKS.register_module()

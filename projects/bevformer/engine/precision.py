@@ -8,7 +8,7 @@ the memory layout of the convolutions is `channels_last = True`, TF32 is `tf32 =
 import torch
 from mmcv.runner import OptimizerHook
 
-from projects.bevformer.compat import make_grad_scaler
+from projects.bevformer.compat import gpu_computes_in_bfloat16, make_grad_scaler
 from projects.bevformer.ops import set_default_backend
 
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -26,7 +26,7 @@ def autocast_dtype(fp16, device, logger):
         None, torch.float16 or torch.bfloat16.
 
     Raises:
-        ValueError: no dict, or an unknown key or dtype in it.
+        ValueError: no dict, an unknown key or dtype in it, or bfloat16 on a GPU without it.
     """
     if fp16 is None:
         return None
@@ -43,6 +43,11 @@ def autocast_dtype(fp16, device, logger):
     if name == "float16" and device.type == "cpu":
         logger.info("fp16: CPUs have no float16 autocast, bfloat16 is used")
         name = "bfloat16"
+    if name == "bfloat16" and device.type == "cuda" and not gpu_computes_in_bfloat16():
+        raise ValueError(
+            f"fp16.dtype is bfloat16, which {torch.cuda.get_device_name(device)} does not compute in: "
+            "set fp16.dtype=float16, or fp16=None for float32"
+        )
     return _DTYPES[name]
 
 
@@ -101,7 +106,10 @@ class LossScalingOptimizerHook(OptimizerHook):
                 )
         self.scaler.step(runner.optimizer)
         self.scaler.update(self.fixed_scale)
-        runner.meta["grad_scaler"] = self.scaler.state_dict()
+
+    def checkpoint_meta(self):
+        """What a checkpoint keeps of the scaler; reading it waits for the device."""
+        return {"grad_scaler": self.scaler.state_dict()}
 
 
 def optimizer_hook(optimizer_config, fp16, dtype):

@@ -10,10 +10,15 @@ from projects.bevformer.engine.checkpoint import (
     point_latest_at,
     save_checkpoint,
 )
+from projects.bevformer.engine.optimizer import fit_saved_state
 
 
 class _SafeCheckpoints:
-    """Replaces how mmcv's runners write and read checkpoints."""
+    """Replaces how mmcv's runners write and read checkpoints.
+
+    Hooks may have a method `checkpoint_meta()`: the dict that it returns is added to the meta of each
+    checkpoint when it is saved.
+    """
 
     def _progress(self):
         """Epochs and iterations that are done when a checkpoint hook fires."""
@@ -35,6 +40,9 @@ class _SafeCheckpoints:
         if filename_tmpl is not None:
             name = filename_tmpl.format(epoch if self.counts_epochs else iteration)
         meta = {**(meta or {}), **(self.meta or {})}
+        for hook in self.hooks:
+            if hasattr(hook, "checkpoint_meta"):
+                meta.update(hook.checkpoint_meta())
         meta.update(epoch=epoch, iter=iteration, world_size=self.world_size)
         path = Path(out_dir) / name
         save_checkpoint(path, self.model.module, self.optimizer if save_optimizer else None, meta)
@@ -70,7 +78,10 @@ class _SafeCheckpoints:
                     f"checkpoint {path} has no optimizer state, so it cannot be resumed"
                 )
             try:
-                self.optimizer.load_state_dict(checkpoint["optimizer"])
+                state = fit_saved_state(
+                    checkpoint["optimizer"], self.optimizer, self.model.module.parameters()
+                )
+                self.optimizer.load_state_dict(state)
             except (ValueError, KeyError) as error:
                 raise ValueError(
                     f"checkpoint {path}: its optimizer does not fit: {error}"

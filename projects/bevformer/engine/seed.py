@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from projects.bevformer.engine.determinism import make_deterministic
 from projects.bevformer.engine.distributed import broadcast
 
 
@@ -18,13 +19,12 @@ def choose_seed(seed=None):
 
 
 def set_seed(seed, deterministic=False):
-    """Seed Python, numpy and torch; `deterministic` also pins cuDNN to its repeatable algorithms."""
+    """Seed Python, numpy and torch; `deterministic` is `make_deterministic`."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     if deterministic:
-        torch.backends.cudnn.deterministic = True
-        torch.backends.cudnn.benchmark = False
+        make_deterministic()
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from mmcv.runner import DistSamplerSeedHook, build_optimizer
 from mmdet3d.models import build_model
 from mmdet3d.utils import collect_env
 
+from projects.bevformer import compat
 from projects.bevformer.engine.checkpoint import find_latest_checkpoint
 from projects.bevformer.engine.config import (
     check_checkpoint_config,
@@ -23,8 +24,10 @@ from projects.bevformer.engine.data_loading import (
     build_train_loader,
     workers_per_process,
 )
+from projects.bevformer.engine.determinism import unrepeatable_parts
+from projects.bevformer.engine.device import describe_device
 from projects.bevformer.engine.distributed import broadcast, get_rank, get_world_size
-from projects.bevformer.engine.hooks import FiniteLossHook, TemporalEvalHook
+from projects.bevformer.engine.hooks import DataWaitHook, FiniteLossHook, TemporalEvalHook
 from projects.bevformer.engine.log import get_run_logger
 from projects.bevformer.engine.precision import optimizer_hook, set_compute_format
 from projects.bevformer.engine.provenance import STAMP, check_provenance, training_stamp
@@ -54,7 +57,7 @@ def train(
         validate: evaluate as the config's `evaluation` says.
         seed: random seed; None draws one, which is logged.
         diff_seed: add the rank to the seed of this process.
-        deterministic: repeatable cuDNN algorithms.
+        deterministic: repeatable algorithms, see `make_deterministic`.
         auto_resume: go on from the newest checkpoint of the work dir that loads.
         autoscale_lr: multiply the learning rate by processes / 8.
         max_iters: train so many iterations, then save and evaluate once.
@@ -81,9 +84,11 @@ def train(
     meta = _describe_run(cfg, config_name, seed, deterministic, device, logger)
 
     dataset = build_train_dataset(cfg)
-    loader = build_train_loader(cfg, dataset, seed)
+    loader = build_train_loader(cfg, dataset, seed, pin_memory=device.type == "cuda")
     resume_from = _resume_from(cfg, auto_resume, logger)
     detector = _build_detector(cfg, dataset, device, initialize=resume_from is None, logger=logger)
+    if deterministic and device.type == "cuda":
+        _warn_of_unrepeatable_parts(cfg, detector, logger)
     meta["CLASSES"] = list(dataset.CLASSES)
     model = TrainingModel(
         detector,
@@ -115,8 +120,7 @@ def train(
             epoch, batches = divmod(runner.iter, len(loader))
             loader.sampler.start_at(epoch, batches * loader.batch_size)
     elif cfg.get("load_from"):
-        checkpoint = runner.load_checkpoint(cfg.load_from)
-        check_provenance(checkpoint, cfg.load_from, cfg, logger, split="train")
+        _start_from(runner, cfg, logger)
     workflow = [tuple(phase) for phase in cfg.get("workflow", [("train", 1)])]
     if [phase for phase, _ in workflow] != ["train"]:
         raise ValueError(
@@ -145,7 +149,7 @@ def _describe_run(cfg, config_name, seed, deterministic, device, logger):
     logger.info("environment\n%s", environment)
     logger.info(
         "%d process(es), device %s, seed %d, deterministic %s",
-        get_world_size(), device, seed, deterministic,
+        get_world_size(), describe_device(device), seed, deterministic,
     )  # fmt: skip
     config_text = cfg.pretty_text
     logger.info("config\n%s", config_text)
@@ -171,6 +175,12 @@ def _resume_from(cfg, auto_resume, logger):
     if found is None:
         logger.info("--auto-resume: no checkpoint in %s, training starts anew", cfg.work_dir)
     return found
+
+
+def _start_from(runner, cfg, logger):
+    """Load the weights of `load_from`; a function of its own, so that the file is freed when it ends."""
+    checkpoint = runner.load_checkpoint(cfg.load_from)
+    check_provenance(checkpoint, cfg.load_from, cfg, logger, split="train")
 
 
 def _build_detector(cfg, dataset, device, initialize, logger):
@@ -207,6 +217,27 @@ def _warn_of_frozen_random_layers(cfg, logger):
         )
 
 
+def _warn_of_unrepeatable_parts(cfg, detector, logger):
+    parts = unrepeatable_parts(cfg, detector)
+    if not compat.CAN_WARN_OF_NONDETERMINISM:
+        parts.append("operators besides cuDNN's and cuBLAS's (torch 1.10 cannot choose them)")
+    if parts:
+        logger.warning(
+            "--deterministic: the last bits still differ from run to run in the gradients of %s",
+            "; ".join(parts),
+        )
+
+
+def _remedy_for_slow_data(cfg):
+    remedy = f"Raise data.workers_per_gpu (now {workers_per_process(cfg)})"
+    if cfg.model.get("data_preprocessor") is None:
+        remedy += (
+            ", or let the model prepare the images on its device: configs/bevformer/bevformer_tiny_fast.py, "
+            "bevformer_small_fast.py, configs/config.py"
+        )
+    return f"{remedy} (docs/performance.md#data)"
+
+
 def _register_hooks(runner, cfg, device, validate):
     # mmcv edits the dicts that it builds hooks from.
     settings = copy.deepcopy(cfg._cfg_dict)
@@ -222,6 +253,8 @@ def _register_hooks(runner, cfg, device, validate):
             custom_hooks_config=settings.get("custom_hooks"),
         )
     runner.register_hook(FiniteLossHook(), priority="HIGH")  # before the optimizer hook
+    # After mmcv's IterTimerHook, which is LOW too.
+    runner.register_hook(DataWaitHook(_remedy_for_slow_data(cfg)), priority="LOW")
     if runner.counts_epochs:
         runner.register_hook(DistSamplerSeedHook())
     if validate and settings.get("evaluation"):

@@ -101,6 +101,7 @@ class TrainingModel(nn.Module):
                 self.step,
                 find_unused_parameters=find_unused_parameters,
                 broadcast_buffers=broadcast_buffers,
+                gradient_as_bucket_view=True,  # one copy of the gradients less
             )
 
     @property

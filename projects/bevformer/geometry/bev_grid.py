@@ -42,6 +42,24 @@ def cell_centres(bev_h, bev_w, device=None):
     return rearrange(torch.stack((grid_x, grid_y), dim=-1), "h w xy -> (h w) xy")
 
 
+def cell_points(bev_h, bev_w, pc_range, device=None):
+    """Centres of the BEV cells on the ground plane.
+
+    Args:
+        bev_h: rows of the grid, along y.
+        bev_w: columns of the grid, along x.
+        pc_range: (x_min, y_min, z_min, x_max, y_max, z_max), metres, lidar frame.
+        device: of the result.
+
+    Returns:
+        (Q, 2) float32 (x, y) metres, lidar frame.
+    """
+    x_min, y_min, _, x_max, y_max, _ = pc_range
+    x, y = cell_centres(bev_h, bev_w, device).unbind(dim=-1)
+    # Use Python scalars: a tensor of the limits would have to be copied to the device.
+    return torch.stack((x * (x_max - x_min) + x_min, y * (y_max - y_min) + y_min), dim=-1)
+
+
 def pillar_points(bev_h, bev_w, num_heights, pc_range, device=None):
     """Points on the vertical pillar over every BEV cell.
 
@@ -57,12 +75,10 @@ def pillar_points(bev_h, bev_w, num_heights, pc_range, device=None):
 
     Source: BEVFormer (arXiv 2203.17270), section 3.3; the heights are the official ones.
     """
-    x_min, y_min, z_min, x_max, y_max, z_max = pc_range
+    _, _, z_min, _, _, z_max = pc_range
     height = z_max - z_min
     z = torch.linspace(0.5, height - 0.5, num_heights, dtype=torch.float32, device=device) + z_min
-    x, y = cell_centres(bev_h, bev_w, device).unbind(dim=-1)
-    # Numbers, not tensors of them: copying a tensor to a GPU would wait for it.
-    xy = torch.stack((x * (x_max - x_min) + x_min, y * (y_max - y_min) + y_min), dim=-1)
+    xy = cell_points(bev_h, bev_w, pc_range, device)
     return torch.cat(
         (
             repeat(xy, "q xy -> q d xy", d=num_heights),

@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-from .bev_grid import cell_centres
+from projects.bevformer.transfer import upload
+
+from .bev_grid import cell_points
 from .precision import full_precision
 
 
@@ -18,7 +20,7 @@ def warp_bev(bev, target_from_source, bev_hw, pc_range):
 
     Args:
         bev: (B, Q, C) BEV features.
-        target_from_source: (B, 2, 2) of (x, y) in metres, lidar frame; invertible.
+        target_from_source: (B, 2, 2) of (x, y) in metres, lidar frame, on the CPU; invertible.
         bev_hw: rows and columns of the grid.
         pc_range: (x_min, y_min, z_min, x_max, y_max, z_max), metres, lidar frame.
 
@@ -37,13 +39,13 @@ def warp_bev(bev, target_from_source, bev_hw, pc_range):
         )
     x_min, y_min, _, x_max, y_max, _ = pc_range
     with full_precision(bev.device):
-        extent = torch.tensor([x_max - x_min, y_max - y_min], device=bev.device)
-        origin = torch.tensor([x_min, y_min], device=bev.device)
-        targets = cell_centres(bev_h, bev_w, bev.device) * extent + origin  # (Q, 2) metres
-        source_from_target = torch.inverse(target_from_source.float())
+        targets = cell_points(bev_h, bev_w, pc_range, bev.device)  # (Q, 2)
+        source_from_target = upload(torch.inverse(target_from_source.float()), bev.device)
         # Written out instead of as a matrix product: a product may run in TF32, which is off by cells.
         sources = (source_from_target[:, None] * targets[:, None, :]).sum(dim=-1)  # (B, Q, 2)
-        samples = (sources - origin) / extent * 2 - 1  # grid_sample's range over the grid
+        x, y = sources.unbind(dim=-1)
+        fractions = torch.stack(((x - x_min) / (x_max - x_min), (y - y_min) / (y_max - y_min)), -1)
+        samples = fractions * 2 - 1  # grid_sample's range over the grid
         moved = F.grid_sample(
             rearrange(bev.float(), "b (h w) c -> b c h w", h=bev_h),
             rearrange(samples, "b (h w) xy -> b h w xy", h=bev_h),

@@ -6,6 +6,8 @@ Shape legend: B batch, Q BEV queries (= Hb * Wb), C channels.
 import torch
 from torchvision.transforms.functional import InterpolationMode, rotate
 
+from projects.bevformer.transfer import upload
+
 from .precision import full_precision
 
 
@@ -71,6 +73,6 @@ def rotate_bev(bev, delta_yaw_deg, bev_hw, center=None):
             rotate(numbers, float(angle), interpolation=InterpolationMode.NEAREST, center=center)
             for angle in delta_yaw_deg
         ]
-    source = torch.stack(turned).long().flatten(1).to(bev.device, non_blocking=True)  # (B, Q)
+    source = upload(torch.stack(turned).long().flatten(1), bev.device)  # (B, Q)
     index = (source - 1).clamp(min=0)[..., None].expand_as(bev)
     return bev.gather(1, index).masked_fill((source == 0)[..., None], 0.0)

@@ -4,7 +4,11 @@ Shape legend: G boxes. The camera frame is x right, y down, z ahead; a box has i
 x axis, its width along y and its height along z.
 """
 
+import itertools
+
 import torch
+
+from projects.bevformer.transfer import constant
 
 
 def quaternion_to_matrix(quaternion):
@@ -25,19 +29,20 @@ def quaternion_to_matrix(quaternion):
     return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
 
 
-def unproject(points_uv, intrinsics):
+def unproject(points_uv, inverse_intrinsics):
     """Rays of pixels, at depth 1.
 
     Args:
         points_uv: (G, 2) pixels.
-        intrinsics: (G, 3, 3) camera matrices.
+        inverse_intrinsics: (G, 3, 3) inverted camera matrices; inverting them on a GPU would force a
+            sync.
 
     Returns:
         (G, 3) camera frame; times the depth it is the point.
     """
     homogeneous = torch.cat((points_uv, torch.ones_like(points_uv[:, :1])), dim=-1)
     # Sums instead of matrix products throughout: a product may run in TF32.
-    return (torch.inverse(intrinsics) * homogeneous[:, None, :]).sum(dim=-1)
+    return (inverse_intrinsics * homogeneous[:, None, :]).sum(dim=-1)
 
 
 def viewing_rotation(rays):
@@ -75,12 +80,14 @@ def box_corners(rotation, center, size_wlh):
     Returns:
         (G, 8, 3) metres, camera frame.
     """
-    signs = torch.tensor(
-        [[x, y, z] for x in (1, -1) for y in (1, -1) for z in (1, -1)],
-        dtype=center.dtype,
-        device=center.device,
-    )
-    half_lwh = size_wlh[:, [1, 0, 2]] / 2
+    signs = constant(("signs of box corners", center.dtype), lambda: _signs(center.dtype), center)
+    width, length, height = size_wlh.unbind(dim=-1)
+    half_lwh = torch.stack((length, width, height), dim=-1) / 2
     offsets = signs * half_lwh[:, None, :]  # (G, 8, 3) box frame
     turned = (rotation[:, None] * offsets[:, :, None, :]).sum(dim=-1)
     return turned + center[:, None, :]
+
+
+def _signs(dtype):
+    """(8, 3) of +-1, one row for each corner."""
+    return torch.tensor(list(itertools.product((1, -1), repeat=3)), dtype=dtype)

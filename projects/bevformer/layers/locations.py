@@ -2,6 +2,8 @@
 
 import torch
 
+from projects.bevformer.transfer import constant
+
 
 def sampling_locations(reference, offsets, map_hw):
     """Reference points plus offsets, as fractions of the maps.
@@ -14,7 +16,10 @@ def sampling_locations(reference, offsets, map_hw):
     Returns:
         Of the shape of `offsets`.
     """
-    map_wh = torch.tensor([[[w, h]] for h, w in map_hw], dtype=offsets.dtype)  # (L, 1, 2)
-    # A copy that does not wait for the device; so small a one is taken before the call returns.
-    map_wh = map_wh.to(offsets.device, non_blocking=True)
+    sizes = tuple((w, h) for h, w in map_hw)
+    map_wh = constant(
+        ("map_wh", sizes, offsets.dtype),
+        lambda: torch.tensor(sizes, dtype=offsets.dtype)[:, None],  # (L, 1, 2)
+        offsets,
+    )
     return torch.addcdiv(reference, offsets, map_wh)

@@ -8,6 +8,7 @@ from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
 
 from projects.bevformer.compat import mmcv_has_cuda_operators
 from projects.bevformer.ops import register_backend
+from projects.bevformer.transfer import constant
 
 
 def why_not(value, locations):
@@ -24,12 +25,9 @@ def why_not(value, locations):
 def attend(value, shapes, locations, weights, rows_per_map):
     """`ops.packed_multi_scale_deformable_attn` with checked arguments."""
     value = value.float().contiguous()
-    level_shapes = torch.tensor(shapes)
-    level_starts = level_shapes.prod(1).cumsum(0) - level_shapes.prod(1)
-    # Copies that the host does not wait for.
-    level_shapes, level_starts = (
-        tensor.to(value.device, non_blocking=True) for tensor in (level_shapes, level_starts)
-    )
+    shapes = tuple(map(tuple, shapes))
+    level_shapes = constant(("level_shapes", shapes), lambda: torch.tensor(shapes), value)
+    level_starts = constant(("level_starts", shapes), lambda: _starts(shapes), value)
 
     def attend_evenly(value, locations, weights):
         maps, queries = value.shape[0], locations.shape[0] // value.shape[0]
@@ -48,6 +46,12 @@ def attend(value, shapes, locations, weights, rows_per_map):
     per_map = zip(value.split(1), locations.split(rows_per_map), weights.split(rows_per_map))
     outputs = [attend_evenly(*one) for one in per_map if one[1].shape[0] > 0]
     return torch.cat([locations.new_empty(0, value.shape[2] * value.shape[3]), *outputs])
+
+
+def _starts(shapes):
+    """(L,) long, the first key of each level."""
+    sizes = torch.tensor(shapes).prod(dim=1)
+    return sizes.cumsum(0) - sizes
 
 
 register_backend("mmcv", attend, why_not)

@@ -1,6 +1,6 @@
 """From class logits and box codes to boxes, without non-maximum suppression.
 
-Shape legend: O object queries, K classes.
+Shape legend: B batch, O object queries, K classes, X candidates.
 """
 
 import torch
@@ -60,12 +60,39 @@ class NMSFreeCoder(BaseBBoxCoder):
             codes: (O, 10) box codes.
 
         Returns:
-            dict(bboxes=(X, 9) old convention, gravity centre; scores=(X,), labels=(X,)), best first.
+            dict(bboxes=(X, 9) old convention, gravity centre; scores=(X,), labels=(X,)) on the CPU,
+            best first.
         """
-        scores, index = cls_logits.sigmoid().flatten().topk(min(self.max_num, cls_logits.numel()))
+        (candidates,) = self._candidates(cls_logits[None], codes[None]).cpu()
+        return self._boxes(candidates)
+
+    def decode(self, preds_dicts):
+        """Decode the last decoder layer of a batch, with one host-device sync.
+
+        Args:
+            preds_dicts: all_cls_scores (layers, B, O, K) and all_bbox_preds (layers, B, O, 10).
+
+        Returns:
+            B dicts as `decode_single`.
+        """
+        logits = preds_dicts["all_cls_scores"][-1]
+        codes = preds_dicts["all_bbox_preds"][-1]
+        return [self._boxes(candidates) for candidates in self._candidates(logits, codes).cpu()]
+
+    def _candidates(self, cls_logits, codes):
+        """(B, O, K) and (B, O, 10) -> (B, X, 12): score, label and code of the best pairs."""
+        probabilities = cls_logits.sigmoid().flatten(1)
+        scores, index = probabilities.topk(min(self.max_num, probabilities.shape[1]))
         labels = index % self.num_classes
         queries = torch.div(index, self.num_classes, rounding_mode="floor")
-        boxes = decode_boxes(codes[queries])
+        best_codes = codes.gather(1, queries[..., None].expand(-1, -1, codes.shape[-1]))
+        columns = (scores[..., None], labels[..., None].to(scores.dtype), best_codes)
+        return torch.cat(columns, dim=-1)
+
+    def _boxes(self, candidates):
+        """(X, 12) candidates on the CPU -> the dict of those that are kept."""
+        scores, labels = candidates[:, 0], candidates[:, 1].long()
+        boxes = decode_boxes(candidates[:, 2:])
         keep = torch.ones_like(scores, dtype=torch.bool)
         if self.score_threshold:
             keep &= scores > self.score_threshold
@@ -74,16 +101,3 @@ class NMSFreeCoder(BaseBBoxCoder):
             centres = boxes[:, :3]
             keep &= (centres >= limits[:3]).all(dim=1) & (centres <= limits[3:]).all(dim=1)
         return dict(bboxes=boxes[keep], scores=scores[keep], labels=labels[keep])
-
-    def decode(self, preds_dicts):
-        """Decode the last decoder layer of a batch.
-
-        Args:
-            preds_dicts: all_cls_scores (X, B, O, K) and all_bbox_preds (X, B, O, 10).
-
-        Returns:
-            B dicts as `decode_single`.
-        """
-        logits = preds_dicts["all_cls_scores"][-1]
-        codes = preds_dicts["all_bbox_preds"][-1]
-        return [self.decode_single(*pair) for pair in zip(logits, codes)]

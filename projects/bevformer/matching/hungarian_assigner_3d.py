@@ -10,6 +10,7 @@ from mmdet.core.bbox.match_costs import build_match_cost
 from scipy.optimize import linear_sum_assignment
 
 from projects.bevformer.geometry.boxes import VX, encode_boxes
+from projects.bevformer.transfer import upload
 
 # Stands in for a cost that is not a number, so that one diverging query cannot stop the matcher.
 _COST_OF_NAN = 100.0
@@ -56,7 +57,7 @@ class HungarianAssigner3D:
 
     @torch.no_grad()
     def assign_layers(self, code_pred, cls_logits, gt_boxes, gt_labels):
-        """Match every sample in every decoder layer; the device is waited for once.
+        """Match every sample in every decoder layer, with one host-device sync.
 
         Args:
             code_pred: (X, B, O, 10) predicted box codes.
@@ -79,7 +80,7 @@ class HungarianAssigner3D:
             of_layers = flat.reshape(layers, queries, len(boxes)).numpy()
             pairs.append(np.array([linear_sum_assignment(cost) for cost in of_layers]))
         all_pairs = torch.from_numpy(np.concatenate([pair.ravel() for pair in pairs]))
-        all_pairs = all_pairs.to(code_pred.device, non_blocking=True)
+        all_pairs = upload(all_pairs, code_pred.device)
         split = all_pairs.split([pair.size for pair in pairs])
         return [flat.reshape(pair.shape).unbind(dim=1) for flat, pair in zip(split, pairs)]
 

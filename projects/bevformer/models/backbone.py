@@ -15,7 +15,8 @@ def frugal_backbone(img_backbone):
 
     - mmcv's DCNv2 becomes torchvision's where mmcv's cannot run on a GPU;
     - batch norms keep no activations while they are frozen;
-    - `with_cp` of a ResNet keeps less, in a way that DistributedDataParallel bears.
+    - `with_cp` of a ResNet keeps less, in a way that DistributedDataParallel bears;
+    - pretrained weights are read onto the CPU: a file of GPU tensors would go to GPU 0 in every process.
 
     Args:
         img_backbone: config of an mmdet backbone; not edited.
@@ -29,6 +30,9 @@ def frugal_backbone(img_backbone):
         cfg["norm_cfg"] = dict(norm, type="LeanBN2d")
     if cfg["type"] == "ResNet" and cfg.get("with_cp"):
         cfg.update(type="CheckpointedResNet", with_cp=False)
+    init = cfg.get("init_cfg")
+    if isinstance(init, dict) and init.get("type") == "Pretrained":
+        cfg["init_cfg"] = {"map_location": "cpu", **init}
     return cfg
 
 

@@ -200,16 +200,16 @@ class BEVFormer(Base3DDetector):
         return self.pts_bbox_head.loss(gt_bboxes_3d, gt_labels_3d, outputs, img_metas=metas)
 
     def camera_hits(self, img, img_metas):
-        """Which BEV queries see which camera in each frame of a queue; the device is waited for once.
+        """Visible (query, camera) pairs for all frames of the queue, with one host-device sync.
 
         Args:
             img: (B, T, ...) the images of the queues, as in `forward`.
-            img_metas: B dicts {0: meta, ..., T-1: meta}.
+            img_metas: B dicts {frame: meta}, the T frames in the order of the images.
 
         Returns:
             T CameraHits.
         """
-        metas_of_frames = [[queue[t] for queue in img_metas] for t in range(img.shape[1])]
+        metas_of_frames = [[queue[t] for queue in img_metas] for t in img_metas[0]]
         if self.data_preprocessor is not None:
             image_hw = img.shape[-3:-1]
             metas_of_frames = [

@@ -26,6 +26,7 @@ from projects.bevformer.geometry.boxes import (
     old_to_new_boxes,
 )
 from projects.bevformer.layers import WeightPrecisionLayerNorm
+from projects.bevformer.transfer import upload
 
 
 @HEADS.register_module(name=["BEVFormerHead", "BEVFormerHead_GroupDETR"])
@@ -174,7 +175,7 @@ class BEVFormerHead(BaseModule):
             device: of the result.
 
         Returns:
-            CameraHits of each frame. Finding them waits once for the device.
+            CameraHits of each frame, found with one host-device sync.
         """
         return self.transformer.camera_hits(metas_of_frames, (self.bev_h, self.bev_w), device)
 
@@ -272,11 +273,11 @@ class BEVFormerHead(BaseModule):
         num_groups = logits.shape[2] // self.num_query
         logits = rearrange(logits, "x b (r o) k -> x (b r) o k", r=num_groups)
         codes = rearrange(codes, "x b (r o) f -> x (b r) o f", r=num_groups)
-        gt_boxes, gt_labels = [], []
+        gt_boxes, gt_labels, device = [], [], codes.device
         for boxes, labels in zip(gt_bboxes_list, gt_labels_list):
             centred = torch.cat((boxes.gravity_center, boxes.tensor[:, 3:]), dim=1)
-            gt_boxes += [new_to_old_boxes(centred).to(codes, non_blocking=True)] * num_groups
-            gt_labels += [labels.to(codes.device, non_blocking=True)] * num_groups
+            gt_boxes += [upload(new_to_old_boxes(centred).to(codes.dtype), device)] * num_groups
+            gt_labels += [upload(labels, device)] * num_groups
         matches = self.assigner.assign_layers(codes, logits, gt_boxes, gt_labels)
         matched_codes = [
             codes[:, i].gather(1, query_index[..., None].expand(-1, -1, codes.shape[-1]))

@@ -9,6 +9,7 @@ from mmdet3d.core import bbox3d2result
 
 from projects.bevformer.geometry.poses import check_frame_offsets
 from projects.bevformer.layers import on_any_device
+from projects.bevformer.transfer import upload
 
 from .bevformer import BEVFormer, frozen
 
@@ -93,7 +94,7 @@ class BEVFormerV2(BEVFormer):
         flips = [bool(meta.get("image_flip")) for meta in img_metas or ()]
         if not any(flips):
             return super().extract_feat(img, img_metas)
-        flipped = torch.tensor(flips, device=img.device)[:, None, None, None, None]
+        flipped = upload(torch.tensor(flips), img.device)[:, None, None, None, None]
         levels = super().extract_feat(torch.where(flipped, img.flip(-1), img), img_metas)
         return [torch.where(flipped, level.flip(-1), level) for level in levels]
 
@@ -111,10 +112,8 @@ class BEVFormerV2(BEVFormer):
         Returns:
             dict of losses, those of the perspective head with `_mono` behind their name.
         """
-        prev_bev, has_prev = self.obtain_history_bev(img, img_metas)
         metas = [queue[0] for queue in img_metas]
-        feats = self.extract_feat(img[:, self.frames.index(0)], metas)
-        outputs = self.pts_bbox_head(feats[: self.num_levels], metas, prev_bev, has_prev=has_prev)
+        feats, outputs = self._detect(img, img_metas)
         losses = self.pts_bbox_head.loss(gt_bboxes_3d, gt_labels_3d, outputs, img_metas=metas)
         if self.fcos3d_bbox_head is not None:
             mono_losses = self._mono_losses(feats[: self.num_mono_levels], metas)
@@ -122,6 +121,26 @@ class BEVFormerV2(BEVFormer):
                 {f"{name}_mono": self.mono_loss_weight * v for name, v in mono_losses.items()}
             )
         return losses
+
+    def _detect(self, img, img_metas):
+        """(B, F, N, 3, H, W) images and B dicts {offset: meta} -> features of the current frame, predictions."""
+        self._check_frames(img_metas)
+        metas = [queue[0] for queue in img_metas]
+        hits = self.camera_hits(img, img_metas)
+        prev_bev, has_prev = self.obtain_history_bev(img, img_metas, hits)
+        current = self.frames.index(0)
+        feats = self.extract_feat(img[:, current], metas)
+        levels = feats[: self.num_levels]
+        outputs = self.pts_bbox_head(levels, metas, prev_bev, has_prev=has_prev, hits=hits[current])
+        return feats, outputs
+
+    def _check_frames(self, img_metas):
+        """Raise ValueError unless the metas are of the frames of the model."""
+        for queue in img_metas:
+            if tuple(queue) != self.frames:
+                raise ValueError(
+                    f"frames of the dataset are {tuple(queue)}, of the model {self.frames}"
+                )
 
     def _mono_losses(self, feats, metas):
         """Losses of the perspective head on the cameras that see an object."""
@@ -131,30 +150,25 @@ class BEVFormerV2(BEVFormer):
                 "end its pipeline with DD3DMapper, or set fcos3d_bbox_head=None"
             )
         pairs = [(b, camera) for b, meta in enumerate(metas) for camera in meta["mono_objects"]]
-        samples, cameras = (list(part) for part in zip(*pairs))
         objects = [metas[b]["mono_objects"][camera] for b, camera in pairs]
-        return self.fcos3d_bbox_head.loss([level[samples, cameras] for level in feats], objects)
+        num_cameras = feats[0].shape[1]
+        images = upload(torch.tensor([b * num_cameras + n for b, n in pairs]), feats[0].device)
+        feats = [level.flatten(0, 1).index_select(0, images) for level in feats]
+        return self.fcos3d_bbox_head.loss(feats, objects)
 
-    def obtain_history_bev(self, img, img_metas):
+    def obtain_history_bev(self, img, img_metas, hits=None):
         """BEVs of the frames besides the current one, in eval mode and without gradient.
 
         Args:
             img: (B, F, N, 3, H, W).
             img_metas: B dicts {offset: meta}.
+            hits: CameraHits of each frame; None finds them frame by frame.
 
         Returns:
             prev_bev: for each frame (B, Q, C), or None where no sample has it and for the current
                 one; None altogether where there is only the current frame.
             has_prev: for each frame B bools, which samples have it.
-
-        Raises:
-            ValueError: the frames are not those of the model.
         """
-        for queue in img_metas:
-            if tuple(queue) != self.frames:
-                raise ValueError(
-                    f"frames of the dataset are {tuple(queue)}, of the model {self.frames}"
-                )
         has_prev = [[bool(q[offset]["frame_exists"]) for q in img_metas] for offset in self.frames]
         if len(self.frames) == 1:
             return None, has_prev
@@ -165,7 +179,8 @@ class BEVFormerV2(BEVFormer):
                 if offset != 0 and any(has_prev[t]):
                     metas = [queue[offset] for queue in img_metas]
                     feats = self.extract_feat(img[:, t], metas)
-                    bev = self.pts_bbox_head(feats[: self.num_levels], metas, only_bev=True)
+                    levels, seen = feats[: self.num_levels], hits[t] if hits else None
+                    bev = self.pts_bbox_head(levels, metas, only_bev=True, hits=seen)
                 prev_bev.append(bev)
         return prev_bev, has_prev
 
@@ -185,9 +200,7 @@ class BEVFormerV2(BEVFormer):
         if len(img) != 1 or len(img_metas) != 1:
             raise ValueError(f"BEVFormerV2 tests one augmentation, got {len(img)}")
         images, metas = img[0], img_metas[0]
-        prev_bev, has_prev = self.obtain_history_bev(images, [meta["frames"] for meta in metas])
-        feats = self.extract_feat(images[:, self.frames.index(0)], metas)
-        outputs = self.pts_bbox_head(feats[: self.num_levels], metas, prev_bev, has_prev=has_prev)
+        _, outputs = self._detect(images, [{**meta["frames"], 0: meta} for meta in metas])
         return [
             dict(pts_bbox=bbox3d2result(*boxes))
             for boxes in self.pts_bbox_head.get_bboxes(outputs, metas)

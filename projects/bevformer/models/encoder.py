@@ -13,6 +13,7 @@ from mmcv.runner import BaseModule, ModuleList
 from projects.bevformer import compat
 from projects.bevformer.geometry.bev_grid import cell_centres, check_range, pillar_points
 from projects.bevformer.layers import CameraHits, FrameContext
+from projects.bevformer.transfer import upload
 
 
 @TRANSFORMER_LAYER_SEQUENCE.register_module()
@@ -119,7 +120,7 @@ class BEVFormerEncoder(BaseModule):
         if history is not None:
             temporal_pair = torch.stack((history.to(bev_queries.dtype), bev_queries), dim=1)
         # The current frame's points are not shifted; nor are those of a sample without history.
-        shift = (shift * has_history[:, None]).to(device, non_blocking=True)
+        shift = upload(shift * has_history[:, None], device)
         centres = cell_centres(*bev_hw, device)  # (Q, 2)
         moved = centres + shift[:, None, :]  # (B, Q, 2)
         return FrameContext(
@@ -127,7 +128,7 @@ class BEVFormerEncoder(BaseModule):
             bev_pos=bev_pos,
             initial_query=bev_queries,
             temporal_pair=temporal_pair,
-            has_history=has_history.to(device, non_blocking=True) if mixed else None,
+            has_history=upload(has_history, device) if mixed else None,
             reference_bev=torch.stack((moved, centres.expand_as(moved)), dim=1),
             hits=hits,
             image_features=image_features,

@@ -11,6 +11,7 @@ from mmdet.models.builder import MODELS
 from torch import nn
 
 from projects.bevformer.ops import distort_colors
+from projects.bevformer.transfer import upload
 
 
 @MODELS.register_module()
@@ -126,8 +127,6 @@ def _gather_distortions(img_metas, device):
     """Arguments of `distort_colors`: name -> tensor of one entry for each of the B * N images."""
     draws = [meta["color_distortion"] for meta in img_metas]
     return {
-        name: torch.from_numpy(np.concatenate([draw[name] for draw in draws])).to(
-            device, non_blocking=True
-        )
+        name: upload(torch.from_numpy(np.concatenate([draw[name] for draw in draws])), device)
         for name in draws[0]
     }

@@ -11,7 +11,6 @@ from mmcv.cnn import build_norm_layer
 from mmcv.runner import BaseModule
 from mmdet.core import reduce_mean
 from mmdet.models.builder import HEADS
-from mmdet.models.losses import GIoULoss
 from torch import nn
 
 from projects.bevformer.geometry.mono_boxes import (
@@ -269,6 +268,30 @@ def _check_switches(use_deformable, use_scale):
         raise ValueError("the DD3D head has use_deformable=False and use_scale=True only")
 
 
+def giou_from_sides(predicted, true):
+    """Generalised IoU of boxes that both contain a common point.
+
+    mmdet's GIoULoss reads its weights back and copies its epsilon to the GPU, which both force a sync.
+
+    Args:
+        predicted, true: (P, 4) distances from the point to left, top, right, bottom, not negative.
+
+    Returns:
+        (P,) in (-1, 1].
+
+    Source: GIoU (arXiv 1902.09630), algorithm 2.
+    """
+
+    def area(sides):
+        left, top, right, bottom = sides.unbind(dim=-1)
+        return (left + right) * (top + bottom)
+
+    overlap = area(torch.minimum(predicted, true))
+    union = (area(predicted) + area(true) - overlap).clamp(min=1e-6)
+    hull = area(torch.maximum(predicted, true)).clamp(min=1e-6)
+    return overlap / union - (hull - union) / hull
+
+
 class FCOS2DLoss(nn.Module):
     """Losses of FCOS2DHead.
 
@@ -287,7 +310,6 @@ class FCOS2DLoss(nn.Module):
         self.loss_cls = TorchFocalLoss(
             use_sigmoid=True, gamma=focal_loss_gamma, alpha=focal_loss_alpha
         )
-        self.loss_box = GIoULoss(reduction="sum")
 
     def forward(self, logits, distances, centerness, targets):
         """Losses.
@@ -301,17 +323,15 @@ class FCOS2DLoss(nn.Module):
         Returns:
             dict of loss_cls, loss_box2d_reg, loss_centerness.
         """
-        num_positive = reduce_mean(logits.new_tensor([float(len(distances))])).clamp(min=1).item()
-        # Boxes around a location that is the origin.
-        predicted = torch.cat((-distances[:, :2], distances[:, 2:]), dim=-1)
-        wanted = torch.cat((-targets.distances[:, :2], targets.distances[:, 2:]), dim=-1)
-        overlap = self.loss_box(predicted, wanted, weight=targets.centerness)
+        # On the device throughout: a Python number would have to be read back after the reduction.
+        num_positive = reduce_mean(logits.new_full((), float(len(distances)))).clamp(min=1)
+        giou = giou_from_sides(distances, targets.distances)
         centered = F.binary_cross_entropy_with_logits(
             centerness, targets.centerness, reduction="sum"
         )
         return dict(
             loss_cls=self.loss_cls(logits, targets.labels, avg_factor=num_positive),
-            loss_box2d_reg=overlap / targets.weight_sum,
+            loss_box2d_reg=_weighted(1 - giou, targets),
             loss_centerness=centered / num_positive,
         )
 
@@ -390,7 +410,7 @@ class FCOS3DLoss(nn.Module):
         true_corners = box_corners(targets.rotation, targets.center, targets.size_wlh)
         losses = {}
         for part in true:
-            corners = _corners(dict(true, **{part: predicted[part]}), targets.intrinsics)
+            corners = _corners(dict(true, **{part: predicted[part]}), targets)
             distance = F.smooth_l1_loss(
                 corners, true_corners, reduction="none", beta=self.smooth_l1_loss_beta
             )
@@ -398,7 +418,7 @@ class FCOS3DLoss(nn.Module):
                 distance.mean(dim=(1, 2)), targets
             )
         with torch.no_grad():
-            error = (_corners(predicted, targets.intrinsics) - true_corners).abs().mean(dim=(1, 2))
+            error = (_corners(predicted, targets) - true_corners).abs().mean(dim=(1, 2))
             confidence = torch.exp(-error / self.conf_3d_temperature)
         surprise = F.binary_cross_entropy_with_logits(box3d[:, 10], confidence, reduction="none")
         losses["loss_conf3d"] = self.conf3d_loss_weight * _weighted(surprise, targets)
@@ -410,11 +430,10 @@ class FCOS3DLoss(nn.Module):
         rotation = quaternion_to_matrix(quaternion)
         center_uv = targets.locations + offset
         if self.predict_allocentric_rot:
-            rays = unproject(center_uv, targets.intrinsics)
+            rays = unproject(center_uv, targets.inverse_intrinsics)
             rotation = compose(viewing_rotation(rays), rotation)
         if self.focal_factor is not None:
-            focal = targets.intrinsics[:, [0, 1], [0, 1]]  # (P, 2)
-            depth = depth / ((1 / focal).norm(dim=-1, keepdim=True) * self.focal_factor)
+            depth = depth / ((1 / targets.focal).norm(dim=-1, keepdim=True) * self.focal_factor)
         return dict(
             quat=rotation,
             proj_ctr=center_uv,
@@ -423,8 +442,8 @@ class FCOS3DLoss(nn.Module):
         )
 
 
-def _corners(box, intrinsics):
-    center = unproject(box["proj_ctr"], intrinsics) * box["depth"]
+def _corners(box, targets):
+    center = unproject(box["proj_ctr"], targets.inverse_intrinsics) * box["depth"]
     return box_corners(box["quat"], center, box["size"])
 
 
@@ -546,21 +565,19 @@ class NuscenesDD3D(BaseModule):
             feats[0].device,
             **self.target_assign_cfg,
         )
-        at = {name: values[targets.positive] for name, values in predicted.items()}
+        at = {name: values.index_select(0, targets.positive) for name, values in predicted.items()}
         of_class = targets.positive_labels[:, None, None].expand(-1, at["box3d"].shape[1], 1)
         losses = self.fcos2d_loss(predicted["logits"], at["distances"], at["centerness"], targets)
         losses.update(self.fcos3d_loss(at["box3d"].gather(2, of_class).squeeze(2), targets))
         losses["loss_attr"] = self.attr_loss_weight * _known_only(
-            lambda logits, attribute: F.cross_entropy(logits, attribute, reduction="none"),
-            at["attributes"],
-            targets.attribute,
+            F.cross_entropy(at["attributes"], targets.attribute.clamp(min=0), reduction="none"),
             targets.attribute >= 0,
             targets.centerness,
         )
         losses["loss_speed"] = self.speed_loss_weight * _known_only(
-            lambda speed, true: F.smooth_l1_loss(speed, true, reduction="none", beta=0.05),
-            at["speeds"],
-            targets.speed,
+            F.smooth_l1_loss(
+                at["speeds"], torch.nan_to_num(targets.speed), reduction="none", beta=0.05
+            ),
             torch.isfinite(targets.speed),
             targets.centerness,
         )
@@ -572,8 +589,8 @@ def _by_location(levels, pattern):
     return torch.cat([rearrange(level.float(), pattern) for level in levels], dim=1).flatten(0, 1)
 
 
-def _known_only(loss, predicted, true, known, weights):
-    """Mean of a loss over the locations whose object's value is known, weighted by centre-ness."""
-    weights = weights[known]
+def _known_only(losses, known, weights):
+    """(P,) losses -> their mean over the locations whose object's value is known, weighted."""
+    weights = weights * known
     weight_sum = reduce_mean(weights.sum()).clamp(min=1e-6)
-    return (loss(predicted[known], true[known]) * weights).sum() / weight_sum
+    return (losses * weights).sum() / weight_sum

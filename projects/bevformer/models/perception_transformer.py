@@ -20,6 +20,7 @@ from projects.bevformer.layers import (
     WeightPrecisionLayerNorm,
 )
 from projects.bevformer.nuscenes_spec import CAN_POSITION, CAN_SIZE, CAN_YAW_DEG, CAN_YAW_RAD
+from projects.bevformer.transfer import upload
 
 _SELF_INITIALISING = (
     TemporalSelfAttention,
@@ -116,11 +117,11 @@ class PerceptionTransformer(BaseModule):
             device: of the result.
 
         Returns:
-            CameraHits of each frame. Finding them waits once for the device.
+            CameraHits of each frame, found with one host-device sync.
         """
         return self.encoder.camera_hits(
             bev_hw,
-            [_stack_lidar2img(metas).to(device, non_blocking=True) for metas in metas_of_frames],
+            [upload(_stack_lidar2img(metas), device) for metas in metas_of_frames],
             [_padded_image_hw(metas) for metas in metas_of_frames],
         )
 
@@ -152,7 +153,7 @@ class PerceptionTransformer(BaseModule):
         can_bus = np.stack([meta["can_bus"] for meta in img_metas]).astype(np.float64)
         queries = repeat(bev_queries, "q c -> b q c", b=batch)
         if self.use_can_bus:
-            numbers = torch.from_numpy(can_bus).to(queries, non_blocking=True)
+            numbers = upload(torch.from_numpy(can_bus).to(queries.dtype), queries.device)
             motion = self.can_bus_mlp(numbers)
             queries = queries + motion[:, None, :]
 

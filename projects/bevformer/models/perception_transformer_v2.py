@@ -14,6 +14,7 @@ from torch import nn
 from projects.bevformer.geometry.bev_warp import warp_bev
 from projects.bevformer.geometry.poses import check_frame_offsets
 from projects.bevformer.layers import WeightPrecisionLayerNorm, on_any_device
+from projects.bevformer.transfer import upload
 
 from .perception_transformer import PerceptionTransformer
 
@@ -153,7 +154,7 @@ class PerceptionTransformerV2(PerceptionTransformer):
         )
         maps = [meta.get("bev_augmentation") for meta in img_metas]
         if any(matrix is not None for matrix in maps):
-            planar = torch.eye(2, device=bev.device).repeat(len(maps), 1, 1)
+            planar = torch.eye(2).repeat(len(maps), 1, 1)
             for sample, matrix in enumerate(maps):
                 if matrix is not None:
                     planar[sample] = torch.as_tensor(matrix)[:2, :2]
@@ -173,6 +174,6 @@ class PerceptionTransformerV2(PerceptionTransformer):
             if filled[frame] is None:
                 filled[frame] = neighbour
             else:
-                exists = torch.tensor(has_prev[frame], device=bev.device)[:, None, None]
+                exists = upload(torch.tensor(has_prev[frame]), bev.device)[:, None, None]
                 filled[frame] = torch.where(exists, filled[frame].to(bev.dtype), neighbour)
         return filled

@@ -13,11 +13,13 @@ Shape legend: V maps, S keys, M heads, C channels per head, R rows, N rows of a 
 P points, K = M * L * P samples of a row.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
+
+from projects.bevformer.transfer import constant
 
 # What a chunk may allocate, by device. On a CPU the forward pass is fastest while a chunk is in the
 # cache; in backward every chunk adds to a whole gradient map, so they are fewer and larger. A GPU needs
@@ -134,37 +136,46 @@ class _Grid:
 
     @classmethod
     def of(cls, shapes, locations):
-        """For tensors like `locations` (R, M, L, P, 2)."""
-        heads, levels, points = locations.shape[1:4]
+        """For tensors like `locations` (R, M, L, P, 2); kept on their device."""
+        heads, _, points = locations.shape[1:4]
+        shapes, dtype = tuple(map(tuple, shapes)), locations.dtype
+        return constant(
+            ("deformable attention grid", shapes, heads, points, dtype),
+            lambda: cls._build(shapes, heads, points, dtype),
+            locations,
+        )
 
+    @classmethod
+    def _build(cls, shapes, heads, points, dtype):
         def per_sample(pairs, dtype):
-            pairs = torch.tensor(pairs, dtype=dtype).reshape(1, levels, 1, 2)
-            pairs = pairs.expand(heads, levels, points, 2).reshape(-1, 2)
-            return pairs.to(locations.device, non_blocking=True)
+            pairs = torch.tensor(pairs, dtype=dtype).reshape(1, len(shapes), 1, 2)
+            return pairs.expand(heads, -1, points, 2).reshape(-1, 2)
 
         starts, end = [], 0
         for h, w in shapes:
             starts.append(end * heads)
             end += h * w
         first_heads = torch.arange(heads, dtype=torch.int32).view(heads, 1, 1)
-        origin = first_heads + torch.tensor(starts, dtype=torch.int32).view(1, levels, 1)
-        origin = origin.expand(heads, levels, points).reshape(-1)
-        size = per_sample([(w, h) for h, w in shapes], locations.dtype)
+        origin = first_heads + torch.tensor(starts, dtype=torch.int32).view(1, -1, 1)
+        size = per_sample([(w, h) for h, w in shapes], dtype)
         return cls(
             size=size,
             minus_half=torch.full_like(size, -0.5),
             last=per_sample([(max(w - 2, 0), max(h - 2, 0)) for h, w in shapes], torch.int32),
             second=per_sample(
-                [[1 if cells > 1 else _NOWHERE for cells in (w, h)] for h, w in shapes],
-                locations.dtype,
+                [[1 if cells > 1 else _NOWHERE for cells in (w, h)] for h, w in shapes], dtype
             ),
             stride=per_sample([(heads, w * heads) for _, w in shapes], torch.int32),
             step=per_sample(
                 [(heads if w > 1 else 0, w * heads if h > 1 else 0) for h, w in shapes],
                 torch.int32,
             ),
-            origin=origin.to(locations.device, non_blocking=True),
+            origin=origin.expand(heads, len(shapes), points).reshape(-1),
         )
+
+    def to(self, device):
+        """The same tables on another device."""
+        return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
 
 @dataclass(frozen=True)

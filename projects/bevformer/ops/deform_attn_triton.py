@@ -12,8 +12,11 @@ Shape legend: V maps, S keys, M heads, C channels per head, R rows, L levels, P 
 """
 
 import contextlib
+import functools
 import importlib.util
 import os
+import shutil
+import sysconfig
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -21,6 +24,8 @@ from torch.autograd.function import once_differentiable
 # (row, head) pairs of a program, and its warps.
 BLOCK_PAIRS = 32
 NUM_WARPS = 4
+# Compute capability from which Triton generates code.
+_OLDEST_GPU = (7, 0)
 
 
 def why_not(value, locations):
@@ -28,14 +33,47 @@ def why_not(value, locations):
     channels = value.shape[-1]
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed: it comes with torch >= 2 for CUDA"
-    if value.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        return f"Triton runs on CUDA devices, and the value is on {value.device}"
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        if value.device.type != "cuda":
+            return f"Triton runs on CUDA devices, and the value is on {value.device}"
+        reason = _why_not_compiled() or _why_not_on(value.device)
+        if reason is not None:
+            return reason
     if value.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"its kernels take no value in {value.dtype}"
     if locations.dtype != torch.float32:
         return f"its kernels take sampling locations in float32, not {locations.dtype}"
     if channels & (channels - 1):
         return f"its kernels take a power of two of channels per head, not {channels}"
+    return None
+
+
+@functools.lru_cache(maxsize=None)
+def _why_not_compiled():
+    """None, or what Triton lacks to compile its launcher, a C extension; as `triton.runtime.build`."""
+    compiler = os.environ.get("CC")
+    if compiler is None:
+        if not (shutil.which("gcc") or shutil.which("clang")):
+            return "Triton needs a C compiler: install gcc or clang, or name one in the variable CC"
+    elif shutil.which(compiler) is None:
+        return (
+            f"Triton needs a C compiler, and the variable CC names {compiler}, which is not found"
+        )
+    folder = sysconfig.get_path("include", "posix_prefix")
+    folders = [folder, *os.environ.get("CPATH", "").split(os.pathsep)]
+    if not any(os.path.isfile(os.path.join(path, "Python.h")) for path in folders if path):
+        return f"Triton needs Python.h, which is not in {folder}: install python3-dev"
+    return None
+
+
+@functools.lru_cache(maxsize=None)
+def _why_not_on(device):
+    """None, or why Triton generates no code for this GPU."""
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _OLDEST_GPU:
+        return "Triton needs a GPU of compute capability {}.{} or newer, this one has {}.{}".format(
+            *_OLDEST_GPU, *capability
+        )
     return None
 
 

@@ -1,0 +1,57 @@
+"""Repeatable training: what `--deterministic` sets, and what stays different from run to run."""
+
+import os
+
+import torch
+from mmcv.ops import ModulatedDeformConv2d
+
+from projects.bevformer import compat
+from projects.bevformer.layers import TorchvisionDCNv2
+from projects.bevformer.ops.backends import ENVIRONMENT_VARIABLE, PREFERENCE
+
+_UNREPEATABLE_BACKENDS = ("mmcv", "triton", "reference")  # their gradients are atomic additions
+
+
+def make_deterministic():
+    """Let this process use repeatable algorithms where there are some, and warn where there are none.
+
+    Call it before CUDA starts: cuBLAS reads its variable once. A value that the user has set stays.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+    compat.use_deterministic_algorithms()
+
+
+def unrepeatable_parts(cfg, detector):
+    """Names of the parts of a model whose gradients on CUDA differ in the last bits from run to run.
+
+    Args:
+        cfg: mmcv.Config with `deform_attn_backend` and `data.train`.
+        detector: the bare model.
+    """
+    parts = []
+    kinds = (TorchvisionDCNv2, ModulatedDeformConv2d)
+    layers = [m for m in detector.modules() if isinstance(m, kinds) and _trains(m)]
+    if layers:
+        parts.append(f"{len(layers)} deformable convolutions")
+    backbone = getattr(detector, "img_backbone", None)
+    if hasattr(backbone, "maxpool") and getattr(backbone, "frozen_stages", 0) < 0:
+        parts.append("max-pooling behind the stem, which trains")
+    backend = _attention_backend(cfg)
+    if backend in _UNREPEATABLE_BACKENDS:
+        parts.append(f"deformable attention by {backend!r} (`lean` repeats exactly)")
+    for step in cfg.data.train.get("pipeline", []):
+        if step["type"] == "GlobalRotScaleTransImage" and step.get("only_gt"):
+            parts.append("the turned BEV of GlobalRotScaleTransImage with only_gt")
+    return parts
+
+
+def _trains(module):
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _attention_backend(cfg):
+    automatic = (name for name in PREFERENCE if name != "mmcv" or compat.mmcv_has_cuda_operators())
+    named = os.environ.get(ENVIRONMENT_VARIABLE) or cfg.get("deform_attn_backend")
+    return named or next(automatic)

@@ -1,0 +1,102 @@
+"""Which device a process computes on, and why not on a GPU."""
+
+import glob
+import os
+
+import torch
+
+# Oldest driver for the CUDA version that torch was built with, by its major number.
+# Source: CUDA Toolkit release notes, minor version compatibility.
+_DRIVERS = {"11": 450, "12": 525, "13": 580}
+_REMEDY = (
+    "see docs/install.md or run `make setup`; to compute on the CPU pass --device cpu or set "
+    "CUDA_VISIBLE_DEVICES= (as for `make demo`)"
+)
+
+
+def select_device(device=None, gpu_id=0):
+    """Device of a process that runs alone.
+
+    Args:
+        device: "cpu", "cuda", or None for CUDA where there is one.
+        gpu_id: index of the GPU.
+
+    Raises:
+        ValueError: that GPU is not visible, or there is a GPU that PyTorch cannot use and `device` does
+            not ask for the CPU.
+    """
+    if device is None:
+        device = _default_device()
+    if device == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():  # device_count() asks NVML, which an old driver answers too
+        raise ValueError(f"GPU {gpu_id} is asked for, but {_unusable(_cuda_error())}")
+    count = torch.cuda.device_count()
+    if gpu_id >= count:
+        raise ValueError(
+            f"GPU {gpu_id} is asked for, {count} are visible: check `nvidia-smi` "
+            "and CUDA_VISIBLE_DEVICES, or run with --device cpu"
+        )
+    torch.cuda.set_device(gpu_id)
+    return torch.device("cuda", gpu_id)
+
+
+def describe_device(device):
+    """One line for the log: the device and, for a CPU, why it is no GPU."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    if torch.cuda.is_available():
+        return "cpu (as asked for; a GPU is available)"
+    if _gpus_are_hidden():
+        return "cpu (CUDA_VISIBLE_DEVICES hides all GPUs)"
+    return f"cpu ({_cuda_error()})"
+
+
+def _default_device():
+    """ "cuda" if PyTorch can use a GPU, "cpu" if there is none.
+
+    Raises:
+        ValueError: there is one, but its driver is too old or broken: training on the CPU instead would
+            take weeks, so it has to be asked for.
+    """
+    if torch.cuda.is_available():
+        return "cuda"
+    if _gpus_are_hidden():
+        return "cpu"
+    error = _cuda_error()
+    if "not compiled with CUDA" in error or "no NVIDIA driver" in error:
+        return "cpu"
+    if "No CUDA GPUs are available" in error and not _gpus_are_expected():
+        return "cpu"
+    raise ValueError(_unusable(error))
+
+
+def _unusable(error):
+    return f"PyTorch cannot use the GPU: {error}{_needed_driver()}; {_REMEDY}"
+
+
+def _gpus_are_hidden():
+    """Whether CUDA_VISIBLE_DEVICES is set to no GPU at all: what CUDA makes of "" and "-1"."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible is not None and visible.strip() in ("", "-1", "NoDevFiles")
+
+
+def _gpus_are_expected():
+    return bool(os.environ.get("CUDA_VISIBLE_DEVICES") or glob.glob("/dev/nvidia[0-9]*"))
+
+
+def _cuda_error():
+    """PyTorch's own reason why CUDA does not start, in one line."""
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return " ".join(str(error).split()).rstrip(".")
+    return "PyTorch finds no GPU"
+
+
+def _needed_driver():
+    version = torch.version.cuda or ""
+    driver = _DRIVERS.get(version.split(".")[0])
+    if driver is None:
+        return ""
+    return f". torch {torch.__version__} is built for CUDA {version}, which needs driver {driver} or newer"

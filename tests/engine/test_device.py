@@ -1,0 +1,134 @@
+"""Choice of the device on machines that are pretended: none of these tests needs a GPU."""
+
+import pytest
+import torch
+
+from projects.bevformer import compat
+from projects.bevformer.engine import device as module
+from projects.bevformer.engine import distributed
+from projects.bevformer.engine.device import describe_device, select_device
+
+TOO_OLD = "The NVIDIA driver on your system is too old (found version 12020).\nPlease update it."
+NO_DRIVER = "Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU"
+NO_GPU = "No CUDA GPUs are available"
+CPU_BUILD = "Torch not compiled with CUDA enabled"
+
+
+@pytest.fixture(autouse=True)
+def _no_gpu_variables(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+@pytest.fixture
+def broken_cuda(monkeypatch):
+    """Pretend that CUDA does not start, for a reason and with some device files."""
+
+    def pretend(message, cards=(), version="13.0"):
+        def init():
+            raise (AssertionError if message == CPU_BUILD else RuntimeError)(message)
+
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cards))
+        monkeypatch.setattr(torch.cuda, "init", init)
+        monkeypatch.setattr(torch.version, "cuda", version)
+        monkeypatch.setattr(module.glob, "glob", lambda pattern: list(cards))
+
+    return pretend
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Pretend a number of working GPUs."""
+
+    def pretend(count):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H100")
+
+    return pretend
+
+
+@pytest.mark.parametrize(("version", "driver"), [("13.0", 580), ("12.4", 525), ("11.3", 450)])
+def test_an_old_driver_is_an_error_unless_the_cpu_is_asked_for(broken_cuda, version, driver):
+    broken_cuda(TOO_OLD, cards=["/dev/nvidia0"], version=version)
+    with pytest.raises(ValueError, match=f"too old.*CUDA {version}, which needs driver {driver}"):
+        select_device()
+    with pytest.raises(ValueError, match="make setup.*--device cpu"):
+        select_device()
+    with pytest.raises(ValueError, match="GPU 0 is asked for, but .*too old"):
+        select_device("cuda")
+    assert select_device("cpu") == torch.device("cpu")
+
+
+def test_cards_that_pytorch_does_not_find_are_an_error(broken_cuda, monkeypatch):
+    broken_cuda(NO_GPU, cards=["/dev/nvidia0"])
+    with pytest.raises(ValueError, match=NO_GPU):
+        select_device()
+    broken_cuda(NO_GPU)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    with pytest.raises(ValueError, match=NO_GPU):
+        select_device()
+
+
+@pytest.mark.parametrize("message", [NO_DRIVER, CPU_BUILD, NO_GPU])
+def test_without_a_gpu_the_cpu_computes_and_the_log_says_why(broken_cuda, message):
+    broken_cuda(message)
+    device = select_device()
+    assert device == torch.device("cpu")
+    assert describe_device(device) == f"cpu ({message})"
+
+
+@pytest.mark.parametrize("hidden", ["", "-1"])
+def test_hidden_gpus_leave_the_cpu(broken_cuda, monkeypatch, hidden):
+    broken_cuda(TOO_OLD, cards=["/dev/nvidia0"])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    assert describe_device(select_device()) == "cpu (CUDA_VISIBLE_DEVICES hides all GPUs)"
+
+
+def test_the_log_names_the_gpu_and_a_choice_of_the_cpu(gpus):
+    gpus(2)
+    assert describe_device(select_device(gpu_id=1)) == "cuda:1 (H100)"
+    assert describe_device(select_device("cpu")) == "cpu (as asked for; a GPU is available)"
+
+
+@pytest.fixture
+def join(monkeypatch):
+    """Join a pretended process group; returns device and arguments of the group."""
+
+    def join(launcher, local_rank, device=None):
+        arguments = {}
+        place = distributed._Place(local_rank, 4, local_rank, "env://")
+        monkeypatch.setattr(distributed, "_place_of_this_process", lambda launcher: place)
+        monkeypatch.setattr(
+            distributed.dist, "init_process_group", lambda **options: arguments.update(options)
+        )
+        return distributed.init_process(launcher, device), arguments
+
+    return join
+
+
+@pytest.mark.parametrize("launcher", ["slurm", "mpi"])
+def test_tasks_with_a_gpu_each_take_gpu_0(gpus, join, launcher):
+    gpus(1)
+    assert join(launcher, 3)[0] == torch.device("cuda", 0)
+    gpus(4)
+    assert join(launcher, 3)[0] == torch.device("cuda", 3)
+    gpus(2)
+    with pytest.raises(ValueError, match="GPU 3 is asked for, 2 are visible"):
+        join(launcher, 3)
+
+
+def test_more_processes_of_torchrun_than_gpus_are_an_error(gpus, join):
+    gpus(1)
+    with pytest.raises(ValueError, match="GPU 3 is asked for, 1 are visible"):
+        join("pytorch", 3)
+
+
+def test_a_process_group_on_gpus_is_bound_to_the_gpu(gpus, join, monkeypatch):
+    gpus(4)
+    monkeypatch.setattr(compat, "_GROUPS_TAKE_A_DEVICE", True)
+    assert join("pytorch", 3)[1]["device_id"] == torch.device("cuda", 3)
+    assert "device_id" not in join("pytorch", 3, "cpu")[1]
+    monkeypatch.setattr(compat, "_GROUPS_TAKE_A_DEVICE", False)
+    assert "device_id" not in join("pytorch", 3)[1]

@@ -1,0 +1,145 @@
+"""Parameter groups: as few as there are sets of options, whatever a checkpoint has."""
+
+import copy
+
+import pytest
+import torch
+from dummy_task import DummyDetector
+from mmcv.runner import build_optimizer
+from tiny_bevformer import build_detector
+
+from projects.bevformer import compat
+from projects.bevformer.engine import optimizer as module
+from projects.bevformer.engine.config import load_config
+from projects.bevformer.engine.optimizer import fit_saved_state
+
+MMCV = {"constructor": "DefaultOptimizerConstructor"}
+
+
+@pytest.fixture
+def settings(config_path):
+    return load_config(config_path).optimizer
+
+
+def members(groups):
+    return [{id(parameter) for parameter in group["params"]} for group in groups]
+
+
+def test_load_config_chooses_the_constructor_unless_the_config_does(config_path):
+    merged = "MergedGroupsConstructor"
+    assert load_config(config_path).optimizer.constructor == merged
+    options = {"optimizer.constructor": "DefaultOptimizerConstructor"}
+    assert load_config(config_path, options).optimizer == {
+        **load_config(config_path).optimizer, **MMCV,
+    }  # fmt: skip
+
+
+def test_groups_of_equal_options_are_one(settings):
+    detector = build_detector()
+    single = build_optimizer(detector, {**settings, **MMCV}).param_groups
+    merged = build_optimizer(detector, settings).param_groups
+    assert len(single) == len(list(detector.parameters()))
+    assert len(merged) == 2
+    assert merged[0]["lr"] == single[0]["lr"]  # the rate that logs show
+    backbone = {id(p) for p in detector.img_backbone.parameters() if p.requires_grad}
+    others = {id(p) for p in detector.parameters()} - backbone
+    assert members(merged) == [others, backbone]  # the stem is frozen: the default rate comes first
+    assert [group["lr"] for group in merged] == pytest.approx([1e-2, 1e-3])
+
+
+def test_without_paramwise_cfg_there_is_one_group(settings):
+    settings = {key: value for key, value in settings.items() if key != "paramwise_cfg"}
+    assert len(build_optimizer(DummyDetector(), settings).param_groups) == 1
+
+
+def train(detector, optimizer, steps):
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        for parameter in detector.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+
+
+def test_a_state_of_single_groups_goes_on_in_merged_ones(settings):
+    torch.manual_seed(0)
+    detector = DummyDetector()
+    optimizer = build_optimizer(detector, {**settings, **MMCV})
+    train(detector, optimizer, range(3))
+    resumed = copy.deepcopy(detector)
+    saved = copy.deepcopy(optimizer.state_dict())
+    for group in saved["param_groups"]:
+        group["initial_lr"] = 10 * group["lr"]
+    before = copy.deepcopy(saved)
+
+    merged = build_optimizer(resumed, settings)
+    merged.load_state_dict(fit_saved_state(saved, merged, resumed.parameters()))
+    assert len(merged.param_groups) == 2
+    assert [group["initial_lr"] for group in merged.param_groups] == pytest.approx([1e-2, 1e-1])
+    assert saved["param_groups"] == before["param_groups"]
+    train(detector, optimizer, range(3, 6))
+    train(resumed, merged, range(3, 6))
+    for expected, parameter in zip(detector.parameters(), resumed.parameters()):
+        assert torch.equal(parameter, expected)
+
+
+def test_other_groups_are_an_error(settings):
+    detector = DummyDetector()
+    merged, single = (build_optimizer(detector, {**settings, **extra}) for extra in ({}, MMCV))
+    with pytest.raises(ValueError, match=r"2 parameter groups of 6 tensors.*constructor"):
+        fit_saved_state(merged.state_dict(), single, detector.parameters())
+    larger = build_detector()
+    optimizer = build_optimizer(larger, settings)
+    with pytest.raises(ValueError, match=r"6 parameter groups of 6 tensors"):
+        fit_saved_state(single.state_dict(), optimizer, larger.parameters())
+    saved = single.state_dict()
+    saved["param_groups"][2]["lr"] = 7.0
+    with pytest.raises(ValueError, match="had different options"):
+        fit_saved_state(saved, merged, detector.parameters())
+
+
+def test_tensors_of_another_model_are_an_error(settings):
+    detector, other = DummyDetector(), DummyDetector(width=5)
+    single = build_optimizer(other, {**settings, **MMCV})
+    train(other, single, range(1))
+    merged = build_optimizer(detector, settings)
+    with pytest.raises(ValueError, match=r"exp_avg of shape \(5, 3\)"):
+        fit_saved_state(single.state_dict(), merged, detector.parameters())
+
+
+@pytest.fixture
+def pretended_cuda(monkeypatch):
+    monkeypatch.setattr(module, "_is_float_on_cuda", lambda parameter: True)
+
+
+FUSED = compat.has_fused_cuda_kernels(torch.optim.AdamW)
+
+
+@pytest.mark.skipif(not FUSED, reason="torch 1.10 has no fused optimizers")
+@pytest.mark.parametrize(
+    ("options", "fused"),
+    [({}, True), ({"fused": False}, False), ({"foreach": True}, None), ({"foreach": False}, None)],
+)
+def test_on_cuda_the_fused_kernels_are_used_unless_the_config_says_otherwise(
+    settings, pretended_cuda, options, fused
+):
+    optimizer = build_optimizer(DummyDetector(), {**settings, **options})
+    assert [group["fused"] for group in optimizer.param_groups] == [fused, fused]
+
+
+def test_nothing_is_fused_elsewhere(settings, pretended_cuda, monkeypatch):
+    rprop = {"type": "Rprop", "lr": 0.1, "constructor": settings.constructor}
+    assert not build_optimizer(DummyDetector(), rprop).defaults.get("fused")
+    monkeypatch.setattr(module, "_is_float_on_cuda", lambda parameter: False)
+    assert not build_optimizer(DummyDetector(), settings).defaults.get("fused")
+
+
+@pytest.mark.skipif(not FUSED, reason="torch 1.10 has no fused optimizers")
+def test_a_resumed_run_keeps_its_own_implementation(settings, pretended_cuda):
+    detector = DummyDetector()
+    plain = build_optimizer(detector, {**settings, "fused": False})
+    train(detector, plain, range(1))
+    fused = build_optimizer(detector, settings)
+    fused.load_state_dict(fit_saved_state(plain.state_dict(), fused, detector.parameters()))
+    assert {group["fused"] for group in fused.param_groups} == {True}
+    plain.load_state_dict(fit_saved_state(fused.state_dict(), plain, detector.parameters()))
+    assert {group["fused"] for group in plain.param_groups} == {False}
