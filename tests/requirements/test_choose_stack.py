@@ -219,6 +219,35 @@ def test_a_failing_nvidia_smi_is_reported(nvidia_smi, answer):
     assert "assuming no GPU" in err
 
 
+def test_a_card_without_compute_cap_is_known_by_its_name(nvidia_smi):
+    driver = (0, "580.65.06")
+    name = (0, "Tesla V100-SXM2-16GB")
+    env = nvidia_smi(driver_version=driver, compute_cap=(0, "[N/A]"), name=name)
+    code, out, err = run(env, "--python", "3.11")
+    assert (code, out) == (1, "")
+    assert "torch 2.11.0" in err
+    assert "no kernels for sm_70" in err
+    names = (0, "NVIDIA A100-SXM4-80GB\nTesla T4")
+    env = nvidia_smi(driver_version=driver, compute_cap=(0, "8.0\n[N/A]"), name=names)
+    assert "driver 580.65.06, sm_75 sm_80:" in run(env, "--python", "3.11")[1]
+    # names that cannot be matched with the cards are ignored
+    env = nvidia_smi(driver_version=driver, compute_cap=(0, "8.0\n[N/A]"), name=name)
+    assert "driver 580.65.06, sm_80:" in run(env, "--python", "3.11")[1]
+
+
+def test_a_valid_answer_with_an_error_code_is_used(nvidia_smi):
+    warning = "WARNING: infoROM is corrupted at gpu 0000:3B:00.0"
+    env = nvidia_smi(
+        driver_version=(14, f"535.104.05\n{warning}"),
+        compute_cap=(14, f"[N/A]\n{warning}"),
+        name=(14, f"Tesla V100-SXM2-16GB\n{warning}"),
+    )
+    code, out, err = run(env, "--python", "3.11")
+    assert code == 0
+    assert "driver 535.104.05, sm_70: torch 2.10.0" in out
+    assert err == f"nvidia-smi failed with code 14 ({warning})\n"
+
+
 def test_no_nvidia_smi(stacks, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert stacks.ask_nvidia_smi() == stacks.Machine(None, (), "")
