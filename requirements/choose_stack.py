@@ -212,10 +212,32 @@ def _remedy(python, driver, cards):
     elif fits and not ways:
         stack = min(fits, key=lambda s: s.driver)
         ways.append(f"update the driver to {stack.driver} or newer and {_setup_command(stack)}")
+    if not any(s in mine and s.driver <= major for s in fits):
+        ways += _setup_for_some(mine, major, cards)
     if not ways:
         ways.append("none, no supported torch has kernels for all of these cards")
+    # Without --device cpu the tools would choose the GPU, whichever build is installed.
     cpu = next((s for s in mine if s.driver is None), mine[0])
-    return f"Remedy: {', or '.join(ways)}; for CPUs only: make setup TORCH={cpu.torch}"
+    return (
+        f"Remedy: {', or '.join(ways)}; for CPUs only: make setup TORCH={cpu.torch} and run the "
+        "tools with --device cpu"
+    )
+
+
+def _setup_for_some(stacks, major, cards):
+    """How to use the largest number of cards that one of the stacks fits; empty if there is none."""
+    usable = [
+        (s, [card for card in cards if s.runs_on(card)])
+        for s in stacks
+        if s.driver is not None and s.driver <= major
+    ]
+    stack, some = max(usable, key=lambda pair: len(pair[1]), default=(None, ()))
+    if not some:
+        return []
+    named = f" ({_names(some)})" if any(some) else ""
+    return [
+        f"make setup TORCH={stack.torch} with CUDA_VISIBLE_DEVICES set to the other cards{named}"
+    ]
 
 
 def _setup_command(stack):
@@ -242,14 +264,13 @@ def ask_nvidia_smi():
     except FileNotFoundError:
         return Machine()
     except (OSError, ValueError) as error:
-        return Machine(note=f"{error}; assuming no GPU")
+        return Machine(note=str(error))
     # nvidia-smi exits with 14 for a corrupted infoROM, below a valid answer.
     drivers = [line for line in lines if re.match(r"\d+(\.\d+)+$", line)]
     rest = " ".join(line for line in lines if line not in drivers)[:200]
     problem = f"nvidia-smi failed with code {code} ({rest or 'no output'})" if code else ""
     if not drivers:
-        problem = problem or f"nvidia-smi reports no driver ({rest or 'no output'})"
-        return Machine(note=f"{problem}; assuming no GPU")
+        return Machine(note=problem or f"nvidia-smi reports no driver ({rest or 'no output'})")
     return Machine(drivers[0], _ask_capabilities(), problem or rest)
 
 
@@ -356,7 +377,8 @@ def main(argv=None):
         else:
             machine = ask_nvidia_smi()
             if machine.note:
-                print(machine.note, file=sys.stderr)
+                assumed = "" if machine.driver else "; assuming no GPU"
+                print(f"{machine.note}{assumed}", file=sys.stderr)
             choice = choose(args.python, machine.driver, machine.cards, args.torch)
     except StackError as error:
         print(f"error: {error}", file=sys.stderr)

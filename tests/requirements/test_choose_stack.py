@@ -71,9 +71,18 @@ def test_choice(stacks, python, driver, cards, torch, torchvision):
         (
             (3, 11),
             "580.1",
-            [(6, 0), H100],
-            r"no supported torch has kernels for all of these cards",
+            [(3, 5), A100],  # a display card beside the one for training
+            r"for sm_35\. Remedy: make setup TORCH=2\.11\.0 with CUDA_VISIBLE_DEVICES set to the other "
+            r"cards \(sm_80\); for CPUs only: make setup TORCH=2\.11\.0 and run the tools with --device cpu",
         ),
+        ((3, 11), "580.1", [(3, 7), V100, V100], r"TORCH=2\.10\.0 with .* other cards \(sm_70\);"),
+        (
+            (3, 8),
+            "535.1",
+            [A100, H100],
+            r"python3.10 TORCH=2.10.0, or .*cu113 with CUDA_VISIBLE_DEV",
+        ),
+        ((3, 11), "580.1", [(3, 5)], r"no supported torch has kernels for all of these cards"),
         (
             (3, 11),
             "470.82",
