@@ -111,7 +111,7 @@ class Machine(NamedTuple):
     Attributes:
         driver: version, or None without a usable NVIDIA driver.
         cards: compute capability (major, minor) of each card, None if unknown.
-        note: the error if nvidia-smi is installed but fails, else empty.
+        note: what else nvidia-smi says, such as an error, else empty.
     """
 
     driver: Optional[str] = None
@@ -212,10 +212,32 @@ def _remedy(python, driver, cards):
     elif fits and not ways:
         stack = min(fits, key=lambda s: s.driver)
         ways.append(f"update the driver to {stack.driver} or newer and {_setup_command(stack)}")
+    if not any(s in mine and s.driver <= major for s in fits):
+        ways += _setup_for_some(mine, major, cards)
     if not ways:
         ways.append("none, no supported torch has kernels for all of these cards")
+    # Without --device cpu the tools would choose the GPU, whichever build is installed.
     cpu = next((s for s in mine if s.driver is None), mine[0])
-    return f"Remedy: {', or '.join(ways)}; for CPUs only: make setup TORCH={cpu.torch}"
+    return (
+        f"Remedy: {', or '.join(ways)}; for CPUs only: make setup TORCH={cpu.torch} and run the "
+        "tools with --device cpu"
+    )
+
+
+def _setup_for_some(stacks, major, cards):
+    """How to use the largest number of cards that one of the stacks fits; empty if there is none."""
+    usable = [
+        (s, [card for card in cards if s.runs_on(card)])
+        for s in stacks
+        if s.driver is not None and s.driver <= major
+    ]
+    stack, some = max(usable, key=lambda pair: len(pair[1]), default=(None, ()))
+    if not some:
+        return []
+    named = f" ({_names(some)})" if any(some) else ""
+    return [
+        f"make setup TORCH={stack.torch} with CUDA_VISIBLE_DEVICES set to the other cards{named}"
+    ]
 
 
 def _setup_command(stack):
@@ -238,28 +260,46 @@ def ask_nvidia_smi():
         Machine.
     """
     try:
-        answer = _query("driver_version")
+        code, lines = _query("driver_version")
     except FileNotFoundError:
         return Machine()
     except (OSError, ValueError) as error:
         return Machine(note=str(error))
-    driver = next((line for line in answer if re.match(r"\d+(\.\d+)*$", line)), None)
-    if driver is None:
-        return Machine(
-            note=f"nvidia-smi reports no driver ({' '.join(answer)[:200] or 'no output'})"
-        )
+    # nvidia-smi exits with 14 for a corrupted infoROM, below a valid answer.
+    drivers = [line for line in lines if re.match(r"\d+(\.\d+)+$", line)]
+    rest = " ".join(line for line in lines if line not in drivers)[:200]
+    problem = f"nvidia-smi failed with code {code} ({rest or 'no output'})" if code else ""
+    if not drivers:
+        return Machine(note=problem or f"nvidia-smi reports no driver ({rest or 'no output'})")
+    return Machine(drivers[0], _ask_capabilities(), problem or rest)
+
+
+def _ask_capabilities():
+    """Compute capability of each card as reported by nvidia-smi, else by name, else None."""
+    cards, names = [], []
     try:
-        cards = tuple(_capability(line) for line in _query("compute_cap"))
+        # Cards are lines such as "8.0" and "[N/A]"; old drivers refuse the field.
+        lines = _query("compute_cap")[1]
+        cards = [_capability(line) for line in lines if re.match(r"\d+\.\d+$|\[", line)]
+        if not cards or None in cards:
+            lines = _query("name")[1]
+            names = [capability_of(line) for line in lines if not re.match(r"WARNING|ERROR", line)]
     except (OSError, ValueError):
-        try:
-            cards = tuple(capability_of(line) for line in _query("name"))
-        except (OSError, ValueError):
-            cards = ()
-    return Machine(driver, cards)
+        pass  # the cards stay unknown, which passes all checks
+    if not cards:
+        return tuple(names)
+    if len(cards) != len(names):
+        return tuple(cards)
+    return tuple(card or named for card, named in zip(cards, names))
 
 
 def _query(field):
-    """Lines that nvidia-smi prints for a field; raises ValueError if it fails."""
+    """Exit code of nvidia-smi and the lines that it prints for a field.
+
+    Raises:
+        OSError: it cannot be run.
+        ValueError: it timed out.
+    """
     command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader"]
     try:
         run = subprocess.run(
@@ -271,10 +311,7 @@ def _query(field):
         )
     except subprocess.TimeoutExpired as error:
         raise ValueError("nvidia-smi timed out after 30 s") from error
-    if run.returncode != 0:
-        said = " ".join(run.stdout.split())[:200] or "no output"
-        raise ValueError(f"nvidia-smi failed with code {run.returncode} ({said})")
-    return [line.strip() for line in run.stdout.splitlines() if line.strip()]
+    return run.returncode, [line.strip() for line in run.stdout.splitlines() if line.strip()]
 
 
 def _capability(text):
@@ -340,7 +377,8 @@ def main(argv=None):
         else:
             machine = ask_nvidia_smi()
             if machine.note:
-                print(f"{machine.note}; assuming no GPU", file=sys.stderr)
+                assumed = "" if machine.driver else "; assuming no GPU"
+                print(f"{machine.note}{assumed}", file=sys.stderr)
             choice = choose(args.python, machine.driver, machine.cards, args.torch)
     except StackError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -6,8 +6,8 @@
 #   MMCV_CUDA=1|0         compiles mmcv-full with or without its CUDA operators; the network needs none of them
 #   TORCH_FIND_LINKS=DIR  folder with local torch wheels
 # VENV/.installed remembers torch, extras and MMCV_CUDA, so a later run without variables keeps them. If
-# that file is current the script does nothing, even after a driver update. Compiled mmcv-full wheels
-# are kept in .cache/wheels.
+# that file is current the script does nothing, and a kept torch is not checked against the driver again:
+# pass TORCH=auto after a driver update or on other nodes. Compiled mmcv-full wheels are kept in .cache/wheels.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${1:?which Python} venv=${2:?which folder}
@@ -38,8 +38,7 @@ for extra in ${extras//,/ }; do
   [[ ,$known, = *",$extra,"* ]] || fail "EXTRAS=$extra: there is no requirements/$extra.txt; use one or more of $known"
 done
 case "$mmcv_cuda" in
-  0) ;;
-  1) command -v nvcc > /dev/null || fail "MMCV_CUDA=1 needs nvcc on PATH, of the CUDA version that torch was built with; MMCV_CUDA=0 compiles without CUDA" ;;
+  0|1) ;;
   *) fail "MMCV_CUDA=$mmcv_cuda: use 1 (CUDA operators) or 0 (none)" ;;
 esac
 if [ -n "${TORCH_FIND_LINKS:-}" ] && [ ! -d "$TORCH_FIND_LINKS" ]; then
@@ -59,6 +58,12 @@ read -ra torch_arguments <<< "$chosen"  # its first line
 torch=${torch_arguments[0]#torch==}
 if [ -n "${TORCH_FIND_LINKS:-}" ]; then torch_arguments+=(--find-links "$TORCH_FIND_LINKS"); fi
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(stamp_of "$torch")" ]; then exit 0; fi  # TORCH=auto, same choice
+
+# One folder per Python and torch build: a wheel name does not include the torch it was built against.
+build="cp${version/./}-torch$torch"
+if [ "$mmcv_cuda" = 1 ] && ! command -v nvcc > /dev/null && ! ls ".cache/wheels/$build"-cuda-*/mmcv_full-*.whl > /dev/null 2>&1; then
+  fail "MMCV_CUDA=1 needs nvcc on PATH, of the CUDA version that torch was built with; MMCV_CUDA=0 compiles without CUDA"
+fi
 
 sed 1d <<< "$chosen"  # the reason
 step 1/5 "virtual environment $venv (Python $version)"
@@ -84,15 +89,22 @@ else
   install_torch
 fi
 
-# One folder per Python and torch build: a wheel name does not include the torch it was built against.
-build="cp${version/./}-torch$torch"
-if [ "$mmcv_cuda" = 1 ]; then build+="-cuda"; fi
+if [ "$mmcv_cuda" = 1 ]; then  # its kernels run on one architecture, so that is in the name as well
+  architectures=${TORCH_CUDA_ARCH_LIST:-$("$venv/bin/python" -c '
+import torch
+for i in range(torch.cuda.device_count()):
+    print("%d.%d" % torch.cuda.get_device_capability(i))')}
+  architectures=$(tr -s '; \n' '\n' <<< "$architectures" | sort -u | grep . | paste -sd_ | tr -c 'A-Za-z0-9.+\n' _ || true)
+  [ -n "$architectures" ] || fail "MMCV_CUDA=1: no card is visible, set TORCH_CUDA_ARCH_LIST to its compute capability, such as 8.0"
+  build+="-cuda-$architectures"
+fi
 wheels=".cache/wheels/$build"
 mkdir -p "$wheels"
 if ls "$wheels"/mmcv_full-*.whl >/dev/null 2>&1; then
   step 3/5 "mmcv-full: reusing $(ls "$wheels"/mmcv_full-*.whl)"
 else
   if [ "$mmcv_cuda" = 1 ]; then
+    command -v nvcc > /dev/null || fail "MMCV_CUDA=1: there is no wheel in $wheels yet, and compiling it needs nvcc on PATH"
     cuda=$("$venv/bin/python" -c 'import torch; print(torch.version.cuda)')
     [[ $(nvcc --version) = *"release ${cuda%%.*}."* ]] || fail "MMCV_CUDA=1: torch $torch was built with CUDA $cuda, \
 put an nvcc of CUDA ${cuda%%.*} on PATH or pass MMCV_CUDA=0; found $(nvcc --version | grep -o 'release [0-9.]*' || echo none)"

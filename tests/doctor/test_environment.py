@@ -229,3 +229,10 @@ def test_this_environment_can_be_inspected():
     assert env.mmcv_cuda in (True, False)
     assert env.deform_conv_error == env.config_dump_error == ""
     assert not [finding for finding in check_environment(env) if finding.level == "broken"]
+
+
+def test_a_note_of_nvidia_smi_does_not_hide_why_torch_sees_no_gpu():
+    note = "nvidia-smi failed with code 14 (infoROM is corrupted)"
+    env = environment(CUDA_12, driver="535.1", driver_note=note, cards=((8, 0),), torch_cuda="12.8")
+    assert ["code 14" in finding.line() for finding in troubles(env)] == [True, False]
+    assert "sees no GPU with driver 535.1" in troubles(env)[1].line()

@@ -71,9 +71,18 @@ def test_choice(stacks, python, driver, cards, torch, torchvision):
         (
             (3, 11),
             "580.1",
-            [(6, 0), H100],
-            r"no supported torch has kernels for all of these cards",
+            [(3, 5), A100],  # a display card beside the one for training
+            r"for sm_35\. Remedy: make setup TORCH=2\.11\.0 with CUDA_VISIBLE_DEVICES set to the other "
+            r"cards \(sm_80\); for CPUs only: make setup TORCH=2\.11\.0 and run the tools with --device cpu",
         ),
+        ((3, 11), "580.1", [(3, 7), V100, V100], r"TORCH=2\.10\.0 with .* other cards \(sm_70\);"),
+        (
+            (3, 8),
+            "535.1",
+            [A100, H100],
+            r"python3.10 TORCH=2.10.0, or .*cu113 with CUDA_VISIBLE_DEV",
+        ),
+        ((3, 11), "580.1", [(3, 5)], r"no supported torch has kernels for all of these cards"),
         (
             (3, 11),
             "470.82",
@@ -217,6 +226,35 @@ def test_a_failing_nvidia_smi_is_reported(nvidia_smi, answer):
     assert out.startswith("torch==2.11.0 torchvision==0.26.0\n")
     assert answer[1] in err
     assert "assuming no GPU" in err
+
+
+def test_a_card_without_compute_cap_is_known_by_its_name(nvidia_smi):
+    driver = (0, "580.65.06")
+    name = (0, "Tesla V100-SXM2-16GB")
+    env = nvidia_smi(driver_version=driver, compute_cap=(0, "[N/A]"), name=name)
+    code, out, err = run(env, "--python", "3.11")
+    assert (code, out) == (1, "")
+    assert "torch 2.11.0" in err
+    assert "no kernels for sm_70" in err
+    names = (0, "NVIDIA A100-SXM4-80GB\nTesla T4")
+    env = nvidia_smi(driver_version=driver, compute_cap=(0, "8.0\n[N/A]"), name=names)
+    assert "driver 580.65.06, sm_75 sm_80:" in run(env, "--python", "3.11")[1]
+    # names that cannot be matched with the cards are ignored
+    env = nvidia_smi(driver_version=driver, compute_cap=(0, "8.0\n[N/A]"), name=name)
+    assert "driver 580.65.06, sm_80:" in run(env, "--python", "3.11")[1]
+
+
+def test_a_valid_answer_with_an_error_code_is_used(nvidia_smi):
+    warning = "WARNING: infoROM is corrupted at gpu 0000:3B:00.0"
+    env = nvidia_smi(
+        driver_version=(14, f"535.104.05\n{warning}"),
+        compute_cap=(14, f"[N/A]\n{warning}"),
+        name=(14, f"Tesla V100-SXM2-16GB\n{warning}"),
+    )
+    code, out, err = run(env, "--python", "3.11")
+    assert code == 0
+    assert "driver 535.104.05, sm_70: torch 2.10.0" in out
+    assert err == f"nvidia-smi failed with code 14 ({warning})\n"
 
 
 def test_no_nvidia_smi(stacks, monkeypatch, tmp_path):

@@ -17,6 +17,7 @@ case "$*" in
   requirements/choose_stack.py*) exec {real} "$@" ;;
   *sys.version_info*) echo {version} ;;
   *torch.version.cuda*) echo 12.8 ;;
+  *get_device_capability*) cat visible_cards ;;
   "-m venv "*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python" ;;
   *"pip freeze") cat freeze 2>/dev/null; true ;;
   *pip*) echo "FORCE_CUDA=$FORCE_CUDA $*" | sed 's/.*\\(FORCE_CUDA=[01]* \\).*pip --disable-pip-version-check/\\1/' >> log
@@ -40,6 +41,7 @@ class Checkout:
             shutil.copy(ROOT / name, path)
         self.python = path / "bin" / "python"
         self._script(self.python, STUB.format(real=sys.executable, version=version))
+        (path / "visible_cards").write_text("8.0\n8.0\n")
         for build in ("cp311-torch2.10.0", "cp311-torch2.11.0", "cp38-torch1.10.0"):
             self.wheel(build)
 
@@ -61,7 +63,7 @@ class Checkout:
         log = self.path / "log"
         log.write_text("")
         env = {key: value for key, value in os.environ.items() if key not in (
-            "TORCH", "EXTRAS", "MMCV_CUDA", "TORCH_FIND_LINKS", "MAX_JOBS"
+            "TORCH", "EXTRAS", "MMCV_CUDA", "TORCH_FIND_LINKS", "MAX_JOBS", "TORCH_CUDA_ARCH_LIST"
         )}  # fmt: skip
         env["PATH"] = f"{self.python.parent}:{env['PATH']}"
         done = subprocess.run(
@@ -141,10 +143,10 @@ def test_extras_add_up_and_are_remembered(checkout):
 
 def test_mmcv_with_cuda_has_its_own_wheel(checkout):
     checkout.setup()
-    no_nvcc = checkout.setup(MMCV_CUDA="1", PATH="/usr/bin:/bin")
-    if not any(Path(folder, "nvcc").exists() for folder in ("/usr/bin", "/bin")):
-        assert no_nvcc[0] == 1
-        assert "needs nvcc on PATH" in no_nvcc[1]
+    path = f"{checkout.python.parent}:{without_nvcc(checkout.path / 'programs')}"
+    code, error, calls = checkout.setup(MMCV_CUDA="1", PATH=path)
+    assert (code, calls) == (1, [])
+    assert "needs nvcc on PATH" in error
     nvcc = checkout.path / "bin" / "nvcc"
     checkout._script(nvcc, "#!/bin/sh\necho 'Cuda compilation tools, release 13.0, V13.0.88'\n")
     error = checkout.setup(MMCV_CUDA="1")[1]
@@ -157,11 +159,52 @@ def test_mmcv_with_cuda_has_its_own_wheel(checkout):
     calls = checkout.setup(MMCV_CUDA="1")[2]
     (compiled,) = (call for call in calls if " wheel " in call)
     assert compiled.startswith("FORCE_CUDA=1 ")
-    assert ".cache/wheels/cp311-torch2.10.0-cuda" in compiled
+    assert ".cache/wheels/cp311-torch2.10.0-cuda-8.0 " in compiled
     assert checkout.setup() == (0, "", [])
     calls = checkout.setup(MMCV_CUDA="0")[2]
     assert any(".cache/wheels/cp311-torch2.10.0/mmcv" in call for call in calls)
     assert "MMCV_CUDA=yes: use 1" in checkout.setup(MMCV_CUDA="yes")[1]
+
+
+def without_nvcc(folder):
+    """PATH with the programs that install.sh uses, and no nvcc."""
+    folder.mkdir()
+    for (
+        name
+    ) in "bash sh dirname basename cat cp cut echo grep ls mkdir paste rm sed sha256sum".split():
+        (folder / name).symlink_to(shutil.which(name))
+    for name in "sleep sort touch tr nproc env".split():
+        (folder / name).symlink_to(shutil.which(name))
+    return str(folder)
+
+
+def test_a_wheel_with_cuda_is_kept_for_its_architecture(checkout):
+    nvcc = checkout.path / "bin" / "nvcc"
+    checkout._script(nvcc, "#!/bin/sh\necho 'Cuda compilation tools, release 12.6, V12.6.1'\n")
+    checkout.setup(MMCV_CUDA="1")
+    nvcc.unlink()
+    path = f"{checkout.python.parent}:{without_nvcc(checkout.path / 'programs')}"
+    (checkout.path / "requirements" / "runtime.txt").write_text("six\n")
+    code, _, calls = checkout.setup(PATH=path)  # reuses the wheel without nvcc
+    assert code == 0
+    assert any(".cache/wheels/cp311-torch2.10.0-cuda-8.0/mmcv" in call for call in calls)
+    assert not any(" wheel " in call for call in calls)
+
+    (checkout.path / "visible_cards").write_text("9.0\n8.0\n")
+    (checkout.path / "requirements" / "runtime.txt").write_text("attrs\n")
+    code, error, _ = checkout.setup(PATH=path)
+    assert code == 1
+    assert "no wheel in .cache/wheels/cp311-torch2.10.0-cuda-8.0_9.0 yet" in error
+    assert checkout.setup(PATH=path, TORCH_CUDA_ARCH_LIST="8.0")[0] == 0
+
+    (checkout.path / "visible_cards").write_text("")
+    (checkout.path / "requirements" / "runtime.txt").write_text("six\n")
+    code, error, _ = checkout.setup(PATH=path)
+    assert code == 1
+    assert "no card is visible, set TORCH_CUDA_ARCH_LIST" in error
+    checkout._script(nvcc, "#!/bin/sh\necho 'Cuda compilation tools, release 12.6, V12.6.1'\n")
+    calls = checkout.setup(TORCH_CUDA_ARCH_LIST="8.6+PTX;8.0")[2]
+    assert any(".cache/wheels/cp311-torch2.10.0-cuda-8.0_8.6+PTX " in call for call in calls)
 
 
 def test_an_interrupted_setup_goes_on_with_its_choice(checkout):

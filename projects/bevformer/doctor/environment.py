@@ -123,7 +123,7 @@ class Environment:
         torch_cuda: CUDA version that torch was built with, or None.
         torch_architectures: GPU architectures that torch was built for, such as "sm_90".
         driver: version of the NVIDIA driver, or None.
-        driver_note: the error if nvidia-smi is installed but fails, else empty.
+        driver_note: what else nvidia-smi says, such as an error, else empty.
         cards: compute capability of each card as reported by nvidia-smi, None if unknown.
         cuda_error: why torch sees no GPU, as far as it says.
         gpus: that torch sees.
@@ -540,7 +540,8 @@ def _check_gpu(env):
             warning("GPU", env.driver_note, "repair the driver until nvidia-smi lists the cards")
         )
     if not env.gpus:
-        return findings or [_why_no_gpu(env)]
+        # Without a driver version the note explains it.
+        return findings if findings and env.driver is None else [*findings, _why_no_gpu(env)]
     for index, gpu in enumerate(env.gpus):
         where = f"GPU {index}"
         if gpu.error or not _runs_on(gpu.capability, env.torch_architectures):
