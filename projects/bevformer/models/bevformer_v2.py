@@ -111,6 +111,9 @@ class BEVFormerV2(BEVFormer):
 
         Returns:
             dict of losses, those of the perspective head with `_mono` behind their name.
+
+        Raises:
+            ValueError: the frames of the metas are not those of the model.
         """
         metas = [queue[0] for queue in img_metas]
         feats, outputs = self._detect(img, img_metas)
@@ -123,7 +126,10 @@ class BEVFormerV2(BEVFormer):
         return losses
 
     def _detect(self, img, img_metas):
-        """(B, F, N, 3, H, W) images and B dicts {offset: meta} -> features of the current frame, predictions."""
+        """Features of the current frame and the predictions for it.
+
+        (B, F, N, 3, H, W) images and B dicts {offset: meta}.
+        """
         self._check_frames(img_metas)
         metas = [queue[0] for queue in img_metas]
         hits = self.camera_hits(img, img_metas)
@@ -195,7 +201,7 @@ class BEVFormerV2(BEVFormer):
             B dicts {"pts_bbox": {"boxes_3d", "scores_3d", "labels_3d"}} on the CPU.
 
         Raises:
-            ValueError: more than one augmentation.
+            ValueError: more than one augmentation, or frames that are not those of the model.
         """
         if len(img) != 1 or len(img_metas) != 1:
             raise ValueError(f"BEVFormerV2 tests one augmentation, got {len(img)}")
