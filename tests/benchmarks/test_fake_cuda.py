@@ -38,6 +38,24 @@ def test_case(name):
     assert records["h2d_count"] <= 50
 
 
+def test_images_as_bytes_are_distorted_without_blocking():
+    options = {
+        "data.train.queue_length": 2,
+        "model.img_backbone.depth": 50,
+        "model.pts_bbox_head.bev_h": 50,
+        "model.pts_bbox_head.bev_w": 50,
+        "model.pts_bbox_head.transformer.encoder.num_layers": 1,
+        "model.pts_bbox_head.transformer.decoder.num_layers": 1,
+    }
+    case = fake_cuda.Case("configs/config.py", options, "train", 1, "lean")
+    status, *rest = fake_cuda.in_a_fork(ROOT, case)
+    assert status == "ok", rest
+    (records,) = rest
+    assert records["faults"] == []
+    assert sum(records["reads"].values()) <= MOST_READS["train"]
+    assert any(place.startswith("models/image_preprocessor.py") for place in records["h2d"])
+
+
 def test_the_list_names_the_cases_that_fit(capsys):
     fake_cuda.main([".", "--list", "--only", "^base test"])
     assert re.fullmatch(r"(base test \w+ b1\n){3}", capsys.readouterr().out)
