@@ -24,18 +24,18 @@ import torch
 from mmcv.parallel import collate
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "datasets")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 
 from devkit_infos import devkit_info  # noqa: E402
 
 from projects.bevformer.datasets import TemporalNuScenesDataset  # noqa: E402
-from projects.bevformer.datasets.create_infos import create_nuscenes_infos  # noqa: E402
-from projects.bevformer.datasets.info_list import InfoList  # noqa: E402
-from projects.bevformer.datasets.infos import load_infos  # noqa: E402
 from projects.bevformer.engine.config import load_config  # noqa: E402
-from projects.bevformer.models import ImagePreprocessor  # noqa: E402
-from projects.bevformer.nuscenes_spec import CAMERAS, CLASSES  # noqa: E402
-from projects.bevformer.synthetic.data_set import create_tables_only, scene_names  # noqa: E402
+from projects.bevformer.model.image_preprocessor import ImagePreprocessor  # noqa: E402
+from projects.bevformer.nuscenes.create_infos import create_nuscenes_infos  # noqa: E402
+from projects.bevformer.nuscenes.info_list import InfoList  # noqa: E402
+from projects.bevformer.nuscenes.infos import load_infos  # noqa: E402
+from projects.bevformer.nuscenes.spec import CAMERAS, CLASSES  # noqa: E402
+from projects.synthetic_nuscenes.data_set import create_tables_only, scene_names  # noqa: E402
 
 TRAIN_SIZE = 28_130  # key frames of nuScenes' train split
 QUEUE = 4

@@ -30,17 +30,17 @@ import torch  # noqa: E402
 from terminaltables import AsciiTable  # noqa: E402
 
 from projects.bevformer import compat  # noqa: E402, F401
-from projects.bevformer.datasets.ground_truth import (  # noqa: E402
-    boxes_global,
-    ground_truth_of_infos,
+from projects.bevformer.nuscenes.evaluation.ground_truth import boxes_global, ground_truth_of_infos
+from projects.bevformer.nuscenes.evaluation.metrics import (  # noqa: E402
+    counted_boxes,
+    detection_metrics,
 )
-from projects.bevformer.datasets.metrics import counted_boxes, detection_metrics  # noqa: E402
-from projects.bevformer.datasets.result_files import (  # noqa: E402
+from projects.bevformer.nuscenes.evaluation.results import (
     detected_boxes,
     read_result_file,
     write_result_file,
 )
-from projects.bevformer.nuscenes_spec import ATTRIBUTES, CLASSES  # noqa: E402
+from projects.bevformer.nuscenes.spec import ATTRIBUTES, CLASSES  # noqa: E402
 
 PREDICTIONS, OBJECTS = 300, 34  # of a sample; nuScenes has 34 annotations a sample on average
 # Share of each class among the annotations of nuScenes, roughly.

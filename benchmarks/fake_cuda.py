@@ -205,7 +205,8 @@ def _test(detector, cfg, batch, device, records):
 
 def _follow_phases(records):
     """Estimates tell history frames from the current one."""
-    from projects.bevformer.models import bevformer, bevformer_v2
+    from projects.bevformer.model import bevformer
+    from projects.bevformer.model.v2 import bevformer_v2
 
     for owner in (bevformer.BEVFormer, bevformer_v2.BEVFormerV2):
         history = owner.__dict__["obtain_history_bev"]

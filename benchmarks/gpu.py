@@ -54,7 +54,7 @@ def mmcv_operator(context):
         from projects.bevformer import compat
 
         if compat.mmcv_has_cuda_operators():
-            from projects.bevformer import layers  # noqa: F401, registers the backend
+            from projects.bevformer import model  # noqa: F401, registers the backend
 
             return {"from": "the installed mmcv-full"}
     if context.mmcv_csrc is None:

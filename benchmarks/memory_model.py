@@ -45,8 +45,10 @@ from recipe_input import (  # noqa: E402
 )
 
 from projects.bevformer.engine.config import load_config  # noqa: E402
-from projects.bevformer.layers import CameraHits, frame_context  # noqa: E402
-from projects.bevformer.models import BEVFormer, bevformer  # noqa: E402
+from projects.bevformer.model import bevformer  # noqa: E402
+from projects.bevformer.model.bev_encoder import context as frame_context  # noqa: E402
+from projects.bevformer.model.bev_encoder.context import CameraHits  # noqa: E402
+from projects.bevformer.model.bevformer import BEVFormer  # noqa: E402
 from projects.bevformer.ops import backends, deform_attn_lean  # noqa: E402
 
 from mmcv.ops.multi_scale_deform_attn import (  # noqa: E402  isort: skip

@@ -11,7 +11,7 @@ import torch
 from projects.bevformer import plugin  # noqa: F401
 from projects.bevformer.datasets.pipelines import DrawColorDistortion
 from projects.bevformer.engine.precision import set_compute_format
-from projects.bevformer.nuscenes_spec import CAN_SIZE
+from projects.bevformer.geometry.can_bus import CAN_SIZE
 
 from mmdet3d.core.bbox import LiDARInstance3DBoxes  # isort: skip
 from mmdet3d.models import build_model  # isort: skip

@@ -29,8 +29,8 @@ from projects.bevformer.datasets.pipelines import DrawColorDistortion  # noqa: E
 from projects.bevformer.engine.config import load_config  # noqa: E402
 from projects.bevformer.engine.precision import set_compute_format  # noqa: E402
 from projects.bevformer.engine.training_model import TrainingModel  # noqa: E402
-from projects.bevformer.nuscenes_spec import CAN_SIZE  # noqa: E402
-from projects.bevformer.synthetic.cameras import draw_rig  # noqa: E402
+from projects.bevformer.geometry.can_bus import CAN_SIZE
+from projects.synthetic_nuscenes.cameras import draw_rig  # noqa: E402
 
 from mmcv.runner import build_optimizer  # noqa: E402  isort: skip
 from mmdet3d.core.bbox import LiDARInstance3DBoxes  # noqa: E402  isort: skip

@@ -4,7 +4,9 @@ import logging
 
 import pytest
 
-from projects.bevformer.synthetic.data_set import create_data_set
+from projects.synthetic_nuscenes.data_set import create_data_set
+
+pytest_plugins = ["info_fixtures"]
 
 
 @pytest.fixture(autouse=True)

@@ -10,26 +10,22 @@ PACKAGE = ROOT / "projects" / "bevformer"
 NAME = "projects.bevformer"
 
 # Modules beside the packages that everyone but geometry and ops may import.
-COMMON = {"geometry", "transfer", "nuscenes_spec", "compat", "jit", "safe_pickle", "data_files"}
+COMMON = {"geometry", "transfer", "compat", "jit", "io"}
 
 ALLOWED = {
     "geometry": {"transfer"},
     "ops": {"geometry", "transfer"},
-    "layers": COMMON | {"ops"},
-    "models": COMMON | {"ops", "layers", "matching"},
-    "matching": COMMON,
-    "datasets": COMMON,
-    "synthetic": COMMON,
-    "visualization": COMMON,
-    "engine": COMMON | {"ops", "layers", "models", "matching", "datasets", "visualization"},
-    "doctor": COMMON | {"datasets", "engine", "plugin"},
-    "plugin.py": {"models", "datasets"},
+    "model": COMMON | {"ops"},
+    "nuscenes": COMMON,
+    "datasets": COMMON | {"nuscenes"},
+    "visualization": COMMON | {"nuscenes"},
+    "engine": COMMON | {"ops", "model", "nuscenes", "datasets", "visualization"},
+    "doctor": COMMON | {"nuscenes", "datasets", "engine", "plugin"},
+    "plugin.py": {"model", "datasets"},
     "transfer.py": set(),
-    "nuscenes_spec.py": set(),
     "compat.py": set(),
     "jit.py": set(),
-    "data_files.py": set(),
-    "safe_pickle.py": set(),
+    "io.py": set(),
     "__init__.py": set(),
 }
 MM_PACKAGES = {"mmcv", "mmdet", "mmdet3d", "mmseg", "mmengine"}
@@ -115,13 +111,13 @@ def test_compat_comes_before_mmdet3d(package):
 def test_all_ways_of_importing_are_seen():
     source = (
         "import mmcv.ops\n"
-        "from projects.bevformer import layers, ops\n"
+        "from projects.bevformer import model, ops\n"
         "from projects.bevformer.engine.train import run\n"
-        "from ..models import decoder\n"
+        "from ..jit import jit\n"
         "from .boxes import encode\n"
         "def later():\n"
         "    from projects.bevformer.datasets import infos\n"
     )
     modules = imported_modules(source, f"{NAME}.geometry")
     assert "mmcv.ops" in modules
-    assert own_parts(modules) == {"layers", "ops", "engine", "models", "geometry", "datasets"}
+    assert own_parts(modules) == {"model", "ops", "engine", "jit", "geometry", "datasets"}

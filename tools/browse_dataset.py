@@ -18,21 +18,18 @@ import numpy as np  # noqa: E402
 from mmcv import DictAction  # noqa: E402
 
 from projects.bevformer import compat  # noqa: E402, F401
-from projects.bevformer.engine.cli import tool_errors  # noqa: E402
-from projects.bevformer.engine.config import load_config  # noqa: E402
-from projects.bevformer.engine.data_loading import (  # noqa: E402
-    build_test_dataset,
-    build_train_dataset,
-)
-from projects.bevformer.engine.log import progress_bar  # noqa: E402
-from projects.bevformer.engine.network_input import (  # noqa: E402
+from projects.bevformer.engine.bev_inputs import (
     build_preprocessor,
     ego_track,
     network_input,
     seen_cells,
 )
+from projects.bevformer.engine.cli import tool_errors  # noqa: E402
+from projects.bevformer.engine.config import load_config  # noqa: E402
+from projects.bevformer.engine.data_loading import build_test_dataset, build_train_dataset
+from projects.bevformer.engine.log import progress_bar  # noqa: E402
 from projects.bevformer.engine.seed import set_seed  # noqa: E402
-from projects.bevformer.visualization.network_input import (  # noqa: E402
+from projects.bevformer.visualization.network_input import (
     draw_input_bev,
     draw_input_cameras,
     draw_queue,

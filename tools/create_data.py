@@ -17,11 +17,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, osp.dirname(osp.dirname(osp.abspath(__file__))))
 
-from projects.bevformer.datasets.create_infos import (  # noqa: E402
-    TABLE_FOLDERS,
-    create_nuscenes_infos,
-)
 from projects.bevformer.engine.cli import tool_errors  # noqa: E402
+from projects.bevformer.nuscenes.create_infos import TABLE_FOLDERS, create_nuscenes_infos
 
 
 def parse_args():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from projects.bevformer.synthetic.data_set import (  # noqa: E402
+from projects.synthetic_nuscenes.data_set import (
     VERSIONS,
     create_data_set,
     create_tables_only,

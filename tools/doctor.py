@@ -15,10 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from projects.bevformer.doctor.environment import (  # noqa: E402
-    check_environment,
-    inspect_environment,
-)
+from projects.bevformer.doctor.environment import check_environment, inspect_environment
 from projects.bevformer.doctor.findings import BROKEN, OK, WARNING, warning  # noqa: E402
 
 

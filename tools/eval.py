@@ -15,21 +15,18 @@ from mmcv import DictAction  # noqa: E402
 from mmdet.utils import setup_multi_processes  # noqa: E402
 
 from projects.bevformer import compat  # noqa: E402, F401
-from projects.bevformer.engine.cli import (  # noqa: E402
+from projects.bevformer.engine.cli import (
     add_common_arguments,
     chosen_gpu,
     merge_deprecated,
     tool_errors,
 )
 from projects.bevformer.engine.config import load_config, resolve_work_dir  # noqa: E402
-from projects.bevformer.engine.data_loading import (  # noqa: E402
-    build_test_dataset,
-    workers_per_process,
-)
+from projects.bevformer.engine.data_loading import build_test_dataset, workers_per_process
 from projects.bevformer.engine.determinism import make_deterministic  # noqa: E402
 from projects.bevformer.engine.device import describe_device  # noqa: E402
 from projects.bevformer.engine.distributed import get_rank, init_process, shut_down  # noqa: E402
-from projects.bevformer.engine.evaluate import (  # noqa: E402
+from projects.bevformer.engine.evaluate import (
     build_trained_model,
     format_only,
     predict,

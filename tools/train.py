@@ -13,7 +13,7 @@ from mmcv import DictAction  # noqa: E402
 from mmdet.utils import setup_multi_processes  # noqa: E402
 
 from projects.bevformer import compat  # noqa: E402, F401
-from projects.bevformer.engine.cli import (  # noqa: E402
+from projects.bevformer.engine.cli import (
     add_common_arguments,
     chosen_gpu,
     merge_deprecated,

@@ -1,3 +1,3 @@
 """Registers everything of this project; what `custom_imports` of the configs names."""
 
-from projects.bevformer import datasets, models  # noqa: F401
+from projects.bevformer import datasets, model  # noqa: F401

@@ -9,9 +9,9 @@ from mmcv.parallel import collate
 from mmdet3d.datasets.builder import PIPELINES
 
 from projects.bevformer.datasets import CustomNuScenesDatasetV2
-from projects.bevformer.datasets.create_infos import create_nuscenes_infos
 from projects.bevformer.geometry.poses import pose_matrix
-from projects.bevformer.nuscenes_spec import CLASSES
+from projects.bevformer.nuscenes.create_infos import create_nuscenes_infos
+from projects.bevformer.nuscenes.spec import CLASSES
 
 
 @pytest.fixture

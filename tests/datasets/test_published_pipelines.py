@@ -8,9 +8,9 @@ import pytest
 from mmcv.parallel import collate
 
 from projects.bevformer.datasets import TemporalNuScenesDataset
-from projects.bevformer.datasets.create_infos import create_nuscenes_infos
 from projects.bevformer.datasets.pipelines.format import META_KEYS
-from projects.bevformer.nuscenes_spec import CLASSES
+from projects.bevformer.nuscenes.create_infos import create_nuscenes_infos
+from projects.bevformer.nuscenes.spec import CLASSES
 
 PC_RANGE = [-51.2, -51.2, -5.0, 51.2, 51.2, 3.0]
 LOAD = {"type": "LoadMultiViewImageFromFiles", "to_float32": True}

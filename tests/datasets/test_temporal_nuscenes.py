@@ -9,14 +9,13 @@ from mmdet3d.datasets.builder import DATASETS
 
 from projects.bevformer.datasets import TemporalNuScenesDataset
 from projects.bevformer.datasets.temporal_nuscenes import relative_metas
-from projects.bevformer.nuscenes_spec import (
-    CAMERAS,
+from projects.bevformer.geometry.can_bus import (
     CAN_ORIENTATION,
     CAN_POSITION,
     CAN_YAW_DEG,
     CAN_YAW_RAD,
-    CLASSES,
 )
+from projects.bevformer.nuscenes.spec import CAMERAS, CLASSES
 
 
 def frames_of(example):

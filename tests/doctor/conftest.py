@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from projects.bevformer.datasets.create_infos import create_nuscenes_infos
+from projects.bevformer.nuscenes.create_infos import create_nuscenes_infos
 
 
 @pytest.fixture(scope="session")

@@ -1,16 +1,14 @@
 """A small config around the dummy task."""
 
 import os
-import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 import torch
 
-HERE = Path(__file__).resolve().parent
-REPOSITORY = HERE.parents[1]
-sys.path.insert(0, str(HERE))
+REPOSITORY = Path(__file__).resolve().parents[2]
+HELPERS = REPOSITORY / "tests" / "helpers"
 
 
 @pytest.fixture
@@ -66,4 +64,4 @@ def config_path(tmp_path):
 @pytest.fixture
 def tool_environment():
     """Environment in which the tools find `dummy_task`."""
-    return {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
+    return {**os.environ, "PYTHONPATH": str(HELPERS), "OMP_NUM_THREADS": "1"}

@@ -9,13 +9,13 @@ from dummy_task import DummyDataset
 from mmcv import Config
 
 from projects.bevformer import compat  # noqa: F401
-from projects.bevformer.datasets.create_infos import create_nuscenes_infos
 from projects.bevformer.engine.data_loading import (
     build_test_loader,
     build_train_dataset,
     build_train_loader,
 )
-from projects.bevformer.nuscenes_spec import CLASSES
+from projects.bevformer.nuscenes.create_infos import create_nuscenes_infos
+from projects.bevformer.nuscenes.spec import CLASSES
 
 PIPELINE = [
     dict(type="LoadMultiViewImageFromFiles"),

@@ -2,7 +2,7 @@ from dummy_task import summary
 
 from projects.bevformer.engine.evaluate import headline_metrics
 from projects.bevformer.engine.report import metrics_table
-from projects.bevformer.nuscenes_spec import CLASSES
+from projects.bevformer.nuscenes.spec import CLASSES
 
 
 def rows_of(table):

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from tool_runs import DEMO, REPOSITORY
 
-from projects.bevformer.datasets.create_infos import create_nuscenes_infos
 from projects.bevformer.geometry.boxes import new_to_old_boxes
+from projects.bevformer.nuscenes.create_infos import create_nuscenes_infos
 
 pytestmark = pytest.mark.integration
 NAN = float("nan")
@@ -345,7 +345,7 @@ def test_a_first_key_frame_before_all_messages_takes_the_first(data, create_data
 
 
 def test_a_scene_recorded_without_can_bus_has_zeros(data, create_data, monkeypatch):
-    module = "projects.bevformer.datasets.create_infos.SCENES_WITHOUT_CAN_BUS"
+    module = "projects.bevformer.nuscenes.create_infos.SCENES_WITHOUT_CAN_BUS"
     monkeypatch.setattr(module, {"scene-0103"})
     data.remove(CAN_BUS)
     line, infos = create_data()

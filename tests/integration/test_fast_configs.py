@@ -8,9 +8,9 @@ from tool_runs import REPOSITORY
 
 from projects.bevformer import compat  # noqa: F401
 from projects.bevformer.datasets.samplers import SampleKey
+from projects.bevformer.engine.bev_inputs import build_preprocessor
 from projects.bevformer.engine.config import load_config
 from projects.bevformer.engine.data_loading import build_test_dataset, build_train_dataset
-from projects.bevformer.engine.network_input import build_preprocessor
 from projects.bevformer.engine.seed import SeededDataset
 
 pytestmark = pytest.mark.integration

@@ -14,7 +14,7 @@ from tool_runs import as_flags, run
 
 from projects.bevformer import compat
 from projects.bevformer.engine.config import load_config
-from projects.bevformer.layers import TorchvisionDCNv2
+from projects.bevformer.model.mm.deform_conv import TorchvisionDCNv2
 
 from mmdet3d.models import build_model  # isort: skip
 

@@ -11,14 +11,14 @@ import zlib
 import numpy as np
 import torch
 
-from projects.bevformer.nuscenes_spec import (
-    CAMERAS,
+from projects.bevformer.geometry.can_bus import (
     CAN_ORIENTATION,
     CAN_POSITION,
     CAN_SIZE,
     CAN_YAW_DEG,
     CAN_YAW_RAD,
 )
+from projects.bevformer.nuscenes.spec import CAMERAS
 
 SEED = 11
 IMAGE_HW = (450, 800)

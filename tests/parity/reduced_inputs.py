@@ -14,7 +14,8 @@ from mmcv import Config
 from parity_inputs import camera_matrix, parity_weights
 
 from projects.bevformer import plugin  # noqa: F401
-from projects.bevformer.nuscenes_spec import CAMERAS, CAN_SIZE
+from projects.bevformer.geometry.can_bus import CAN_SIZE
+from projects.bevformer.nuscenes.spec import CAMERAS
 
 from mmdet3d.core.bbox import LiDARInstance3DBoxes  # isort: skip
 from mmdet3d.models import build_model  # isort: skip

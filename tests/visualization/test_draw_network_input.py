@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from projects.bevformer.nuscenes_spec import CAMERAS
+from projects.bevformer.nuscenes.spec import CAMERAS
 from projects.bevformer.visualization.cameras import lidar_to_image
 from projects.bevformer.visualization.network_input import (
     QUEUE_VIEW_WIDTH,

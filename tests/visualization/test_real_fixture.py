@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from nuscenes.nuscenes import NuScenes
 
-from projects.bevformer.datasets.create_infos import create_nuscenes_infos
-from projects.bevformer.datasets.infos import load_infos
-from projects.bevformer.nuscenes_spec import CAMERAS, CATEGORY_TO_CLASS
+from projects.bevformer.nuscenes.create_infos import create_nuscenes_infos
+from projects.bevformer.nuscenes.infos import load_infos
+from projects.bevformer.nuscenes.spec import CAMERAS, CATEGORY_TO_CLASS
 from projects.bevformer.visualization.boxes import FRONT_FACE, REAR_FACE, drawable_boxes
 from projects.bevformer.visualization.cameras import lidar_to_image
 

@@ -7,13 +7,9 @@ import torch
 from mmcv.parallel import DataContainer
 from mmdet3d.datasets.builder import DATASETS
 
-from projects.bevformer.datasets.mono_objects import camera_objects
 from projects.bevformer.datasets.temporal_nuscenes import TemporalNuScenesDataset
-from projects.bevformer.geometry.poses import (
-    adjacent_to_current,
-    check_frame_offsets,
-    pose_matrix,
-)
+from projects.bevformer.geometry.poses import adjacent_to_current, check_frame_offsets, pose_matrix
+from projects.bevformer.nuscenes.camera_objects import camera_objects
 
 # What published pipelines collect besides, and nobody reads.
 _POSES = (

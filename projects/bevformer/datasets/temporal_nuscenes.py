@@ -16,29 +16,29 @@ from mmdet3d.datasets.builder import DATASETS
 from mmdet3d.utils import get_root_logger
 from scipy.spatial.transform import Rotation
 
-from projects.bevformer.data_files import join_root
-from projects.bevformer.datasets.can_bus import CAN_MOTION
-from projects.bevformer.datasets.evaluation import (
-    EvaluatedSplit,
-    metric_dict,
-    score,
-    score_with_devkit,
-)
-from projects.bevformer.datasets.info_list import InfoList
-from projects.bevformer.datasets.infos import load_infos, path_below_root
 from projects.bevformer.datasets.pipelines.format import stack_byte_images
-from projects.bevformer.datasets.result_files import (
-    detected_boxes,
-    read_result_file,
-    write_result_file,
-)
-from projects.bevformer.nuscenes_spec import (
-    CAMERAS,
+from projects.bevformer.geometry.can_bus import (
+    CAN_MOTION,
     CAN_ORIENTATION,
     CAN_POSITION,
     CAN_YAW_DEG,
     CAN_YAW_RAD,
 )
+from projects.bevformer.io import join_root
+from projects.bevformer.nuscenes.evaluation.results import (
+    detected_boxes,
+    read_result_file,
+    write_result_file,
+)
+from projects.bevformer.nuscenes.evaluation.scoring import (
+    EvaluatedSplit,
+    metric_dict,
+    score,
+    score_with_devkit,
+)
+from projects.bevformer.nuscenes.info_list import InfoList
+from projects.bevformer.nuscenes.infos import load_infos, path_below_root
+from projects.bevformer.nuscenes.spec import CAMERAS
 
 CAMERA_MODALITY = {
     "use_camera": True,

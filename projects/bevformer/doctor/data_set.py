@@ -9,9 +9,9 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import List
 
-from projects.bevformer.data_files import join_root, jpeg_damage
 from projects.bevformer.doctor.findings import broken, error_line, ok, warning
-from projects.bevformer.nuscenes_spec import CAMERAS
+from projects.bevformer.io import join_root, jpeg_damage
+from projects.bevformer.nuscenes.spec import CAMERAS
 
 _MAX_NAMED = 10  # damaged images that get a line of their own
 
@@ -46,7 +46,7 @@ def check_data_set(
     Returns:
         list of Finding.
     """
-    from projects.bevformer.datasets.infos import SPLITS_OF_VERSION
+    from projects.bevformer.nuscenes.infos import SPLITS_OF_VERSION
 
     if not osp.isdir(data_root):
         return [broken(data_root, "is not a folder", "unpack nuScenes there, or pass --data-root")]
@@ -94,7 +94,7 @@ def check_data_set(
 
 
 def _read(folder):
-    from projects.bevformer.datasets.table_checks import check_tables, read_tables
+    from projects.bevformer.nuscenes.table_checks import check_tables, read_tables
 
     tables = read_tables(folder)
     check_tables(tables, folder)
@@ -105,7 +105,7 @@ def _scenes_of_splits(tables, version):
     """Split -> its scenes that the tables hold; "no split" for the rest."""
     from nuscenes.utils.splits import create_splits_scenes
 
-    from projects.bevformer.datasets.create_infos import SPLITS
+    from projects.bevformer.nuscenes.create_infos import SPLITS
 
     devkit_splits = create_splits_scenes()
     split_of = {
@@ -210,7 +210,7 @@ class _FolderListing:
 
 
 def _check_can_bus(data_root, canbus, splits):
-    from projects.bevformer.datasets.can_bus import (
+    from projects.bevformer.nuscenes.can_bus import (
         SCENES_WITHOUT_CAN_BUS,
         SceneCanBus,
         find_can_bus_folder,
@@ -355,9 +355,9 @@ def check_info_files(info_files, data_root):
 
 
 def _check_info_file(label, path, data_root):
-    from projects.bevformer.datasets.ground_truth import has_ground_truth
-    from projects.bevformer.datasets.infos import load_infos
-    from projects.bevformer.safe_pickle import load_plain
+    from projects.bevformer.io import load_plain
+    from projects.bevformer.nuscenes.evaluation.ground_truth import has_ground_truth
+    from projects.bevformer.nuscenes.infos import load_infos
 
     infos, metadata = load_infos(path)
     stamp = load_plain(path, "an info file", "")["metadata"].get("box_convention")
@@ -413,7 +413,7 @@ def _check_info_file(label, path, data_root):
 
 def _check_tokens(label, path, infos, version, data_root):
     """Whether the tables know the samples; evaluation needs them."""
-    from projects.bevformer.datasets.table_checks import read_tables
+    from projects.bevformer.nuscenes.table_checks import read_tables
 
     folder = osp.join(data_root, version)
     if not osp.isdir(folder):
@@ -442,7 +442,7 @@ def _check_tokens(label, path, infos, version, data_root):
 
 def _check_stale_paths(label, path, infos, data_root):
     """Whether the images are where the info file, and then data_root, says."""
-    from projects.bevformer.datasets.infos import path_below_root
+    from projects.bevformer.nuscenes.infos import path_below_root
 
     named = [camera["data_path"] for info in infos for camera in info["cams"].values()]
     missing = [name for name in named if not osp.isfile(join_root(data_root, name))]

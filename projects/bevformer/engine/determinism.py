@@ -6,7 +6,7 @@ import torch
 from mmcv.ops import ModulatedDeformConv2d
 
 from projects.bevformer import compat
-from projects.bevformer.layers import TorchvisionDCNv2
+from projects.bevformer.model.mm.deform_conv import TorchvisionDCNv2
 from projects.bevformer.ops.backends import ENVIRONMENT_VARIABLE, PREFERENCE
 
 _UNREPEATABLE_BACKENDS = ("mmcv", "triton", "reference")  # their gradients are atomic additions

@@ -9,7 +9,6 @@ import torch
 from mmcv.cnn import fuse_conv_bn
 from mmdet3d.models import build_model
 
-from projects.bevformer.datasets.result_files import check_samples
 from projects.bevformer.engine.batch import test_sample_tokens, to_device
 from projects.bevformer.engine.checkpoint import load_checkpoint, load_weights
 from projects.bevformer.engine.config import check_num_classes, config_errors
@@ -19,6 +18,7 @@ from projects.bevformer.engine.log import progress_bar
 from projects.bevformer.engine.precision import set_compute_format
 from projects.bevformer.engine.provenance import check_provenance
 from projects.bevformer.engine.report import TP_ERRORS
+from projects.bevformer.nuscenes.evaluation.results import check_samples
 
 
 def build_trained_model(cfg, checkpoint_path, dataset, device, logger, fuse=False):

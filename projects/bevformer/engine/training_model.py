@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from projects.bevformer import compat
 from projects.bevformer.engine.batch import to_device
 from projects.bevformer.engine.distributed import get_world_size, is_distributed
-from projects.bevformer.models.backbone import CheckpointedResNet
+from projects.bevformer.model.mm.backbone import CheckpointedResNet
 
 
 def total_loss(losses):

@@ -7,10 +7,9 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
+from projects.bevformer.geometry.bev_grid import cell_points
+from projects.bevformer.geometry.precision import full_precision
 from projects.bevformer.transfer import upload
-
-from .bev_grid import cell_points
-from .precision import full_precision
 
 
 def warp_bev(bev, target_from_source, bev_hw, pc_range):

@@ -5,7 +5,7 @@ Shape legend: B batch, N cameras, Q BEV queries, D pillar heights.
 
 import torch
 
-from .precision import full_precision
+from projects.bevformer.geometry.precision import full_precision
 
 
 def project_to_cameras(points_lidar, lidar2img, image_hw, eps=1e-5):

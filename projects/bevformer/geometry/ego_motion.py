@@ -6,9 +6,8 @@ Shape legend: B batch, Q BEV queries (= Hb * Wb), C channels.
 import torch
 from torchvision.transforms.functional import InterpolationMode, rotate
 
+from projects.bevformer.geometry.precision import full_precision
 from projects.bevformer.transfer import upload
-
-from .precision import full_precision
 
 
 def bev_shift(delta_xy_global, ego_yaw_rad, pc_range):

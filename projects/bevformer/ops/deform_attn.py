@@ -4,10 +4,10 @@ Shape legend: V maps (e.g. batch x cameras), B batch, S keys (= sum of h * w ove
 M heads, C channels per head, Q queries, R rows (queries of all maps), L levels, P points.
 """
 
-from . import deform_attn_lean as lean
-from . import deform_attn_reference as reference
-from . import deform_attn_triton as triton
-from .backends import choose_backend, register_backend
+from projects.bevformer.ops import deform_attn_lean as lean
+from projects.bevformer.ops import deform_attn_reference as reference
+from projects.bevformer.ops import deform_attn_triton as triton
+from projects.bevformer.ops.backends import choose_backend, register_backend
 
 register_backend("reference", reference.attend, reference.why_not)
 register_backend("lean", lean.attend, lean.why_not)

@@ -129,7 +129,9 @@ class _TritonAttention(torch.autograd.Function):
 
 
 def _launch(kernel_name, tensors, value, locations, shapes):
-    from . import deform_attn_kernels  # Triton is imported where it is used, and only there
+    from projects.bevformer.ops import (
+        deform_attn_kernels,  # Triton is imported where it is used, and only there
+    )
 
     _, keys, heads, channels = value.shape
     rows, _, levels, points, _ = locations.shape

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from pyquaternion import Quaternion
 
-from projects.bevformer.nuscenes_spec import CLASSES
+from projects.bevformer.nuscenes.spec import CLASSES
 from projects.bevformer.visualization.boxes import (
     BOTTOM_FACE,
     BOTTOM_FRONT_EDGE,

@@ -6,7 +6,7 @@ Images are uint8 in BGR, as OpenCV reads and writes them.
 import cv2
 import numpy as np
 
-from projects.bevformer.data_files import join_root
+from projects.bevformer.io import join_root
 from projects.bevformer.visualization.boxes import (
     FRONT_FACE,
     REAR_FACE,

@@ -5,7 +5,7 @@ import os.path as osp
 import cv2
 import numpy as np
 
-from projects.bevformer.data_files import jpeg_damage
+from projects.bevformer.io import jpeg_damage
 
 _LIDAR_COLUMNS = 5  # x, y, z, intensity, ring: float32 each in a nuScenes file
 

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.colors import ListedColormap
 
-from projects.bevformer.nuscenes_spec import CAMERAS, CLASSES
+from projects.bevformer.nuscenes.spec import CAMERAS, CLASSES
 from projects.bevformer.visualization.bev import draw_bev
 from projects.bevformer.visualization.boxes import drawable_boxes
 from projects.bevformer.visualization.cameras import ARRANGEMENT, arrange, draw_caption, draw_views

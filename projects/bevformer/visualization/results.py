@@ -8,8 +8,8 @@ import torch
 from pyquaternion import Quaternion
 
 from projects.bevformer import compat
-from projects.bevformer.nuscenes_spec import CLASSES
-from projects.bevformer.safe_pickle import load_plain
+from projects.bevformer.io import load_plain
+from projects.bevformer.nuscenes.spec import CLASSES
 
 
 def load_results(path, infos, class_names=CLASSES):

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import cv2
 
-from projects.bevformer.data_files import join_root
-from projects.bevformer.nuscenes_spec import CLASSES
+from projects.bevformer.io import join_root
+from projects.bevformer.nuscenes.spec import CLASSES
 from projects.bevformer.visualization.bev import draw_bev
 from projects.bevformer.visualization.cameras import draw_cameras
 from projects.bevformer.visualization.files import read_lidar_points

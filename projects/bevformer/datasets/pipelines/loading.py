@@ -6,7 +6,7 @@ import mmcv
 import numpy as np
 from mmdet3d.datasets.builder import PIPELINES
 
-from projects.bevformer.data_files import jpeg_damage
+from projects.bevformer.io import jpeg_damage
 
 
 @PIPELINES.register_module(force=True)

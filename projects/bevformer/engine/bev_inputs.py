@@ -1,0 +1,224 @@
+"""What the network gets of a sample: pixels after the pipeline, matrices that belong to them, motion.
+
+Shape legend: T frames, N cameras, H height, W width, Hb, Wb rows and columns of the BEV grid.
+"""
+
+from dataclasses import dataclass
+from typing import List, Optional
+
+import numpy as np
+import torch
+from einops import rearrange
+from mmdet.models.builder import MODELS
+
+from projects.bevformer.datasets.fused_frames import CustomNuScenesDatasetV2
+from projects.bevformer.datasets.temporal_nuscenes import relative_metas
+from projects.bevformer.engine.config import config_errors
+from projects.bevformer.geometry.bev_grid import pillar_points
+from projects.bevformer.geometry.camera import project_to_cameras
+from projects.bevformer.geometry.can_bus import CAN_POSITION, CAN_YAW_DEG, CAN_YAW_RAD
+from projects.bevformer.geometry.ego_motion import bev_shift
+
+
+@dataclass(frozen=True)
+class InputFrame:
+    """One frame of a queue.
+
+    Attributes:
+        token: sample token.
+        images_bgr: (N, H, W, 3) uint8, the network's images with mean and deviation put back.
+        lidar2img: (N, 4, 4) lidar points to pixels of these images.
+        can_bus: (18,) as the network gets it: position and yaw in degrees minus those of the frame
+            before in the queue.
+        has_history: whether there is a frame before of the same scene.
+    """
+
+    token: str
+    images_bgr: np.ndarray
+    lidar2img: np.ndarray
+    can_bus: np.ndarray
+    has_history: bool
+
+
+@dataclass(frozen=True)
+class NetworkInput:
+    """A sample: its queue in time order, the sample itself last, and its objects.
+
+    Attributes:
+        frames: list of T InputFrame.
+        ground_truth: dict of `boxes_3d` and `labels_3d`, or None in a test split.
+    """
+
+    frames: List[InputFrame]
+    ground_truth: Optional[dict]
+
+
+def build_preprocessor(cfg):
+    """The `data_preprocessor` of a config's model, or None."""
+    settings = cfg.model.get("data_preprocessor")
+    if settings is None:
+        return None
+    with config_errors("model.data_preprocessor"):
+        return MODELS.build(settings)
+
+
+def network_input(dataset, index, preprocessor=None):
+    """Run a data set's pipeline as training or evaluation does.
+
+    Args:
+        dataset: TemporalNuScenesDataset. In test mode, where frames come one by one, the queue is the
+            frame before, if it is of the same scene, and the frame itself. Of CustomNuScenesDatasetV2,
+            the frames that the scene has.
+        index: of the sample.
+        preprocessor: the model's ImagePreprocessor where the pipeline ends with uint8 images.
+
+    Returns:
+        NetworkInput, or None for a sample that training skips because no object is left in it.
+
+    Raises:
+        ValueError: the pipeline does not say how it normalises, or makes several versions of a frame; or
+            the data set gives frames after the sample.
+    """
+    if dataset.test_mode:
+        return _test_input(dataset, index, preprocessor)
+    example = dataset.prepare_train_data(index)
+    if example is None:
+        return None
+    images, metas = example["img"].data, example["img_metas"].data
+    if isinstance(dataset, CustomNuScenesDatasetV2):
+        frames = _frames_at_offsets(images, metas, preprocessor)
+    else:
+        frames = [_frame(images[i], metas[i], preprocessor) for i in range(len(images))]
+    return NetworkInput(
+        frames,
+        {"boxes_3d": example["gt_bboxes_3d"].data, "labels_3d": example["gt_labels_3d"].data},
+    )
+
+
+def _test_input(dataset, index, preprocessor):
+    infos = dataset.data_infos
+    if isinstance(dataset, CustomNuScenesDatasetV2):
+        example = dataset.prepare_test_data(index)
+        metas = _only_version(example["img_metas"]).data["frames"]
+        frames = _frames_at_offsets(_only_version(example["img"]).data, metas, preprocessor)
+        return NetworkInput(frames, _annotated_objects(dataset, index))
+    indices = [index]
+    if index > 0 and infos[index - 1]["scene_token"] == infos[index]["scene_token"]:
+        indices.insert(0, index - 1)
+    examples = [dataset.prepare_test_data(i) for i in indices]
+    metas = relative_metas([_only_version(example["img_metas"]).data for example in examples])
+    frames = [
+        _frame(_only_version(example["img"]).data, meta, preprocessor)
+        for example, meta in zip(examples, metas)
+    ]
+    return NetworkInput(frames, _annotated_objects(dataset, index))
+
+
+def _annotated_objects(dataset, index):
+    if "gt_boxes" not in dataset.data_infos[index]:
+        return None
+    annotations = dataset.get_ann_info(index)
+    return {"boxes_3d": annotations["gt_bboxes_3d"], "labels_3d": annotations["gt_labels_3d"]}
+
+
+def _frames_at_offsets(images, metas, preprocessor):
+    """InputFrames of an item of CustomNuScenesDatasetV2.
+
+    Args:
+        images: one a frame.
+        metas: {offset: meta}, in the same order; `can_bus` is absolute.
+        preprocessor: as in `network_input`.
+    """
+    if max(metas) > 0:
+        raise ValueError(
+            f"the data set gives frames {sorted(metas)}, and pictures are made of queues that end with "
+            "frame 0"
+        )
+    there = [offset for offset in metas if metas[offset]["frame_exists"]]
+    images = [images[list(metas).index(offset)] for offset in there]
+    metas = relative_metas([metas[offset] for offset in there])
+    return [_frame(image, meta, preprocessor) for image, meta in zip(images, metas)]
+
+
+def _only_version(value):
+    """MultiScaleFlipAug3D makes a list, one entry an augmentation."""
+    if not isinstance(value, (list, tuple)):
+        return value
+    if len(value) != 1:
+        raise ValueError(f"the test pipeline makes {len(value)} versions of a frame, not one")
+    return value[0]
+
+
+def _frame(images, meta, preprocessor):
+    if preprocessor is not None:
+        (images,), (meta,) = preprocessor(images[None], [meta])
+    return InputFrame(
+        token=meta["sample_idx"],
+        images_bgr=_pixels(images, meta),
+        lidar2img=np.stack(meta["lidar2img"]),
+        can_bus=meta["can_bus"],
+        has_history=meta["prev_bev_exists"],
+    )
+
+
+def _pixels(images, meta):
+    """(N, 3, H, W) normalised images -> (N, H, W, 3) uint8 BGR."""
+    if "img_norm_cfg" not in meta:
+        raise ValueError("the pipeline does not collect img_norm_cfg: add it to meta_keys")
+    norm = meta["img_norm_cfg"]
+    pixels = rearrange(images.numpy(), "n c h w -> n h w c") * norm["std"] + norm["mean"]
+    if norm["to_rgb"]:
+        pixels = pixels[..., ::-1]
+    return np.ascontiguousarray(pixels.round().clip(0, 255).astype(np.uint8))
+
+
+def seen_cells(cfg, frame):
+    """Which cells of the config's BEV see which camera.
+
+    Args:
+        cfg: config of a BEVFormer.
+        frame: InputFrame.
+
+    Returns:
+        (N, Hb, Wb) bool: a pillar point of the cell lies in the image, padding included; row 0 is
+        behind the car, column 0 left of it.
+
+    Raises:
+        ValueError: the config has no BEV grid.
+    """
+    with config_errors("model.pts_bbox_head"):
+        head = cfg.model.pts_bbox_head
+        encoder = head.transformer.encoder
+        bev_hw = head.bev_h, head.bev_w
+        pillars = pillar_points(*bev_hw, encoder.get("num_points_in_pillar", 4), encoder.pc_range)
+    lidar2img = torch.from_numpy(frame.lidar2img)[None]
+    _, visible = project_to_cameras(pillars, lidar2img, frame.images_bgr.shape[1:3])
+    return rearrange(visible[0].any(dim=-1), "n (h w) -> n h w", h=bev_hw[0]).numpy()
+
+
+def ego_track(frames):
+    """Where the ego vehicle was, by the motion that the network is told.
+
+    Args:
+        frames: T InputFrame in time order.
+
+    Returns:
+        positions: (K, 2) metres, lidar frame of the last frame, for the last K frames that follow
+            one another; the last is (0, 0).
+        yaws: (K,) radians, heading minus that of the last frame.
+    """
+    positions, yaws = [np.zeros(2)], [0.0]
+    for frame in reversed(frames):
+        if not frame.has_history:
+            break
+        # A range of one metre: the shift comes in metres.
+        shift = bev_shift(
+            torch.from_numpy(frame.can_bus[None, CAN_POSITION][:, :2]),
+            torch.from_numpy(frame.can_bus[None, CAN_YAW_RAD]),
+            (0, 0, 0, 1, 1, 1),
+        )[0].numpy()
+        cos, sin = np.cos(yaws[-1]), np.sin(yaws[-1])
+        to_last = np.array([[cos, -sin], [sin, cos]])
+        positions.append(positions[-1] - to_last @ shift)
+        yaws.append(yaws[-1] - np.deg2rad(frame.can_bus[CAN_YAW_DEG]))
+    return np.stack(positions[::-1]), np.array(yaws[::-1])

@@ -1,0 +1,1 @@
+"""From BEV features to boxes: head, decoder, matching and box coder."""

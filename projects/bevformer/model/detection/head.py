@@ -1,0 +1,383 @@
+"""The detection head: BEV and object queries, box branches, losses, boxes.
+
+Shape legend: B batch, N cameras, C channels, Q BEV queries (= Hb * Wb), O object queries,
+R groups of object queries, X decoder layers, K classes, G ground truths.
+"""
+
+import copy
+
+import torch
+from einops import rearrange
+from mmcv.cnn.bricks.transformer import build_positional_encoding
+from mmcv.runner import BaseModule
+from mmdet.core import build_assigner, build_bbox_coder, reduce_mean
+from mmdet.models.builder import HEADS, build_loss
+from mmdet.models.utils import LearnedPositionalEncoding, build_transformer
+from mmdet.models.utils.transformer import inverse_sigmoid
+from torch import nn
+
+from projects.bevformer.geometry.boxes import (
+    CODE_SIZE,
+    CX,
+    CY,
+    CZ,
+    encode_boxes,
+    new_to_old_boxes,
+    old_to_new_boxes,
+)
+from projects.bevformer.model.mm.layer_norm import WeightPrecisionLayerNorm
+from projects.bevformer.transfer import upload
+
+
+@HEADS.register_module(name=["BEVFormerHead", "BEVFormerHead_GroupDETR"])
+class BEVFormerHead(BaseModule):
+    """Predicts boxes from multi-camera features.
+
+    The network speaks the old box convention (geometry.boxes); `loss` takes and `get_bboxes` gives
+    boxes in the mmdet3d >= 1.0rc0 convention.
+
+    Args:
+        num_classes: K.
+        in_channels: C.
+        num_query: O.
+        bev_h: rows of the BEV grid.
+        bev_w: columns of the BEV grid.
+        transformer: config of the PerceptionTransformer.
+        positional_encoding: config of the BEV queries' positional encoding.
+        bbox_coder: config of the box coder; its `pc_range` is the detection range.
+        loss_cls: config of the classification loss on logits.
+        loss_bbox: config of the box code loss.
+        loss_iou: accepted because published configs give it, with weight 0; never computed.
+        train_cfg: dict(assigner=...), the config of the matcher; None for inference only.
+        test_cfg: accepted because mmdet passes it.
+        with_box_refine: a branch per decoder layer that refines the layer before; else shared ones.
+        as_two_stage: accepted because published configs give it; only False is possible.
+        sync_cls_avg_factor: average the number of positives over all processes.
+        code_weights: 10 loss weights of the box code columns.
+        num_reg_fcs: hidden layers of the branches.
+        group_detr: R. In training R groups of O queries each are matched on their own, which gives
+            every ground truth R positives; at test time only the first group is used.
+
+    Raises:
+        ValueError: the parts do not fit each other, or an option has a value that is not possible.
+
+    Source: BEVFormer (arXiv 2203.17270), section 3.5; DETR3D (arXiv 2110.06922), section 3.3;
+    Group DETR (arXiv 2207.13085).
+    """
+
+    def __init__(
+        self,
+        num_classes,
+        in_channels,
+        transformer,
+        positional_encoding,
+        bbox_coder,
+        loss_cls,
+        loss_bbox,
+        loss_iou=None,
+        num_query=900,
+        bev_h=30,
+        bev_w=30,
+        train_cfg=None,
+        test_cfg=None,
+        with_box_refine=False,
+        as_two_stage=False,
+        sync_cls_avg_factor=False,
+        code_weights=(1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2),
+        num_reg_fcs=2,
+        group_detr=1,
+        init_cfg=None,
+    ):
+        super().__init__(init_cfg)
+        if as_two_stage:
+            raise ValueError("BEVFormerHead has no two-stage variant: set as_two_stage=False")
+        if loss_iou is not None and loss_iou.get("loss_weight", 1.0) != 0:
+            raise ValueError("BEVFormerHead has no IoU loss: set loss_iou loss_weight to 0")
+        if len(code_weights) != CODE_SIZE:
+            raise ValueError(f"code_weights must hold {CODE_SIZE} numbers, got {len(code_weights)}")
+        if not loss_cls.get("use_sigmoid", False):
+            raise ValueError("BEVFormerHead needs a sigmoid classification loss: use_sigmoid=True")
+        if num_query < 1 or group_detr < 1:
+            raise ValueError(
+                f"num_query ({num_query}) and group_detr ({group_detr}) must be at least 1"
+            )
+        self.num_classes = num_classes
+        self.bev_h, self.bev_w = bev_h, bev_w
+        self.num_query = num_query
+        self.group_detr = group_detr
+        self.with_box_refine = with_box_refine
+        self.sync_cls_avg_factor = sync_cls_avg_factor
+        self.assigner = build_assigner(train_cfg["assigner"]) if train_cfg else None
+        self.bbox_coder = build_bbox_coder(bbox_coder)
+        self.pc_range = list(self.bbox_coder.pc_range)
+        self.loss_cls = build_loss(_torch_only(loss_cls))
+        self.loss_bbox = build_loss(loss_bbox)
+
+        self.transformer = build_transformer(transformer)
+        self.positional_encoding = build_positional_encoding(positional_encoding)
+        self._check_fit(in_channels)
+        self.bev_embedding = nn.Embedding(bev_h * bev_w, in_channels)
+        self.query_embedding = nn.Embedding(num_query * group_detr, in_channels * 2)
+        self.code_weights = nn.Parameter(
+            torch.tensor(code_weights, dtype=torch.float32), requires_grad=False
+        )
+        num_layers = len(self.transformer.decoder.layers)
+        self.cls_branches = _one_per_layer(
+            _cls_branch(in_channels, num_reg_fcs, num_classes), num_layers, with_box_refine
+        )
+        self.reg_branches = _one_per_layer(
+            _reg_branch(in_channels, num_reg_fcs), num_layers, with_box_refine
+        )
+
+    def _check_fit(self, channels):
+        """Raise ValueError where parts that have to agree do not."""
+        if self.transformer.embed_dims != channels:
+            raise ValueError(
+                f"in_channels of the head is {channels}, embed_dims of its transformer "
+                f"{self.transformer.embed_dims}: they must be equal"
+            )
+        encoding = self.positional_encoding
+        if isinstance(encoding, LearnedPositionalEncoding):
+            if 2 * encoding.num_feats != channels:
+                raise ValueError(
+                    f"num_feats of the positional encoding is {encoding.num_feats}: it must be half of "
+                    f"in_channels ({channels})"
+                )
+            rows, columns = encoding.row_embed.num_embeddings, encoding.col_embed.num_embeddings
+            if rows < self.bev_h or columns < self.bev_w:
+                raise ValueError(
+                    f"the positional encoding has {rows} rows and {columns} columns, the BEV grid "
+                    f"{self.bev_h} and {self.bev_w}: set row_num_embed to bev_h, col_num_embed to bev_w"
+                )
+        if self.bbox_coder.num_classes != self.num_classes:
+            raise ValueError(
+                f"num_classes of the head is {self.num_classes}, of its bbox_coder "
+                f"{self.bbox_coder.num_classes}: labels would be wrong, so they must be equal"
+            )
+        grid_range = self.transformer.encoder.pc_range
+        if [self.pc_range[i] for i in (0, 1, 3, 4)] != [grid_range[i] for i in (0, 1, 3, 4)]:
+            raise ValueError(
+                f"pc_range of the bbox_coder is {self.pc_range}, of the encoder {grid_range}: objects are "
+                "sought on the encoder's grid, so x and y must be equal"
+            )
+
+    def init_weights(self):
+        """Initialise the parts; logits start at the prior probability 0.01."""
+        super().init_weights()
+        for branch in self.cls_branches:
+            nn.init.constant_(branch[-1].bias, -torch.tensor((1 - 0.01) / 0.01).log().item())
+
+    def camera_hits(self, metas_of_frames, device):
+        """Which BEV queries see which camera, for some frames at once.
+
+        Args:
+            metas_of_frames: for each frame its B metas with `lidar2img` and `img_shape`.
+            device: of the result.
+
+        Returns:
+            CameraHits of each frame, found with one host-device sync.
+        """
+        return self.transformer.camera_hits(metas_of_frames, (self.bev_h, self.bev_w), device)
+
+    def forward(
+        self, mlvl_feats, img_metas, prev_bev=None, only_bev=False, has_prev=None, hits=None
+    ):
+        """Predict.
+
+        Args:
+            mlvl_feats: L tensors (B, N, C, h, w).
+            img_metas: B metas with relative `can_bus`, `lidar2img` and `img_shape`.
+            prev_bev: (B, Q, C) previous BEV or None.
+            only_bev: stop after the encoder.
+            has_prev: B bools, which samples of `prev_bev` are a previous frame; None is all.
+            hits: CameraHits of the frame; None finds them here.
+
+        Returns:
+            (B, Q, C) BEV features if `only_bev`, else a dict: bev_embed (B, Q, C),
+            all_cls_scores (X, B, R * O, K) logits, all_bbox_preds (X, B, R * O, 10) box codes in
+            metres, old convention; the last two float32. R is 1 in eval mode.
+        """
+        batch = mlvl_feats[0].shape[0]
+        if has_prev is None:
+            has_prev = [prev_bev is not None] * batch
+        bev_hw = (self.bev_h, self.bev_w)
+        mask = mlvl_feats[0].new_zeros((batch, *bev_hw))
+        bev_pos = self.positional_encoding(mask).flatten(2).transpose(1, 2)  # (B, Q, C)
+        bev = self.transformer.get_bev_features(
+            mlvl_feats,
+            self.bev_embedding.weight,
+            bev_pos,
+            bev_hw,
+            img_metas,
+            prev_bev,
+            has_prev,
+            hits,
+        )
+        if only_bev:
+            return bev
+        num_groups = self.group_detr if self.training else 1
+        states, references = self.transformer.decode(
+            bev,
+            bev_hw,
+            self.query_embedding.weight[: num_groups * self.num_query],
+            self.reg_branches if self.with_box_refine else None,
+            num_groups,
+        )
+        return dict(
+            bev_embed=bev,
+            all_cls_scores=torch.stack(
+                [branch(state).float() for branch, state in zip(self.cls_branches, states)]
+            ),
+            all_bbox_preds=torch.stack(
+                [
+                    self._to_metres(branch(state).float(), reference)
+                    for branch, state, reference in zip(self.reg_branches, states, references)
+                ]
+            ),
+        )
+
+    def _to_metres(self, raw, reference_points):
+        """(B, O, 10) branch output and (B, O, 3) reference fractions -> (B, O, 10) box code."""
+        x_min, y_min, z_min, x_max, y_max, z_max = self.pc_range
+        reference = inverse_sigmoid(reference_points)
+        columns = list(raw.unbind(dim=-1))
+        for column, axis, low, high in (
+            (CX, 0, x_min, x_max),
+            (CY, 1, y_min, y_max),
+            (CZ, 2, z_min, z_max),
+        ):
+            fraction = (raw[..., column] + reference[..., axis]).sigmoid()
+            columns[column] = fraction * (high - low) + low
+        return torch.stack(columns, dim=-1)
+
+    def loss(self, gt_bboxes_list, gt_labels_list, preds_dicts, img_metas=None):
+        """Losses of every decoder layer.
+
+        Args:
+            gt_bboxes_list: B LiDARInstance3DBoxes with 9 columns, mmdet3d >= 1.0rc0 convention.
+            gt_labels_list: B (G,) long tensors.
+            preds_dicts: what `forward` returned.
+            img_metas: accepted because published code passes it.
+
+        Returns:
+            dict: loss_cls and loss_bbox of the last layer, d0.loss_cls, d0.loss_bbox, ... of the
+            others.
+
+        Raises:
+            ValueError: the head was built without `train_cfg`.
+        """
+        if self.assigner is None:
+            raise ValueError("the model has no train_cfg: losses need train_cfg.pts.assigner")
+        logits, codes = preds_dicts["all_cls_scores"], preds_dicts["all_bbox_preds"]
+        # Groups are matched like samples of their own: (X, B * R, O, ...).
+        num_groups = logits.shape[2] // self.num_query
+        logits = rearrange(logits, "x b (r o) k -> x (b r) o k", r=num_groups)
+        codes = rearrange(codes, "x b (r o) f -> x (b r) o f", r=num_groups)
+        gt_boxes, gt_labels, device = [], [], codes.device
+        for boxes, labels in zip(gt_bboxes_list, gt_labels_list):
+            centred = torch.cat((boxes.gravity_center, boxes.tensor[:, 3:]), dim=1)
+            gt_boxes += [upload(new_to_old_boxes(centred).to(codes.dtype), device)] * num_groups
+            gt_labels += [upload(labels, device)] * num_groups
+        matches = self.assigner.assign_layers(codes, logits, gt_boxes, gt_labels)
+        matched_codes = [
+            codes[:, i].gather(1, query_index[..., None].expand(-1, -1, codes.shape[-1]))
+            for i, (query_index, _) in enumerate(matches)
+        ]
+        matched_targets = [
+            encode_boxes(boxes)[gt_index] for boxes, (_, gt_index) in zip(gt_boxes, matches)
+        ]
+        background = self.num_classes
+        target_labels = torch.full(logits.shape[:3], background, device=logits.device)
+        for i, (query_index, gt_index) in enumerate(matches):
+            target_labels[:, i].scatter_(1, query_index, gt_labels[i][gt_index])
+        return self._losses(
+            logits,
+            target_labels,
+            torch.cat(matched_codes, dim=1),
+            torch.cat(matched_targets, dim=1),
+            num_groups,
+        )
+
+    def _losses(self, logits, target_labels, matched_codes, matched_targets, num_groups):
+        """Losses of all layers, the mean over the groups.
+
+        (X, B * R, O, K) logits and (X, B * R, O) labels, (X, sum of G, 10) codes of the matched queries
+        and their targets; R groups.
+        """
+        num_matched = matched_codes.shape[1] / num_groups  # of one group
+        mean_matched = reduce_mean(logits.new_full((), num_matched)).clamp(min=1)
+        cls_factor = mean_matched if self.sync_cls_avg_factor else max(num_matched, 1.0)
+        # A ground truth with an unknown (NaN) velocity or a zero size teaches no box.
+        finite = torch.isfinite(matched_targets).all(dim=-1, keepdim=True)
+        matched_targets = torch.where(finite, matched_targets, matched_codes.detach())
+        box_weights = self.code_weights * finite
+        losses = {}
+        last = len(logits) - 1
+        for layer in range(len(logits)):
+            prefix = "" if layer == last else f"d{layer}."
+            loss_cls = self.loss_cls(
+                logits[layer].flatten(0, 1),
+                target_labels[layer].flatten(),
+                avg_factor=cls_factor * num_groups,
+            )
+            loss_bbox = self.loss_bbox(
+                matched_codes[layer],
+                matched_targets[layer],
+                box_weights[layer],
+                avg_factor=mean_matched * num_groups,
+            )
+            losses[prefix + "loss_cls"] = torch.nan_to_num(loss_cls)
+            losses[prefix + "loss_bbox"] = torch.nan_to_num(loss_bbox)
+        return losses
+
+    def get_bboxes(self, preds_dicts, img_metas, rescale=False):
+        """Boxes of the last decoder layer.
+
+        Args:
+            preds_dicts: what `forward` returned.
+            img_metas: B metas with `box_type_3d`.
+            rescale: accepted because mmdet passes it; boxes are in metres.
+
+        Returns:
+            B lists [boxes, scores, labels]: boxes of `box_type_3d` with 9 columns, bottom centre,
+            mmdet3d >= 1.0rc0 convention.
+        """
+        results = []
+        for decoded, meta in zip(self.bbox_coder.decode(preds_dicts), img_metas):
+            boxes = old_to_new_boxes(decoded["bboxes"])
+            box_type = meta["box_type_3d"]
+            boxes = box_type(boxes, box_dim=boxes.shape[-1], origin=(0.5, 0.5, 0.5))
+            results.append([boxes, decoded["scores"], decoded["labels"]])
+        return results
+
+
+def _torch_only(loss_cls):
+    """The config with mmdet's FocalLoss replaced by the one that needs no compiled CUDA operator."""
+    if loss_cls["type"] == "FocalLoss":
+        return dict(loss_cls, type="TorchFocalLoss")
+    return loss_cls
+
+
+def _cls_branch(channels, num_fcs, num_classes):
+    layers = []
+    for _ in range(num_fcs):
+        layers += [
+            nn.Linear(channels, channels),
+            WeightPrecisionLayerNorm(channels),
+            nn.ReLU(inplace=True),
+        ]
+    return nn.Sequential(*layers, nn.Linear(channels, num_classes))
+
+
+def _reg_branch(channels, num_fcs):
+    layers = []
+    for _ in range(num_fcs):
+        layers += [nn.Linear(channels, channels), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(channels, CODE_SIZE))
+
+
+def _one_per_layer(branch, num_layers, independent):
+    """`num_layers` branches: copies of their own, or one and the same."""
+    return nn.ModuleList(
+        [copy.deepcopy(branch) if independent else branch for _ in range(num_layers)]
+    )

@@ -1,0 +1,1 @@
+"""Parts of mmcv and mmdet, adapted: same parameters, less memory, any device."""

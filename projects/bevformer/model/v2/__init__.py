@@ -1,0 +1,1 @@
+"""BEVFormer v2: fused frames and the perspective head."""

@@ -1,0 +1,1 @@
+"""The nuScenes data set: tables, info files and the detection benchmark."""

@@ -1,0 +1,165 @@
+"""The vehicle's CAN bus at a key frame, read from the nuScenes CAN bus expansion."""
+
+import json
+import math
+import os.path as osp
+import reprlib
+from bisect import bisect_right
+
+import numpy as np
+
+from projects.bevformer.geometry.can_bus import (
+    CAN_ACCELERATION,
+    CAN_MOTION,
+    CAN_ORIENTATION,
+    CAN_POSITION,
+    CAN_ROTATION_RATE,
+    CAN_SIZE,
+    CAN_VELOCITY,
+)
+
+# Scenes recorded without a CAN bus; the list is the devkit's `NuScenesCanBus.can_blacklist`.
+SCENES_WITHOUT_CAN_BUS = frozenset(
+    f"scene-{number:04d}" for number in (*range(161, 169), *range(170, 177), *range(309, 315))
+)
+
+# Pose message key -> where it goes in the vector.
+_POSE_FIELDS = {
+    "pos": CAN_POSITION,
+    "orientation": CAN_ORIENTATION,
+    "accel": CAN_ACCELERATION,
+    "rotation_rate": CAN_ROTATION_RATE,
+    "vel": CAN_VELOCITY,
+}
+_SIZES = {"utime": None, **{key: part.stop - part.start for key, part in _POSE_FIELDS.items()}}
+_REMEDY = "unpack can_bus.zip again"
+
+
+def find_can_bus_folder(path):
+    """Find the folder that holds `scene-*_pose.json`.
+
+    Args:
+        path: the folder `can_bus` itself, or the folder it lies in.
+
+    Returns:
+        Path of the folder `can_bus`.
+
+    Raises:
+        FileNotFoundError: neither is the case.
+    """
+    if osp.isdir(osp.join(path, "can_bus")):
+        return osp.join(path, "can_bus")
+    if osp.isdir(path) and osp.basename(osp.abspath(path)) == "can_bus":
+        return path
+    raise FileNotFoundError(
+        f"no CAN bus folder at {osp.join(path, 'can_bus')}: unpack nuScenes' can_bus.zip there, "
+        "or pass the folder that contains can_bus as --canbus"
+    )
+
+
+class SceneCanBus:
+    """The pose messages of one scene; the file is parsed once, here.
+
+    Args:
+        folder: the folder `can_bus`.
+        scene_name: such as "scene-0103".
+
+    Raises:
+        FileNotFoundError: the scene has no pose file.
+        ValueError: the file is not a non-empty list of complete, finite pose messages.
+    """
+
+    def __init__(self, folder, scene_name):
+        self._path = osp.join(folder, f"{scene_name}_pose.json")
+        if not osp.isfile(self._path):
+            raise FileNotFoundError(
+                f"{self._path} does not exist, and {scene_name} is not one of the scenes recorded without "
+                "a CAN bus: unpack can_bus.zip again, or check --canbus"
+            )
+        messages = _read_messages(self._path)
+        self._times_us = [message["utime"] for message in messages]
+        self._vectors = np.zeros((len(messages), CAN_SIZE))
+        for key, columns in _POSE_FIELDS.items():
+            self._vectors[:, columns] = [message[key] for message in messages]
+
+    def check_overlap(self, start_us, end_us):
+        """Refuse messages that are all before or all after the scene: they are of another one.
+
+        The first or last message a little inside the scene is normal.
+
+        Args:
+            start_us, end_us: times of the scene's first and last key frame, microseconds.
+
+        Raises:
+            ValueError: all messages are before the first, or all are after the last key frame.
+        """
+        if self._times_us[-1] < start_us or self._times_us[0] > end_us:
+            raise ValueError(
+                f"{self._path}: all utime, {self._times_us[0]} to {self._times_us[-1]}, are outside of "
+                f"the scene, {start_us} to {end_us}: unpack can_bus.zip again"
+            )
+
+    def at(self, timestamp_us):
+        """The last message at or before a time; the first message where there is none.
+
+        Args:
+            timestamp_us: microseconds.
+
+        Returns:
+            (18,) float64, columns as in `nuscenes_spec`; the two yaw columns are 0.
+        """
+        return self._vectors[self._last_before(timestamp_us)].copy()
+
+    def motion_after(self, timestamp_us):
+        """Acceleration, rotation rate and velocity of the first message after a time.
+
+        The official info files pair these with the position of the message before; official weights
+        were trained on that. Where no message follows, it is the last one.
+
+        Args:
+            timestamp_us: microseconds.
+
+        Returns:
+            (9,) float64: acceleration m/s^2, rotation rate rad/s, velocity m/s.
+        """
+        after = min(bisect_right(self._times_us, timestamp_us), len(self._times_us) - 1)
+        return self._vectors[after, CAN_MOTION].copy()
+
+    def _last_before(self, timestamp_us):
+        return max(bisect_right(self._times_us, timestamp_us) - 1, 0)
+
+
+def _read_messages(path):
+    """Pose messages in time order; where one is not whole, its number in the file and its field."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            messages = json.load(file)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}): {_REMEDY}") from error
+    if not isinstance(messages, list) or not messages:
+        raise ValueError(f"{path} is not a list of pose messages, or an empty one: {_REMEDY}")
+    for position, message in enumerate(messages):
+        for key, size in _SIZES.items():
+            value = message.get(key) if isinstance(message, dict) else None
+            if not _is_finite(value, size):
+                raise ValueError(
+                    f"{path}: {key} of message {position} is {reprlib.repr(value)}, not "
+                    f"{f'{size} finite numbers' if size else 'a number'}: {_REMEDY}"
+                )
+    return sorted(messages, key=lambda message: message["utime"])
+
+
+def _is_finite(value, size):
+    """Whether it is a finite number (size None) or a list of `size` of them."""
+    if size is not None:
+        return (
+            isinstance(value, list)
+            and len(value) == size
+            and all(_is_finite(x, None) for x in value)
+        )
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int that no float can hold
+        return False

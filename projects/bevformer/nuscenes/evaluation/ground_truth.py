@@ -1,0 +1,112 @@
+"""What the benchmark compares detections with: from info files, or from the tables."""
+
+import numpy as np
+
+from projects.bevformer.geometry import rotations as quaternions
+from projects.bevformer.geometry.poses import pose_matrix
+from projects.bevformer.nuscenes.evaluation.metrics import Boxes, GroundTruth
+from projects.bevformer.nuscenes.evaluation.results import ATTRIBUTE_CODES
+from projects.bevformer.nuscenes.spec import BICYCLE_RACK, CATEGORY_TO_CLASS
+
+# What older info files, and those of other projects, do not have.
+EVALUATION_FIELDS = ("gt_centers_global", "gt_rotations_global", "gt_attributes")
+
+
+def has_ground_truth(infos):
+    """Whether info records hold all that the benchmark needs."""
+    return all(field in info for info in infos for field in EVALUATION_FIELDS)
+
+
+def ground_truth_of_infos(infos, config):
+    """`GroundTruth` of info records with the `EVALUATION_FIELDS`."""
+    counts = [len(info["gt_names"]) for info in infos]
+    return _ground_truth(
+        sample=np.repeat(np.arange(len(infos)), counts),
+        names=[name for info in infos for name in info["gt_names"].tolist()],
+        box=_rows(10, (boxes_global(info) for info in infos)),
+        velocity=_rows(2, (velocities_global(info) for info in infos)),
+        attributes=[name for info in infos for name in info["gt_attributes"].tolist()],
+        points=_rows(1, (info["num_lidar_pts"] + info["num_radar_pts"] for info in infos))[:, 0],
+        ego_xy=_rows(3, (info["ego2global_translation"] for info in infos))[:, :2],
+        config=config,
+    )
+
+
+def ground_truth_of_tables(nusc, tokens, config):
+    """`GroundTruth` of samples of the devkit's tables."""
+    samples = [nusc.get("sample", token) for token in tokens]
+    annotations = [nusc.get("sample_annotation", token) for s in samples for token in s["anns"]]
+    lidars = [nusc.get("sample_data", sample["data"]["LIDAR_TOP"]) for sample in samples]
+    poses = [nusc.get("ego_pose", lidar["ego_pose_token"]) for lidar in lidars]
+    return _ground_truth(
+        sample=np.repeat(np.arange(len(samples)), [len(sample["anns"]) for sample in samples]),
+        names=[CATEGORY_TO_CLASS.get(a["category_name"], a["category_name"]) for a in annotations],
+        box=_rows(10, (a["translation"] + a["size"] + a["rotation"] for a in annotations)),
+        velocity=_rows(2, (nusc.box_velocity(a["token"])[:2] for a in annotations)),
+        attributes=[attribute_name(nusc, annotation) for annotation in annotations],
+        points=np.array([a["num_lidar_pts"] + a["num_radar_pts"] for a in annotations]),
+        ego_xy=_rows(3, (pose["translation"] for pose in poses))[:, :2],
+        config=config,
+    )
+
+
+def boxes_global(info):
+    """(G, 10) x, y, z, w, l, h, quaternion w, x, y, z of a record's objects in the global frame, m.
+
+    These are the tables' own numbers: on the edge of a threshold a rounding would decide.
+    """
+    sizes_wlh = info["gt_boxes"][:, [4, 3, 5]]
+    return np.concatenate(
+        (info["gt_centers_global"], sizes_wlh, info["gt_rotations_global"]), axis=1
+    )
+
+
+def velocities_global(info):
+    """(G, 2) velocities of a record's objects along the global axes, m/s, within rounding."""
+    lidar2global = pose_matrix(info["ego2global_rotation"], (0, 0, 0)) @ pose_matrix(
+        info["lidar2ego_rotation"], (0, 0, 0)
+    )
+    # The vertical part was left out before turning: what is undone is this matrix, which is no rotation.
+    global2lidar_xy = lidar2global[:2, :2].T
+    return info["gt_velocity"] @ np.linalg.inv(global2lidar_xy).T
+
+
+def attribute_name(nusc, annotation):
+    """Name of an annotation's attribute, empty where it has none.
+
+    Raises:
+        ValueError: it has several.
+    """
+    tokens = annotation["attribute_tokens"]
+    if len(tokens) > 1:
+        raise ValueError(
+            f"annotation {annotation['token']} has {len(tokens)} attributes, nuScenes gives at most "
+            "one: the tables are damaged, unpack the metadata again"
+        )
+    return nusc.get("attribute", tokens[0])["name"] if tokens else ""
+
+
+def _rows(width, rows):
+    """Float array with so many columns, also where there are no rows."""
+    rows = list(rows)
+    return np.concatenate([np.zeros(0), *map(np.ravel, rows)]).reshape(-1, width)
+
+
+def _ground_truth(sample, names, box, velocity, attributes, points, ego_xy, config):
+    label_of = {name: label for label, name in enumerate(config.class_range)}
+    label = np.array([label_of.get(name, -1) for name in names], dtype=int)
+    boxes = Boxes(
+        sample=sample,
+        label=label,
+        box=box,
+        velocity=velocity,
+        attribute=np.array([ATTRIBUTE_CODES[name] for name in attributes], dtype=int),
+    )
+    racks = boxes.take(np.array([name == BICYCLE_RACK for name in names], dtype=bool))
+    racks.box[:, 6:] = quaternions.normalise(racks.box[:, 6:])
+    return GroundTruth(
+        boxes=boxes.take((label >= 0) & (points > 0)),
+        ego_xy=ego_xy,
+        rack_sample=racks.sample,
+        rack_box=racks.box,
+    )
