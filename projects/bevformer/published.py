@@ -1,0 +1,79 @@
+"""What published configs contain besides: arguments without effect, and types that are replaced."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import logging
+from typing import Any, Callable, Dict, Mapping, Optional, Sequence
+
+
+def published(
+    ignores: Sequence[str] = (), only: Optional[Mapping[str, Any]] = None
+) -> Callable[[type], type]:
+    """Class decorator: accept arguments that published configs pass and that mean nothing here.
+
+    They must be passed by keyword. Constructor and docstring of the class hold the other arguments only.
+
+    Args:
+        ignores: names of arguments that are dropped.
+        only: name -> the one supported value.
+
+    Raises (on construction):
+        ValueError: an argument of `only` has another value.
+    """
+
+    def decorate(cls: type) -> type:
+        build = cls.__init__  # type: ignore[misc]
+
+        @functools.wraps(build)
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+            for name in ignores:
+                kwargs.pop(name, None)
+            for name, value in (only or {}).items():
+                given = kwargs.pop(name, value)
+                if given != value:
+                    raise ValueError(
+                        f"{name}={given!r} of {cls.__name__} is not supported: set {name}={value!r}"
+                    )
+            build(self, *args, **kwargs)
+
+        cls.__init__ = __init__  # type: ignore[misc]
+        return cls
+
+    return decorate
+
+
+def translate(
+    cfg: Any, replace: Callable[[Dict[str, Any]], Dict[str, Any]], logger: logging.Logger
+) -> Any:
+    """Replace parts of a config by this project's, and log each kind of replacement once.
+
+    Args:
+        cfg: a config, or any part of it: dicts and lists. It is not modified.
+        replace: called with a copy of each dict that has a `type`, innermost first; returns the dict to
+            use instead.
+        logger: receives a line "type A -> B" per kind of replacement.
+
+    Returns:
+        The config to build.
+    """
+    swapped: Dict[str, None] = {}
+
+    def walk(part: Any) -> Any:
+        if isinstance(part, (list, tuple)):
+            return type(part)([walk(item) for item in part])
+        if not isinstance(part, dict):
+            return part
+        walked = {key: walk(value) for key, value in part.items()}
+        if not isinstance(walked.get("type"), str):
+            return walked
+        replaced = replace(copy.copy(walked))
+        if replaced["type"] != walked["type"]:
+            swapped[f"{walked['type']} -> {replaced['type']}"] = None
+        return replaced
+
+    result = walk(cfg)
+    if swapped:
+        logger.info("replaced types: %s", ", ".join(swapped))
+    return result
