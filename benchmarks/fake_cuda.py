@@ -23,6 +23,7 @@ cameras have the hits of the nuScenes rig.
 
 import argparse
 import collections
+import contextlib
 import gc
 import json
 import logging
@@ -208,17 +209,18 @@ def _follow_phases(records):
     from projects.bevformer.model import bevformer
     from projects.bevformer.model.v2 import bevformer_v2
 
-    for owner in (bevformer.BEVFormer, bevformer_v2.BEVFormerV2):
-        history = owner.__dict__["obtain_history_bev"]
+    eval_no_grad = bevformer.eval_no_grad
 
-        def followed(self, *args, history=history, **kwargs):
-            records.phase = "history"
-            try:
-                return history(self, *args, **kwargs)
-            finally:
-                records.phase = "current"
+    @contextlib.contextmanager
+    def followed(module):
+        records.phase = "history"
+        try:
+            with eval_no_grad(module):
+                yield
+        finally:
+            records.phase = "current"
 
-        owner.obtain_history_bev = followed
+    bevformer.eval_no_grad = bevformer_v2.eval_no_grad = followed
 
 
 def _watch_mmcv_extension(calls):

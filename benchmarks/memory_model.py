@@ -19,6 +19,7 @@ the gradients). The matching, which runs on the CPU, is replaced by a fixed one.
 import argparse
 import contextlib
 import copy
+import dataclasses
 import gc
 import multiprocessing
 import os
@@ -46,14 +47,16 @@ from recipe_input import (  # noqa: E402
 
 from projects.bevformer.engine.config import load_config  # noqa: E402
 from projects.bevformer.model import bevformer  # noqa: E402
-from projects.bevformer.model.bev_encoder import context as frame_context  # noqa: E402
-from projects.bevformer.model.bev_encoder.context import CameraHits  # noqa: E402
+from projects.bevformer.model.bev_encoder import packed_queries  # noqa: E402
+from projects.bevformer.model.bev_encoder.encoder import BEVFormerEncoder  # noqa: E402
+from projects.bevformer.model.bev_encoder.packed_queries import PackedQueries  # noqa: E402
 from projects.bevformer.model.bevformer import BEVFormer  # noqa: E402
 from projects.bevformer.ops import backends, deform_attn_lean  # noqa: E402
 
 from mmcv.ops.multi_scale_deform_attn import (  # noqa: E402  isort: skip
     multi_scale_deformable_attn_pytorch,
 )
+from mmcv.cnn.bricks.registry import TRANSFORMER_LAYER_SEQUENCE  # noqa: E402  isort: skip
 from mmdet.core.bbox.builder import BBOX_ASSIGNERS  # noqa: E402  isort: skip
 from mmdet.models.builder import DETECTORS  # noqa: E402  isort: skip
 
@@ -81,29 +84,36 @@ backends.register_backend("stacked_fallback", _stacked_fallback, lambda value, l
 
 
 @DETECTORS.register_module()
-class BEVFormerWithKnownHits(BEVFormer):
-    """BEVFormer whose camera hits are those of the nuScenes rig, whatever the metas say."""
+class BEVFormerWithSignal(BEVFormer):
+    """BEVFormer that says when the history frames are done."""
 
     def after_history(self):
-        """Called when the history frames are done."""
+        """Called before the current frame."""
 
-    def obtain_history_bev(self, img, img_metas, hits=None):
-        bev = super().obtain_history_bev(img, img_metas, hits)
-        self.after_history()
-        return bev
+    def encode(self, images, frame, prev_bev=None):
+        if torch.is_grad_enabled():
+            self.after_history()
+        return super().encode(images, frame, prev_bev)
 
-    def camera_hits(self, img, img_metas):
-        head, device = self.pts_bbox_head, img.device
-        batch, queries = len(img_metas), head.bev_h * head.bev_w
-        counts = nuscenes_hits(head.bev_h, head.bev_w)
-        heights = head.transformer.encoder.num_points_in_pillar
+
+@TRANSFORMER_LAYER_SEQUENCE.register_module()
+class EncoderOfNuScenes(BEVFormerEncoder):
+    """BEVFormerEncoder whose visible queries are those of the nuScenes rig, whatever the frames say."""
+
+    def find_visible(self, frames, bev_hw):
+        counts = nuscenes_hits(*bev_hw)
+        batch, queries = len(frames[0].lidar2img), bev_hw[0] * bev_hw[1]
+        shape, device = (batch, len(counts), queries), frames[0].lidar2img.device
         return [
-            CameraHits.pack(
-                torch.empty(batch, len(counts), queries, heights, 2, device=device),
-                torch.empty(batch, len(counts), queries, dtype=torch.bool, device=device),
-                counts * batch,
+            dataclasses.replace(
+                frame,
+                visible=PackedQueries.from_visibility(
+                    torch.empty(*shape, self.num_points_in_pillar, 2, device=device),
+                    torch.empty(shape, dtype=torch.bool, device=device),
+                    counts * batch,
+                ),
             )
-            for _ in range(img.shape[1])
+            for frame in frames
         ]
 
 
@@ -250,9 +260,10 @@ def fake_mode():
 
 
 def fake_detector(cfg):
-    """The detector of a recipe in training mode, with known camera hits and matching."""
+    """The detector of a recipe in training mode, with known visible queries and matching."""
     cfg = copy.deepcopy(cfg)
-    cfg.model.type = "BEVFormerWithKnownHits"
+    cfg.model.type = "BEVFormerWithSignal"
+    cfg.model.pts_bbox_head.transformer.encoder.type = "EncoderOfNuScenes"
     cfg.model.train_cfg.pts.assigner.type = "FixedAssigner"
     return build_detector(cfg).train()
 
@@ -265,11 +276,11 @@ def _as_on_a_gpu(naive):
             (F, "dropout", _cuda_dropout),
             (F, "layer_norm", _cuda_autocast(F.layer_norm)),
             (F, "softmax", _cuda_autocast(F.softmax)),
-            (frame_context, "_sum_rows", frame_context._sum_bags),
+            (packed_queries, "_sum_rows", packed_queries._sum_bags),
         ):
             stack.enter_context(mock.patch.object(owner, name, replacement))
         if naive:
-            stack.enter_context(mock.patch.object(bevformer, "frugal_backbone", lambda cfg: cfg))
+            stack.enter_context(mock.patch.object(bevformer, "replace_type", lambda cfg: cfg))
         for chunks in (deform_attn_lean.FORWARD_CHUNK_BYTES, deform_attn_lean.BACKWARD_CHUNK_BYTES):
             stack.enter_context(mock.patch.dict(chunks, cpu=chunks["cuda"]))
         yield

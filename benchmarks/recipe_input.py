@@ -121,7 +121,7 @@ def training_batch(cfg, batch=None, missing_history=False):
 def test_stream(cfg, batch=1):
     """Arguments of four test frames; the last one starts another scene, the third one in one slot."""
     for number, scene in enumerate("aaab"):
-        metas = [_meta(cfg, number, scene) for _ in range(batch)]
+        metas = [_meta(cfg, number, f"{scene}{slot}") for slot in range(batch)]
         if batch > 1 and number == 2:
             metas[1]["scene_token"] = "another"
         leading = (batch,)

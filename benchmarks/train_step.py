@@ -28,7 +28,7 @@ from projects.bevformer import plugin  # noqa: E402, F401
 from projects.bevformer.datasets.pipelines import DrawColorDistortion  # noqa: E402
 from projects.bevformer.engine.config import load_config  # noqa: E402
 from projects.bevformer.engine.precision import set_compute_format  # noqa: E402
-from projects.bevformer.engine.training_model import TrainingModel  # noqa: E402
+from projects.bevformer.engine.training_model import TrainingModel, total_loss  # noqa: E402
 from projects.bevformer.geometry.can_bus import CAN_SIZE
 from projects.synthetic_nuscenes.cameras import draw_rig  # noqa: E402
 
@@ -136,7 +136,7 @@ def training(setting, options, device):
     losses = []
 
     def step():
-        loss, _ = model.step(batch)
+        loss, _ = total_loss(model.step(return_loss=True, **batch))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(detector.parameters(), 35)

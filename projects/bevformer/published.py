@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import logging
-from typing import Any, Callable, Dict, Mapping, Optional, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 
 def published(
-    ignores: Sequence[str] = (), only: Optional[Mapping[str, Any]] = None
+    ignores: Sequence[str] = (),
+    only: Mapping[str, Any] | None = None,
+    unweighted: Sequence[str] = (),
 ) -> Callable[[type], type]:
     """Class decorator: accept arguments that published configs pass and that mean nothing here.
 
@@ -18,9 +19,10 @@ def published(
     Args:
         ignores: names of arguments that are dropped.
         only: name -> the one supported value.
+        unweighted: names of losses or costs that are not computed; their weight must be 0.
 
     Raises (on construction):
-        ValueError: an argument of `only` has another value.
+        ValueError: an argument of `only` has another value, one of `unweighted` has a weight.
     """
 
     def decorate(cls: type) -> type:
@@ -32,10 +34,14 @@ def published(
                 kwargs.pop(name, None)
             for name, value in (only or {}).items():
                 given = kwargs.pop(name, value)
-                if given != value:
+                if (tuple(given) if isinstance(given, list) else given) != value:
                     raise ValueError(
                         f"{name}={given!r} of {cls.__name__} is not supported: set {name}={value!r}"
                     )
+            for name in unweighted:
+                cfg = kwargs.pop(name, None)
+                if cfg and cfg.get("loss_weight", cfg.get("weight", 1.0)) != 0:
+                    raise ValueError(f"{cls.__name__} does not compute {name}: set its weight to 0")
             build(self, *args, **kwargs)
 
         cls.__init__ = __init__  # type: ignore[misc]
@@ -45,7 +51,7 @@ def published(
 
 
 def translate(
-    cfg: Any, replace: Callable[[Dict[str, Any]], Dict[str, Any]], logger: logging.Logger
+    cfg: Any, replace: Callable[[dict[str, Any]], dict[str, Any]], logger: logging.Logger
 ) -> Any:
     """Replace parts of a config by this project's, and log each kind of replacement once.
 
@@ -58,17 +64,17 @@ def translate(
     Returns:
         The config to build.
     """
-    swapped: Dict[str, None] = {}
+    swapped: dict[str, None] = {}
 
     def walk(part: Any) -> Any:
         if isinstance(part, (list, tuple)):
             return type(part)([walk(item) for item in part])
         if not isinstance(part, dict):
             return part
-        walked = {key: walk(value) for key, value in part.items()}
+        walked = type(part)({key: walk(value) for key, value in part.items()})
         if not isinstance(walked.get("type"), str):
             return walked
-        replaced = replace(copy.copy(walked))
+        replaced = replace(type(part)(walked))
         if replaced["type"] != walked["type"]:
             swapped[f"{walked['type']} -> {replaced['type']}"] = None
         return replaced

@@ -422,17 +422,15 @@ def last_bev(network, frames, metas):
 
 
 class Stream:
-    """Frames at test time: the BEV and the pose of the frame before, within a scene."""
+    """Frames at test time: the BEV and the pose of the frame before, for each scene."""
 
     def __init__(self, network):
         self.network = network
-        self.previous, self.bev = None, None
+        self.scenes = {}
 
     def step(self, features, meta):
         """BEV features of the next frame; the meta's pose is absolute."""
-        if self.previous is not None and self.previous["scene_token"] != meta["scene_token"]:
-            self.previous, self.bev = None, None
-        relative = relative_to(self.previous, meta)
-        self.bev = self.network.encode(features, relative, self.bev)
-        self.previous = meta
-        return self.bev
+        previous, prev_bev = self.scenes.get(meta["scene_token"], (None, None))
+        bev = self.network.encode(features, relative_to(previous, meta), prev_bev)
+        self.scenes[meta["scene_token"]] = meta, bev
+        return bev

@@ -83,7 +83,7 @@ def decoder_config(dropout=0.0):
         type="DetectionTransformerDecoder",
         num_layers=DECODER_LAYERS,
         transformerlayers=dict(
-            type="DetrTransformerDecoderLayer",
+            type="BEVFormerDecoderLayer",
             attn_cfgs=[
                 dict(type="MultiheadAttention", embed_dims=CHANNELS, num_heads=2, dropout=dropout),
                 dict(

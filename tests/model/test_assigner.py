@@ -119,7 +119,8 @@ def test_no_gradient_is_recorded(assigner):
     assert not query_index.requires_grad
 
 
-def test_published_options_are_accepted_and_others_refused():
-    HungarianAssigner3D(CLS_COST, REG_COST, dict(type="IoUCost", weight=0.0), [0] * 6)
-    with pytest.raises(ValueError, match="no 3D IoU cost"):
-        HungarianAssigner3D(CLS_COST, REG_COST, dict(type="IoUCost", weight=1.0))
+def test_published_options_are_accepted_and_others_rejected():
+    unused = dict(type="IoUCost", weight=0.0)
+    HungarianAssigner3D(CLS_COST, REG_COST, iou_cost=unused, pc_range=[0] * 6)
+    with pytest.raises(ValueError, match="does not compute iou_cost"):
+        HungarianAssigner3D(CLS_COST, REG_COST, iou_cost=dict(type="IoUCost", weight=1.0))

@@ -1,12 +1,16 @@
+import logging
+
 import pytest
 import torch
 from mmdet.models.builder import build_backbone
 from torch import nn
 
 from projects.bevformer import compat
-from projects.bevformer.model.mm.backbone import CheckpointedResNet, frugal_backbone
-from projects.bevformer.model.mm.batch_norm import LeanBatchNorm2d
+from projects.bevformer.model.mm.backbone import CheckpointedResNet
 from projects.bevformer.model.mm.deform_conv import TorchvisionDCNv2
+from projects.bevformer.model.mm.norms import LeanBatchNorm2d
+from projects.bevformer.model.mm.replacements import replace_type
+from projects.bevformer.published import translate
 
 RESNET = dict(
     type="ResNet",
@@ -22,10 +26,14 @@ RESNET = dict(
 )
 
 
-def build(seed=0, frugal=True, **options):
+def translated(config):
+    return translate(config, replace_type, logging.getLogger("mmdet3d"))
+
+
+def build(seed=0, efficient=True, **options):
     torch.manual_seed(seed)
     config = dict(RESNET, **options)
-    backbone = build_backbone(frugal_backbone(config) if frugal else config)
+    backbone = build_backbone(translated(config) if efficient else config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in backbone.state_dict().items():
@@ -70,24 +78,24 @@ def pictures():
 
 @pytest.mark.parametrize("with_cp", [False, True])
 def test_it_is_the_same_network(pictures, with_cp):
-    plain, frugal = build(frugal=False), build(with_cp=with_cp)
-    assert isinstance(frugal, CheckpointedResNet) == with_cp
-    frugal.load_state_dict(plain.state_dict(), strict=True)
+    plain, efficient = build(efficient=False), build(with_cp=with_cp)
+    assert isinstance(efficient, CheckpointedResNet) == with_cp
+    efficient.load_state_dict(plain.state_dict(), strict=True)
     loss, expected = gradients(plain, pictures)
-    frugal_loss, grads = gradients(frugal, pictures)
-    torch.testing.assert_close(frugal_loss, loss)
+    efficient_loss, grads = gradients(efficient, pictures)
+    torch.testing.assert_close(efficient_loss, loss)
     assert grads.keys() == expected.keys()
     for name, grad in expected.items():
         assert grad.abs().sum() > 0, name
         torch.testing.assert_close(grads[name], grad, rtol=1e-3, atol=1e-6)
-    for ours, theirs in zip(frugal(pictures), plain(pictures)):
+    for ours, theirs in zip(efficient(pictures), plain(pictures)):
         torch.testing.assert_close(ours, theirs)
 
 
 def test_frozen_norms_and_checkpoints_keep_less(pictures):
     plain, lean, checkpointed = (
         kept_activations(backbone, pictures)
-        for backbone in (build(frugal=False), build(), build(with_cp=True))
+        for backbone in (build(efficient=False), build(), build(with_cp=True))
     )
     assert lean < 0.75 * plain
     assert checkpointed < 0.6 * lean
@@ -102,31 +110,32 @@ def test_without_gradient_nothing_is_recomputed(pictures, monkeypatch):
 
 def test_norms_that_learn_are_left_in_charge_of_themselves(pictures):
     options = dict(norm_cfg=dict(type="BN", requires_grad=True), norm_eval=False, frozen_stages=-1)
-    plain, frugal = build(frugal=False, **options), build(**options)
-    frugal.load_state_dict(plain.state_dict(), strict=True)
-    for ours, theirs in zip(frugal(pictures), plain(pictures)):
+    plain, efficient = build(efficient=False, **options), build(**options)
+    efficient.load_state_dict(plain.state_dict(), strict=True)
+    for ours, theirs in zip(efficient(pictures), plain(pictures)):
         torch.testing.assert_close(ours, theirs)
     for name, value in plain.state_dict().items():
-        torch.testing.assert_close(frugal.state_dict()[name], value, msg=name)
+        torch.testing.assert_close(efficient.state_dict()[name], value, msg=name)
 
 
 def test_types_that_are_replaced(monkeypatch):
     monkeypatch.setattr(compat, "mmcv_has_cuda_operators", lambda: False)
     config = dict(RESNET, dcn=dict(type="DCNv2", deform_groups=1), with_cp=True)
     before = dict(config)
-    frugal = frugal_backbone(config)
+    efficient = translated(config)
     assert config == before
-    assert frugal["dcn"] == dict(type="TorchvisionDCNv2", deform_groups=1)
-    assert frugal["norm_cfg"] == dict(type="LeanBN2d", requires_grad=False)
-    backbone = build_backbone(frugal)
+    assert efficient["dcn"] == dict(type="TorchvisionDCNv2", deform_groups=1)
+    assert efficient["norm_cfg"] == dict(type="LeanBN2d", requires_grad=False)
+    backbone = build_backbone(efficient)
     kinds = {type(module) for module in backbone.modules()}
     assert {LeanBatchNorm2d, TorchvisionDCNv2} <= kinds
     assert nn.BatchNorm2d not in kinds
     monkeypatch.setattr(compat, "mmcv_has_cuda_operators", lambda: True)
-    assert frugal_backbone(config)["dcn"]["type"] == "DCNv2"
+    assert translated(config)["dcn"]["type"] == "DCNv2"
 
 
 def test_other_backbones_are_left_alone():
     config = dict(type="SwinTransformer", with_cp=True, norm_cfg=dict(type="LN"))
-    assert frugal_backbone(config) == config
-    assert frugal_backbone(dict(type="ResNet", depth=50)) == dict(type="ResNet", depth=50)
+    assert translated(config) == config
+    plain = dict(type="ResNet", depth=50)
+    assert translated(plain) == plain

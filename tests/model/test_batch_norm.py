@@ -3,7 +3,7 @@ import torch
 from mmcv.cnn import build_norm_layer
 from torch import nn
 
-from projects.bevformer.model.mm.batch_norm import LeanBatchNorm2d
+from projects.bevformer.model.mm.norms import LeanBatchNorm2d
 
 CHANNELS = 5
 

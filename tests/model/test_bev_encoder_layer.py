@@ -20,19 +20,19 @@ def test_each_step_is_followed_by_its_norm(frame_context, bev_query):
     torch.testing.assert_close(layer(query, context), expected)
 
 
-def test_nothing_is_edited_in_place(frame_context, bev_query):
+def test_inputs_are_not_modified(frame_context, bev_query):
     layer, context, query = make_layer(), frame_context(), bev_query()
-    fields = ("temporal_pair", "initial_query", "bev_pos", "image_features")
+    fields = ("prev_and_current", "bev_queries", "bev_pos", "image_features")
     kept = [query, *(getattr(context, field) for field in fields)]
     before = [tensor.clone() for tensor in kept]
     layer(query, context)
     assert all(torch.equal(now, then) for now, then in zip(kept, before))
 
 
-def test_another_operation_order_is_refused():
+def test_other_operation_orders_are_rejected():
     config = dict(encoder_config()["transformerlayers"])
     config["operation_order"] = ("norm", "self_attn", "norm", "cross_attn", "norm", "ffn")
-    with pytest.raises(ValueError, match="operation_order must be"):
+    with pytest.raises(ValueError, match="set operation_order="):
         build_transformer_layer(config)
 
 
@@ -45,7 +45,7 @@ def test_another_operation_order_is_refused():
         ({"inner": {"embed_dims": 32}}, r"embed_dims \[16, 32\]"),
     ],
 )
-def test_attentions_that_do_not_fit_are_refused(changes, message):
+def test_mismatched_attentions_are_rejected(changes, message):
     config = encoder_config()["transformerlayers"]
     temporal, spatial = config["attn_cfgs"]
     temporal.update(changes.get("temporal", {}))

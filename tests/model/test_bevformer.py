@@ -5,7 +5,6 @@ import pytest
 import torch
 from mmdet.models.builder import build_neck
 from tiny_bevformer import (
-    BEV_HW,
     CAMERAS,
     CHANNELS,
     build_detector,
@@ -16,6 +15,8 @@ from tiny_bevformer import (
 )
 
 import projects.bevformer.model.detection.head as head_module
+from projects.bevformer.model import Frame
+from projects.bevformer.model.perception_transformer import PerceptionTransformer
 
 from mmdet3d.core.bbox import LiDARInstance3DBoxes  # isort: skip
 
@@ -120,7 +121,7 @@ def test_a_scene_start_in_the_history_forgets_the_frames_before_it(detector):
     def bev(starts, first_frame):
         batch = training_batch((0,), 3, starts)
         batch["img"][:, 0] = first_frame
-        return detector.obtain_history_bev(batch["img"][:, :-1], batch["img_metas"])
+        return detector.bev_of_queue(batch["img"], batch["img_metas"]).bev
 
     noise, zeros = torch.randn(CAMERAS, 3, 32, 64), torch.zeros(CAMERAS, 3, 32, 64)
     assert torch.equal(bev({(0, 1)}, noise), bev({(0, 1)}, zeros))
@@ -129,34 +130,47 @@ def test_a_scene_start_in_the_history_forgets_the_frames_before_it(detector):
 
 def test_a_queue_of_one_frame_has_no_history(detector):
     batch = training_batch((0,), frames=1)
-    assert detector.obtain_history_bev(batch["img"][:, :-1], batch["img_metas"]) is None
+    frame = Frame.from_metas([batch["img_metas"][0][0]])
+    bev = detector.bev_of_queue(batch["img"], batch["img_metas"]).bev
+    assert torch.equal(bev, detector.encode(batch["img"][:, 0], frame))
     losses = detector(return_loss=True, **batch)
     assert all(torch.isfinite(loss) for loss in losses.values())
 
 
-def test_the_history_is_computed_in_eval_mode_without_gradient_and_modes_are_restored():
+def test_history_runs_in_eval_without_grad_and_restores_modes(monkeypatch):
     model = build_detector(dropout=0.5, use_grid_mask=True)
     model.pts_bbox_head.transformer.decoder.eval()  # a mixture of modes
     modes = {name: module.training for name, module in model.named_modules()}
-    batch = training_batch((0,))
-    history, metas = batch["img"][:, :-1].requires_grad_(), batch["img_metas"]
-    bev = model.obtain_history_bev(history, metas)
-    assert {name: module.training for name, module in model.named_modules()} == modes
     assert len(set(modes.values())) == 2
-    assert not bev.requires_grad
-    assert bev.shape == (1, BEV_HW[0] * BEV_HW[1], CHANNELS)
-    # Without dropout and grid mask twice the same.
-    assert torch.equal(model.obtain_history_bev(history, metas), bev)
-    assert torch.equal(model.eval().obtain_history_bev(history, metas), bev)
-    assert not any(module.training for module in model.modules())
+    calls, encode = [], model.encode
 
+    def recorded(images, frame, prev_bev=None):
+        bev = encode(images, frame, prev_bev)
+        calls.append((any(m.training for m in model.modules()), bev, prev_bev))
+        return bev
 
-def test_modes_are_restored_when_the_history_fails(detector):
-    modes = {name: module.training for name, module in detector.named_modules()}
+    monkeypatch.setattr(model, "encode", recorded)
     batch = training_batch((0,))
-    del batch["img_metas"][0][1]["can_bus"]
-    with pytest.raises(KeyError):
-        detector.obtain_history_bev(batch["img"][:, :-1], batch["img_metas"])
+    for _ in range(2):
+        model.bev_of_queue(batch["img"], batch["img_metas"])
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    assert [training for training, _, _ in calls] == [False, False, True] * 2
+    assert [bev.requires_grad for _, bev, _ in calls] == [False, False, True] * 2
+    # Without dropout and grid mask twice the same; each frame gets the BEV of the one before.
+    for first, second in zip(calls[:2], calls[3:5]):
+        assert torch.equal(first[1], second[1])
+    assert calls[1][2] is calls[0][1]
+    assert calls[2][2] is calls[1][1]
+
+
+def test_modes_are_restored_when_the_history_fails(detector, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no image")
+
+    modes = {name: module.training for name, module in detector.named_modules()}
+    monkeypatch.setattr(detector, "encode", fail)
+    with pytest.raises(RuntimeError, match="no image"):
+        detector(return_loss=True, **training_batch((0,)))
     assert {name: module.training for name, module in detector.named_modules()} == modes
     assert torch.is_grad_enabled()
 
@@ -379,8 +393,45 @@ def test_testing_edits_no_input_and_repeats_itself(detector):
 
 def test_the_memory_keeps_no_gradient(detector):
     detector.eval()(return_loss=False, **inference_batch((0,)))
-    prev_bev, _, _ = detector.memory.recall([make_meta()])
+    prev_bev, _ = detector.memory.state.read([make_meta()])
     assert not prev_bev.requires_grad
+
+
+def test_step_hands_the_state_in_and_out(detector):
+    """Two streams through one model, neither of which touches the other or the model's own memory."""
+    expected = [run_test(detector, (0,), t) for t in range(3)]
+    detector.reset_memory()
+    states = [None, None]
+    with torch.no_grad():
+        for t in range(3):
+            for stream in range(2):
+                batch = inference_batch((0,), t)
+                results, states[stream] = detector.step(
+                    batch["img"][0], batch["img_metas"][0], states[stream]
+                )
+                assert_same_boxes(results, expected[t])
+    assert not detector.memory.state.scenes
+
+
+def test_a_smaller_last_batch_keeps_its_history(detector):
+    run_test(detector, (0, 1), frame=0)
+    after_two = run_test(detector, (1,), frame=1)
+    detector.reset_memory()
+    run_test(detector, (1,), frame=0)
+    assert_same_boxes(after_two, run_test(detector, (1,), frame=1))
+
+
+def test_an_older_frame_of_a_scene_is_rejected(detector):
+    detector.eval()
+    batches = [inference_batch((0,), frame) for frame in range(2)]
+    for batch, timestamp in zip(batches, (2.0, 1.5)):
+        batch["img_metas"][0][0]["timestamp"] = timestamp
+    with torch.no_grad():
+        detector(return_loss=False, **batches[0])
+        with pytest.raises(ValueError, match="older than the previous frame"):
+            detector(return_loss=False, **batches[1])
+        detector.reset_memory()
+        detector(return_loss=False, **batches[1])
 
 
 def test_training_does_not_touch_the_memory(detector):
@@ -434,24 +485,23 @@ def test_bfloat16_inference_gives_boxes(detector, mixed_precision):
 
 
 def test_geometry_stays_in_float32_under_autocast(detector, mixed_precision, monkeypatch):
-    """Camera hits, shifted reference points and the turned BEV do not depend on autocast."""
+    """Visible queries, shifted reference points and the rotated BEV do not depend on autocast."""
     contexts = []
-    encoder = type(detector.pts_bbox_head.transformer.encoder)
-    make_context = encoder.frame_context
+    make_context = PerceptionTransformer.frame_context
 
     def recorded(self, *args, **kwargs):
         contexts.append(make_context(self, *args, **kwargs))
         return contexts[-1]
 
-    monkeypatch.setattr(encoder, "frame_context", recorded)
+    monkeypatch.setattr(PerceptionTransformer, "frame_context", recorded)
     batch = training_batch((0,), frames=2)
     detector(return_loss=True, **batch)
     mixed_precision(return_loss=True, **batch)
     plain, mixed = contexts[:2], contexts[2:]
     for ours, theirs in zip(plain, mixed):
-        assert theirs.hits.reference_uv.dtype == torch.float32
-        assert torch.equal(ours.hits.reference_uv, theirs.hits.reference_uv)
-        assert torch.equal(ours.hits.query_of_row, theirs.hits.query_of_row)
+        assert theirs.visible.reference_uv.dtype == torch.float32
+        assert torch.equal(ours.visible.reference_uv, theirs.visible.reference_uv)
+        assert torch.equal(ours.visible.query_index, theirs.visible.query_index)
         assert torch.equal(ours.reference_bev, theirs.reference_bev)
 
 

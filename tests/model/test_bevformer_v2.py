@@ -25,6 +25,7 @@ from tiny_bevformer_v2 import (
 )
 
 from projects.bevformer.geometry.bev_warp import warp_bev
+from projects.bevformer.model import Frame
 from projects.bevformer.model.v2.perception_transformer_v2 import ResNetFusion
 
 FRAMES = (-2, -1, 0, 1, 2)
@@ -47,12 +48,13 @@ def make_transformer(frames=FRAMES):
     return transformer.eval()
 
 
-def encode(transformer, metas, prev_bev=None, has_prev=None, samples=(0,)):
+def encode(transformer, metas, samples=(0,)):
     generator = torch.Generator().manual_seed(1)
-    queries = torch.randn(BEV_SIZE, CHANNELS, generator=generator)
+    queries = torch.randn(*BEV_HW, CHANNELS, generator=generator)
     feats = [torch.cat(level) for level in zip(*[image_features(s) for s in samples])]
     pos = torch.zeros(len(samples), BEV_SIZE, CHANNELS)
-    return transformer.get_bev_features(feats, queries, pos, BEV_HW, metas, prev_bev, has_prev)
+    context = transformer.frame_context(feats, queries, pos, Frame.from_metas(metas))
+    return transformer.encoder(context)
 
 
 # Transformer
@@ -66,26 +68,6 @@ def test_the_can_bus_and_the_order_of_frames_mean_nothing_to_the_encoder():
     assert not any("can_bus" in name for name in transformer.state_dict())
 
 
-def test_the_bev_moves_as_the_boxes_were_moved():
-    transformer = make_transformer((0,))
-    meta = make_meta(0)
-    matrix = torch.tensor([[0.0, -1.1, 0.0], [1.1, 0.0, 0.0], [0.0, 0.0, 1.1]])
-    moved = encode(transformer, [dict(meta, bev_augmentation=matrix.numpy())])
-    expected = warp_bev(encode(transformer, [meta]), matrix[None, :2, :2], BEV_HW, PC_RANGE)
-    torch.testing.assert_close(moved, expected)
-    assert not torch.allclose(moved, encode(transformer, [meta]))
-
-
-def test_augmentation_belongs_to_its_sample():
-    transformer = make_transformer((0,))
-    matrix = torch.diag(torch.tensor([-1.0, 1.0, 1.0])).numpy()
-    metas = [make_meta(0), dict(make_meta(1), bev_augmentation=matrix)]
-    both = encode(transformer, metas, samples=(0, 1))
-    for sample in range(2):
-        alone = encode(transformer, [metas[sample]], samples=(sample,))
-        torch.testing.assert_close(both[sample], alone[0], atol=1e-5, rtol=1e-5)
-
-
 class Recorder(torch.nn.Module):
     """Stands in for the fusion and keeps its input."""
 
@@ -94,37 +76,34 @@ class Recorder(torch.nn.Module):
         return bevs[0]
 
 
-def filled_by(transformer, prev_bev, has_prev, samples):
+def fused(transformer, bevs, exists):
+    """The F BEVs that reach the fusion."""
     transformer.fusion = Recorder()
-    metas = [make_meta(sample) for sample in samples]
-    current = encode(transformer, metas, samples=samples)
-    encode(transformer, metas, prev_bev, has_prev, samples)
-    return transformer.fusion.bevs, current
+    transformer.fuse(bevs, exists, BEV_HW)
+    return transformer.fusion.bevs
 
 
 def test_a_missing_frame_is_its_neighbour_towards_the_current_one():
-    transformer = make_transformer()
-    before, after = torch.randn(2, 1, BEV_SIZE, CHANNELS)
-    exist = [[False], [True], [True], [True], [False]]
-    bevs, current = filled_by(transformer, [None, before, None, after, None], exist, (0,))
+    before, current, after = torch.randn(3, 1, BEV_SIZE, CHANNELS)
+    exists = [False, True, True, True, False]
+    bevs = fused(make_transformer(), [None, before, current, after, None], exists)
     for actual, expected in zip(bevs, (before, before, current, after, after)):
-        torch.testing.assert_close(actual, expected)
+        assert torch.equal(actual, expected)
 
 
 def test_frames_are_missing_sample_by_sample():
+    older, old, current = torch.randn(3, 2, BEV_SIZE, CHANNELS)
+    second_only = torch.tensor([False, True])
     transformer = make_transformer((-2, -1, 0))
-    older, old = torch.randn(2, 2, BEV_SIZE, CHANNELS)
-    bevs, current = filled_by(
-        transformer, [older, old, None], [[False, True], [False, True], [True, True]], (0, 1)
-    )
-    torch.testing.assert_close(bevs[0], torch.stack((current[0], older[1])))
-    torch.testing.assert_close(bevs[1], torch.stack((current[0], old[1])))
-    torch.testing.assert_close(bevs[2], current)
+    bevs = fused(transformer, [older, old, current], [second_only, second_only, True])
+    assert torch.equal(bevs[0], torch.stack((current[0], older[1])))
+    assert torch.equal(bevs[1], torch.stack((current[0], old[1])))
+    assert torch.equal(bevs[2], current)
 
 
 def test_neighbours_carry_no_gradient():
-    transformer = make_transformer((-1, 0))
-    bevs, _ = filled_by(transformer, [None, None], [[False], [True]], (0,))
+    current = torch.randn(1, BEV_SIZE, CHANNELS, requires_grad=True)
+    bevs = fused(make_transformer((-1, 0)), [None, current], [False, True])
     assert not bevs[0].requires_grad
     assert bevs[1].requires_grad
 
@@ -205,13 +184,42 @@ def test_a_perspective_head_without_objects_is_an_error():
     assert not any(name.endswith("_mono") for name in losses)
 
 
-def test_history_has_no_gradient_and_leaves_the_modes_alone():
+def bev_of(detector, metas, samples=(0,)):
+    img = torch.stack([frame_images(sample, (0,)) for sample in samples])
+    return detector.bev_of_queue(img, [{0: meta} for meta in metas]).bev
+
+
+def test_the_bev_moves_as_the_boxes_were_moved():
+    detector, meta = build_detector_v2().eval(), make_meta(0)
+    matrix = torch.tensor([[0.0, -1.1, 0.0], [1.1, 0.0, 0.0], [0.0, 0.0, 1.1]])
+    plain = bev_of(detector, [meta])
+    moved = bev_of(detector, [dict(meta, bev_augmentation=matrix.numpy())])
+    torch.testing.assert_close(moved, warp_bev(plain, matrix[None, :2, :2], BEV_HW, PC_RANGE))
+    assert not torch.allclose(moved, plain)
+
+
+def test_augmentation_belongs_to_its_sample():
+    detector = build_detector_v2().eval()
+    matrix = torch.diag(torch.tensor([-1.0, 1.0, 1.0])).numpy()
+    metas = [make_meta(0), dict(make_meta(1), bev_augmentation=matrix)]
+    both = bev_of(detector, metas, (0, 1))
+    for sample in range(2):
+        alone = bev_of(detector, [metas[sample]], (sample,))
+        torch.testing.assert_close(both[sample], alone[0], atol=1e-4, rtol=1e-4)
+
+
+def test_other_frames_run_in_eval_without_grad_and_restore_modes(monkeypatch):
     detector = build_detector_v2((-1, 0))
     batch = training_batch_v2((0,), (-1, 0))
-    prev_bev, has_prev = detector.obtain_history_bev(batch["img"], batch["img_metas"])
-    assert not prev_bev[0].requires_grad
-    assert prev_bev[1] is None
-    assert has_prev == [[True], [True]]
+    bevs, fuse = [], detector.pts_bbox_head.transformer.fuse
+
+    def recorded(given, *args):
+        bevs.extend(given)
+        return fuse(given, *args)
+
+    monkeypatch.setattr(detector.pts_bbox_head.transformer, "fuse", recorded)
+    detector.bev_of_queue(batch["img"], batch["img_metas"])
+    assert [bev.requires_grad for bev in bevs] == [False, True]
     assert all(module.training for module in detector.modules())
 
 
@@ -253,14 +261,13 @@ def test_a_batch_of_two_is_two_batches_of_one(missing):
 def test_flipped_images_give_features_where_they_were():
     detector = build_detector_v2().eval()
     img = frame_images(0, (0,))
-    meta, flipped = make_meta(0), dict(make_meta(0), image_flip=True)
-    plain = detector.extract_feat(img, [meta])
-    mirrored = detector.extract_feat(img, [flipped])
+    plain = detector.extract_feat(img)
+    mirrored = detector.extract_feat(img, image_flip=torch.tensor([True]))
     by_hand = [level.flip(-1) for level in detector.extract_feat(img.flip(-1))]
     for level, expected, other in zip(mirrored, by_hand, plain):
         torch.testing.assert_close(level, expected)
         assert not torch.allclose(level, other)
-    both = detector.extract_feat(torch.cat((img, img)), [flipped, meta])
+    both = detector.extract_feat(torch.cat((img, img)), image_flip=torch.tensor([True, False]))
     torch.testing.assert_close(both[0], torch.cat((mirrored[0], plain[0])), atol=1e-5, rtol=1e-5)
 
 

@@ -10,7 +10,7 @@ from mmdet.models.losses import GIoULoss
 from tiny_bevformer_v2 import CLASSES, MONO_STRIDES, mono_head_config, mono_objects
 
 from projects.bevformer.geometry.camera_boxes import quaternion_to_matrix, viewing_rotation
-from projects.bevformer.model.v2.dd3d_head import giou_from_sides
+from projects.bevformer.model.v2.dd3d_losses import giou_from_sides
 from projects.bevformer.model.v2.dd3d_targets import LocationTargets
 
 CHANNELS = 16

@@ -5,6 +5,7 @@ from tiny_bevformer import BEV_HW, CHANNELS, DECODER_LAYERS, decoder_config, sha
 from torch import nn
 
 from projects.bevformer.geometry.boxes import CODE_SIZE, CX, CY, CZ
+from projects.bevformer.model.detection.context import ObjectContext
 
 OBJECTS = 5
 
@@ -18,11 +19,12 @@ def decoder():
 
 @pytest.fixture
 def inputs():
-    """query, query_pos, bev, bev_hw and reference_points of two samples."""
+    """query, reference_points and ObjectContext of two samples."""
     generator = torch.Generator().manual_seed(0)
     query, query_pos = torch.randn(2, 2, OBJECTS, CHANNELS, generator=generator)
     bev = torch.randn(2, BEV_HW[0] * BEV_HW[1], CHANNELS, generator=generator)
-    return query, query_pos, bev, BEV_HW, torch.rand(2, OBJECTS, 3, generator=generator)
+    reference = torch.rand(2, OBJECTS, 3, generator=generator)
+    return query, reference, ObjectContext(query_pos, bev, BEV_HW)
 
 
 @pytest.fixture
@@ -32,22 +34,22 @@ def reg_branches():
 
 
 def test_each_layer_starts_from_the_refined_points_of_the_one_before(decoder, inputs, reg_branches):
-    query, query_pos, bev, bev_hw, reference = inputs
+    query, reference, context = inputs
     states, references = decoder(*inputs, reg_branches)
     assert states.shape == (DECODER_LAYERS, 2, OBJECTS, CHANNELS)
     assert references.shape == (DECODER_LAYERS, 2, OBJECTS, 3)
 
-    first = decoder.layers[0](query, query_pos, bev, bev_hw, reference[..., :2])
+    first = decoder.layers[0](query, reference[..., :2], context)
     code = reg_branches[0](first)
     update = torch.stack((code[..., CX], code[..., CY], code[..., CZ]), dim=-1)
     refined = torch.sigmoid(torch.logit(reference) + update)
-    second = decoder.layers[1](first, query_pos, bev, bev_hw, refined[..., :2])
+    second = decoder.layers[1](first, refined[..., :2], context)
     torch.testing.assert_close(states, torch.stack((first, second)), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(references, torch.stack((reference, refined)), rtol=1e-4, atol=1e-5)
 
 
 def test_without_branches_the_points_stay(decoder, inputs):
-    reference = inputs[-1]
+    reference = inputs[1]
     _, references = decoder(*inputs, None)
     assert all(torch.equal(points, reference) for points in references)
 
@@ -58,17 +60,16 @@ def test_refined_points_carry_no_gradient(decoder, inputs, reg_branches):
     assert not references[1].requires_grad
 
 
-def test_two_samples_are_two_times_one(decoder, inputs, reg_branches):
-    query, query_pos, bev, bev_hw, reference = inputs
+def test_batch_equals_single_samples(decoder, inputs, reg_branches):
+    query, reference, context = inputs
     together, _ = decoder(*inputs, reg_branches)
     for b in range(2):
         one = slice(b, b + 1)
-        alone, _ = decoder(
-            query[one], query_pos[one], bev[one], bev_hw, reference[one], reg_branches
-        )
+        sample = ObjectContext(context.query_pos[one], context.bev[one], context.bev_hw)
+        alone, _ = decoder(query[one], reference[one], sample, reg_branches)
         torch.testing.assert_close(together[:, one], alone, rtol=1e-5, atol=1e-5)
 
 
-def test_only_the_last_layer_alone_is_refused():
-    with pytest.raises(ValueError, match="every layer"):
+def test_returning_the_last_layer_only_is_rejected():
+    with pytest.raises(ValueError, match="set return_intermediate=True"):
         build_transformer_layer_sequence(dict(decoder_config(), return_intermediate=False))

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from tiny_bevformer import (
     DECODER_LAYERS,
     PC_RANGE,
     QUERIES,
+    build_detector,
     ground_truth,
     head_config,
     image_features,
@@ -20,6 +22,7 @@ from tiny_bevformer import (
 )
 
 from projects.bevformer.geometry.boxes import encode_boxes, new_to_old_boxes, old_to_new_boxes
+from projects.bevformer.model import Frame
 from projects.bevformer.model.detection.head import BEVFormerHead
 
 from mmdet3d.core.bbox import LiDARInstance3DBoxes  # isort: skip
@@ -72,16 +75,20 @@ def test_shapes_of_the_outputs():
     assert torch.equal(bev, outputs["bev_embed"])
 
 
-def test_a_previous_bev_counts_for_all_samples_unless_told():
+def test_published_forward_equals_encode_and_detect():
+    """A previous BEV counts for all samples, whatever `prev_bev_exists` of their metas says."""
     head = make_head(train=False)
     feats = [torch.cat(level) for level in zip(image_features(0), image_features(1))]
-    metas = [make_meta(0), make_meta(1)]
+    metas = [make_meta(0, prev_bev_exists=False), make_meta(1)]
     prev_bev = torch.randn(2, BEV_HW[0] * BEV_HW[1], CHANNELS)
-    told = head(feats, metas, prev_bev, only_bev=True, has_prev=[True, True])
-    assert torch.equal(head(feats, metas, prev_bev, only_bev=True), told)
-    none = head(feats, metas, prev_bev, only_bev=True, has_prev=[False, False])
-    assert torch.equal(head(feats, metas, only_bev=True), none)
-    assert not torch.allclose(told, none, atol=1e-3)
+    frame = replace(Frame.from_metas(metas), has_prev=True)
+    bev = head.encode(feats, frame, prev_bev)
+    outputs = head(feats, metas, prev_bev)
+    for key, value in head.detect(bev).items():
+        assert torch.equal(outputs[key], value)
+    without = head(feats, metas, only_bev=True)
+    assert torch.equal(without, head.encode(feats, replace(frame, has_prev=False), prev_bev))
+    assert not torch.allclose(bev, without, atol=1e-3)
 
 
 def test_centres_are_refined_references_in_metres():
@@ -304,8 +311,8 @@ def test_published_names_and_options_are_accepted():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(as_two_stage=True), "two-stage"),
-        (dict(loss_iou=dict(type="GIoULoss", loss_weight=1.0)), "IoU loss"),
+        (dict(as_two_stage=True), "set as_two_stage=False"),
+        (dict(loss_iou=dict(type="GIoULoss", loss_weight=1.0)), "does not compute loss_iou"),
         (dict(code_weights=[1.0] * 8), "10 numbers"),
         (dict(loss_cls=dict(type="CrossEntropyLoss")), "use_sigmoid=True"),
     ],
@@ -327,17 +334,27 @@ def coder(**options):
     ("options", "message"),
     [
         (dict(in_channels=8), "in_channels of the head is 8, embed_dims of its transformer 16"),
-        (dict(bev_h=6), "has 4 rows and 5 columns, the BEV grid 6 and 5: set row_num_embed"),
-        (dict(positional_encoding=learned_encoding(col_num_embed=3)), "has 4 rows and 3 columns"),
-        (dict(positional_encoding=learned_encoding(num_feats=4)), "is 4: it must be half of"),
+        (dict(bev_h=6), r"bev_h and bev_w are \(6, 5\), .* of the positional encoding \(4, 5\)"),
+        (dict(positional_encoding=learned_encoding(col_num_embed=3)), r"encoding \(4, 3\)"),
+        (dict(positional_encoding=learned_encoding(num_feats=4)), "num_feats .* is 4: .* 8"),
         (dict(num_classes=4), "num_classes of the head is 4, of its bbox_coder 3"),
         (dict(bbox_coder=coder(num_classes=10)), "of the head is 3, of its bbox_coder 10"),
         (dict(bbox_coder=coder(pc_range=[-8, -8, -2, 8, 8, 2])), "x and y must be equal"),
+    ],
+)
+def test_parts_that_do_not_fit_are_rejected_by_the_detector(options, message):
+    with pytest.raises(ValueError, match=message):
+        build_detector(head=options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
         (dict(num_query=0), r"num_query \(0\) and group_detr \(1\) must be at least 1"),
         (dict(group_detr=0), r"group_detr \(0\) must be at least 1"),
     ],
 )
-def test_parts_that_do_not_fit_are_refused(options, message):
+def test_impossible_numbers_are_rejected(options, message):
     with pytest.raises(ValueError, match=message):
         make_head(**options)
 
@@ -345,7 +362,8 @@ def test_parts_that_do_not_fit_are_refused(options, message):
 def test_the_coder_may_have_another_height():
     low, high = PC_RANGE[:3], PC_RANGE[3:]
     pc_range = [*low[:2], low[2] - 1, *high[:2], high[2] + 1]
-    assert make_head(bbox_coder=coder(pc_range=pc_range)).pc_range == pc_range
+    detector = build_detector(head=dict(bbox_coder=coder(pc_range=pc_range)))
+    assert detector.pts_bbox_head.pc_range == pc_range
 
 
 def test_losses_without_a_matcher_are_refused():

@@ -1,17 +1,20 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from mmcv.cnn.bricks.transformer import build_transformer_layer
 from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttention
 from tiny_bevformer import BEV_HW, CHANNELS, decoder_config, shake_weights
 
-from projects.bevformer.model.detection.layer import CustomMSDeformableAttention
+from projects.bevformer.model.detection.bev_attention import CustomMSDeformableAttention
+from projects.bevformer.model.detection.context import ObjectContext
 
 OBJECTS = 6
 
 
 @pytest.fixture
 def inputs():
-    """query, query_pos, bev, bev_hw and reference_xy of two samples."""
+    """query, reference_xy and ObjectContext of two samples."""
     generator = torch.Generator().manual_seed(0)
 
     def noise(*shape):
@@ -19,7 +22,14 @@ def inputs():
 
     bev = noise(BEV_HW[0] * BEV_HW[1], CHANNELS)
     reference = torch.rand(2, OBJECTS, 2, generator=generator)
-    return noise(OBJECTS, CHANNELS), noise(OBJECTS, CHANNELS), bev, BEV_HW, reference
+    context = ObjectContext(noise(OBJECTS, CHANNELS), bev, BEV_HW)
+    return noise(OBJECTS, CHANNELS), reference, context
+
+
+def part_of(context, **index):
+    """The context of some samples or objects."""
+    samples, objects = index.get("samples", slice(None)), index.get("objects", slice(None))
+    return replace(context, query_pos=context.query_pos[samples, objects], bev=context.bev[samples])
 
 
 @pytest.fixture
@@ -31,7 +41,7 @@ def layer():
 
 
 def test_bev_attention_equals_mmcvs(inputs):
-    query, query_pos, bev, bev_hw, reference = inputs
+    query, reference, context = inputs
     ours = CustomMSDeformableAttention(CHANNELS, num_heads=4, num_points=3, dropout=0.0)
     shake_weights(ours)
     theirs = MultiScaleDeformableAttention(
@@ -40,10 +50,10 @@ def test_bev_attention_equals_mmcvs(inputs):
     theirs.load_state_dict(ours.state_dict())
     expected = theirs(
         query,
-        value=bev,
-        query_pos=query_pos,
+        value=context.bev,
+        query_pos=context.query_pos,
         reference_points=reference[:, :, None],
-        spatial_shapes=torch.tensor([bev_hw]),
+        spatial_shapes=torch.tensor([context.bev_hw]),
         level_start_index=torch.tensor([0]),
     )
     torch.testing.assert_close(ours(*inputs), expected, rtol=1e-5, atol=1e-5)
@@ -60,41 +70,41 @@ def test_bev_attention_starts_as_mmcvs():
 
 
 def test_each_step_is_followed_by_its_norm(layer, inputs):
-    query, query_pos, bev, bev_hw, reference = inputs
+    query, reference, context = inputs
     self_attention, bev_attention = layer.attentions
-    located = query + query_pos
+    located = query + context.query_pos
     mixed, _ = self_attention.attn(*(t.transpose(0, 1) for t in (located, located, query)))
     expected = layer.norms[0](query + mixed.transpose(0, 1))
-    expected = layer.norms[1](bev_attention(expected, query_pos, bev, bev_hw, reference))
+    expected = layer.norms[1](bev_attention(expected, reference, context))
     expected = layer.norms[2](layer.ffns[0](expected))
     torch.testing.assert_close(layer(*inputs), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_two_samples_are_two_times_one(layer, inputs):
-    query, query_pos, bev, bev_hw, reference = inputs
+def test_batch_equals_single_samples(layer, inputs):
+    query, reference, context = inputs
     together = layer(*inputs)
     for b in range(2):
         one = slice(b, b + 1)
-        alone = layer(query[one], query_pos[one], bev[one], bev_hw, reference[one])
+        alone = layer(query[one], reference[one], part_of(context, samples=one))
         torch.testing.assert_close(together[one], alone, rtol=1e-5, atol=1e-5)
 
 
-def test_groups_do_not_see_one_another(layer, inputs):
-    query, query_pos, bev, bev_hw, reference = inputs
-    together = layer(*inputs, num_groups=2)
+def test_groups_do_not_attend_to_each_other(layer, inputs):
+    query, reference, context = inputs
+    together = layer(query, reference, replace(context, num_groups=2))
     assert not torch.allclose(together, layer(*inputs), atol=1e-3)
     for group in (slice(0, OBJECTS // 2), slice(OBJECTS // 2, OBJECTS)):
-        alone = layer(query[:, group], query_pos[:, group], bev, bev_hw, reference[:, group])
+        alone = layer(query[:, group], reference[:, group], part_of(context, objects=group))
         torch.testing.assert_close(together[:, group], alone, rtol=1e-5, atol=1e-5)
 
 
-def test_what_it_cannot_do_is_refused():
-    with pytest.raises(ValueError, match="one BEV level"):
+def test_unsupported_options_are_rejected():
+    with pytest.raises(ValueError, match="set num_levels=1"):
         CustomMSDeformableAttention(CHANNELS, num_levels=4)
     with pytest.raises(ValueError, match="divisible by num_heads"):
         CustomMSDeformableAttention(CHANNELS, num_heads=3)
     config = dict(decoder_config()["transformerlayers"], type="BEVFormerDecoderLayer")
-    with pytest.raises(ValueError, match="operation_order must be"):
+    with pytest.raises(ValueError, match="set operation_order="):
         build_transformer_layer(dict(config, operation_order=("cross_attn", "norm")))
     with pytest.raises(ValueError, match="must hold two attentions, got 1"):
         build_transformer_layer(dict(config, attn_cfgs=config["attn_cfgs"][:1]))

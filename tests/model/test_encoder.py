@@ -1,131 +1,137 @@
+from dataclasses import replace
+
 import naive_equations
 import numpy as np
 import pytest
 import torch
-from einops import rearrange
 from mmcv.cnn.bricks.transformer import build_transformer_layer_sequence
+from mmdet.models.utils import build_transformer
 from tiny_bevformer import (
     BEV_HW,
     CHANNELS,
     IMAGE_HW,
+    PC_RANGE,
     encoder_config,
     image_features,
     make_meta,
     shake_weights,
+    transformer_config,
 )
 
+from projects.bevformer.model import Frame
+
 QUERIES = BEV_HW[0] * BEV_HW[1]
-SHIFTS = {0: (0.11, -0.06), 1: (-0.2, 0.31)}
 
 
 @pytest.fixture(scope="module")
-def encoder():
-    encoder = build_transformer_layer_sequence(encoder_config())
-    shake_weights(encoder)
-    return encoder
+def transformer():
+    """A transformer that is nothing but an encoder: no embeddings are added to queries and features."""
+    torch.manual_seed(0)
+    transformer = build_transformer(
+        transformer_config(rotate_prev_bev=False, use_can_bus=False, use_cams_embeds=False)
+    )
+    shake_weights(transformer)
+    transformer.level_embeds.data.zero_()
+    return transformer
 
 
-def cameras(samples):
-    """(B, N, 4, 4) matrices."""
-    return torch.from_numpy(
-        np.stack([np.stack(make_meta(sample)["lidar2img"]) for sample in samples])
-    ).float()
+@pytest.fixture
+def encoder(transformer):
+    return transformer.encoder
 
 
-def frame(encoder, samples=(0,), has_history=(True,)):
-    """Arguments of `frame_context`; sample b depends on `samples[b]` alone."""
+def inputs(samples=(0,), has_prev=True):
+    """Arguments of `frame_context`; sample b depends on `samples[b]` only."""
     noise = [
-        torch.randn(3, QUERIES, CHANNELS, generator=torch.Generator().manual_seed(sample))
+        torch.randn(2, QUERIES, CHANNELS, generator=torch.Generator().manual_seed(sample))
         for sample in samples
     ]
-    bev_queries, bev_pos, history = torch.stack(noise, dim=1)
-    levels = [torch.cat(level) for level in zip(*[image_features(sample) for sample in samples])]
+    bev_pos, prev_bev = torch.stack(noise, dim=1)
+    frame = Frame.from_metas([make_meta(sample) for sample in samples])
     return dict(
-        bev_queries=bev_queries,
+        feats=[torch.cat(level) for level in zip(*[image_features(sample) for sample in samples])],
+        bev_queries=torch.randn(*BEV_HW, CHANNELS, generator=torch.Generator().manual_seed(9)),
         bev_pos=bev_pos,
-        bev_hw=BEV_HW,
-        image_features=torch.cat(
-            [rearrange(level, "b n c h w -> b n (h w) c") for level in levels], dim=2
-        ),
-        image_shapes=[tuple(level.shape[-2:]) for level in levels],
-        hits=encoder.camera_hits(BEV_HW, [cameras(samples)], [IMAGE_HW])[0],
-        history=history if any(has_history) else None,
-        has_history=list(has_history),
-        shift=torch.tensor([SHIFTS[sample] for sample in samples]),
+        frame=replace(frame, has_prev=has_prev),
+        prev_bev=prev_bev,
     )
 
 
-@pytest.mark.parametrize("has_history", [True, False])
-def test_equals_loops(encoder, has_history):
-    arguments = frame(encoder, (0,), (has_history,))
+def encode(transformer, **arguments):
+    return transformer.encoder(transformer.frame_context(**arguments))
+
+
+@pytest.mark.parametrize("has_prev", [True, False])
+def test_equals_loops(transformer, has_prev):
+    arguments = inputs((0,), has_prev)
+    frame = arguments["frame"]
+    context = transformer.frame_context(**arguments)
     expected = naive_equations.encode(
-        encoder,
-        arguments["bev_queries"][0].double().numpy(),
+        transformer.encoder,
+        arguments["bev_queries"].flatten(0, 1).double().numpy(),
         arguments["bev_pos"][0].double().numpy(),
         BEV_HW,
-        arguments["image_features"][0].double().numpy(),
-        arguments["image_shapes"],
-        cameras((0,))[0].double().numpy(),
+        context.image_features[0].detach().double().numpy(),
+        context.image_shapes,
+        frame.lidar2img[0].double().numpy(),
         IMAGE_HW,
-        arguments["history"][0].double().numpy() if has_history else None,
-        SHIFTS[0],
+        arguments["prev_bev"][0].double().numpy() if has_prev else None,
+        frame.motion.bev_shift(PC_RANGE)[0].numpy(),
     )
-    result = encoder(encoder.frame_context(**arguments))
+    result = transformer.encoder(context)
     assert result.shape == (1, QUERIES, CHANNELS)
     np.testing.assert_allclose(result[0].detach().numpy(), expected, atol=1e-3)
 
 
-def test_two_samples_of_which_one_starts_its_scene_are_two_times_one(encoder):
-    together = encoder(encoder.frame_context(**frame(encoder, (0, 1), (False, True))))
-    for sample, has_history in ((0, False), (1, True)):
-        alone = encoder(encoder.frame_context(**frame(encoder, (sample,), (has_history,))))
+def test_mixed_history_batch_equals_single_samples(transformer):
+    together = encode(transformer, **inputs((0, 1), torch.tensor([False, True])))
+    for sample, has_prev in ((0, False), (1, True)):
+        alone = encode(transformer, **inputs((sample,), has_prev))
         torch.testing.assert_close(together[sample], alone[0], rtol=1e-4, atol=1e-5)
 
 
-def test_only_the_previous_frame_is_shifted(encoder):
-    context = encoder.frame_context(**frame(encoder, (0, 1), (False, True)))
-    previous, current = context.reference_bev.unbind(dim=1)
-    assert torch.equal(previous[0], current[0])
-    torch.testing.assert_close(previous[1] - current[1], torch.tensor([SHIFTS[1]] * QUERIES))
-    torch.testing.assert_close(current[0], current[1])
-    torch.testing.assert_close(current[0, 0], torch.tensor([0.5 / BEV_HW[1], 0.5 / BEV_HW[0]]))
-
-
-def test_the_shift_matters(encoder):
-    arguments = frame(encoder)
-    still = dict(arguments, shift=torch.zeros(1, 2))
+def test_ego_translation_changes_the_bev(transformer):
+    arguments = inputs()
+    motion = arguments["frame"].motion
+    still = replace(motion, delta_xy_global=torch.zeros_like(motion.delta_xy_global))
+    other = dict(arguments, frame=replace(arguments["frame"], motion=still))
     assert not torch.allclose(
-        encoder(encoder.frame_context(**arguments)),
-        encoder(encoder.frame_context(**still)),
-        atol=1e-3,
+        encode(transformer, **arguments), encode(transformer, **other), atol=1e-3
     )
 
 
-def test_cameras_that_see_nothing_leave_finite_features(encoder):
-    arguments = frame(encoder)
+def test_current_cells_are_reference_points_of_themselves(transformer):
+    context = transformer.frame_context(**inputs((0, 1)))
+    current = context.reference_bev[:, 1]
+    assert torch.equal(current[0], current[1])
+    torch.testing.assert_close(current[0, 0], torch.tensor([0.5 / BEV_HW[1], 0.5 / BEV_HW[0]]))
+
+
+def test_cameras_that_see_nothing_leave_finite_features(transformer):
+    arguments = inputs()
     # Looking at the sky: every pillar point lies behind the image plane.
     sky = torch.eye(4)
     sky[2, 2], sky[2, 3] = 1.0, -100.0
-    (hits,) = encoder.camera_hits(BEV_HW, [sky.expand(1, 2, 4, 4)], [IMAGE_HW])
-    assert hits.rows_per_map == (0, 0)
-    arguments["hits"] = hits
-    result = encoder(encoder.frame_context(**arguments))
+    arguments["frame"] = replace(arguments["frame"], lidar2img=sky.expand(1, 2, 4, 4))
+    context = transformer.frame_context(**arguments)
+    assert context.visible.lengths == (0, 0)
+    result = transformer.encoder(context)
     assert torch.isfinite(result).all()
-    other = dict(arguments, image_features=arguments["image_features"] + 5)
-    assert torch.equal(encoder(encoder.frame_context(**other)), result)
+    other = replace(context, image_features=context.image_features + 5)
+    assert torch.equal(transformer.encoder(other), result)
 
 
-def test_no_argument_is_edited(encoder):
-    arguments = frame(encoder, (0, 1), (False, True))
+def test_arguments_are_not_modified(transformer):
+    arguments = inputs((0, 1), torch.tensor([False, True]))
     before = {k: v.clone() for k, v in arguments.items() if torch.is_tensor(v)}
-    encoder(encoder.frame_context(**arguments))
+    encode(transformer, **arguments)
     assert all(torch.equal(arguments[key], value) for key, value in before.items())
 
 
-def test_gradients_reach_every_weight(encoder):
-    encoder.zero_grad()
-    encoder(encoder.frame_context(**frame(encoder))).square().sum().backward()
-    for name, parameter in encoder.named_parameters():
+def test_gradients_reach_every_weight(transformer):
+    transformer.zero_grad()
+    encode(transformer, **inputs()).square().sum().backward()
+    for name, parameter in transformer.encoder.named_parameters():
         assert torch.isfinite(parameter.grad).all(), name
         assert parameter.grad.abs().sum() > 0, name
 
@@ -143,43 +149,43 @@ def kept_numbers(encoder, context):
     return sum(sizes)
 
 
-@pytest.mark.parametrize("has_history", [(True, True), (False, True), (False, False)])
-def test_checkpoints_change_no_gradient(has_history):
+@pytest.mark.parametrize("has_prev", [True, torch.tensor([False, True]), False])
+def test_checkpoints_change_no_gradient(has_prev):
     """Of weights and inputs, with dropout: the second time draws what the first drew."""
-    leaves = ("bev_queries", "bev_pos", "image_features")
-    encoder = build_transformer_layer_sequence(encoder_config(dropout=0.3)).train()
-    shake_weights(encoder)
+    transformer = build_transformer(transformer_config(dropout=0.3)).train()
+    shake_weights(transformer)
     gradients = []
     for with_cp in (False, True):
-        encoder.with_cp = with_cp
-        encoder.zero_grad()
-        arguments = frame(encoder, (0, 1), has_history)
-        for name in leaves:
-            arguments[name].requires_grad_()
+        transformer.encoder.with_cp = with_cp
+        transformer.zero_grad()
+        arguments = inputs((0, 1), has_prev)
+        leaves = [arguments["bev_queries"], arguments["bev_pos"], *arguments["feats"]]
+        for leaf in leaves:
+            leaf.requires_grad_()
         torch.manual_seed(3)
-        encoder(encoder.frame_context(**arguments)).square().sum().backward()
-        gradients.append([arguments[name].grad for name in leaves])
-        gradients[-1] += [parameter.grad for parameter in encoder.parameters()]
+        encode(transformer, **arguments).square().sum().backward()
+        gradients.append([leaf.grad for leaf in leaves])
+        gradients[-1] += [parameter.grad for parameter in transformer.encoder.parameters()]
     for plain, recomputed in zip(*gradients):
         assert plain.abs().sum() > 0
         torch.testing.assert_close(recomputed, plain)
 
 
-def test_checkpoints_keep_less(encoder):
-    encoder = build_transformer_layer_sequence(dict(encoder_config(num_layers=4)))
-    arguments = frame(encoder)
+def test_checkpoints_keep_less(transformer):
+    encoder = build_transformer_layer_sequence(encoder_config(num_layers=4))
+    arguments = inputs()
     arguments["bev_queries"].requires_grad_()
-    context = encoder.frame_context(**arguments)
+    context = transformer.frame_context(**arguments)
     plain = kept_numbers(encoder, context)
     encoder.with_cp = True
     # Autograd keeps the arguments of each layer: its queries, and what all layers share.
-    shared = [context.bev_pos, context.temporal_pair, context.image_features]
+    shared = [context.bev_pos, context.prev_and_current, context.image_features]
     own = kept_numbers(encoder, context) - 4 * sum(tensor.numel() for tensor in shared)
-    assert own <= 4 * context.initial_query.numel() + 8 < 0.2 * plain
+    assert own <= 4 * context.bev_queries.numel() + 8 < 0.2 * plain
 
 
-def test_intermediate_results_are_refused():
-    with pytest.raises(ValueError, match="last layer"):
+def test_intermediate_results_are_rejected():
+    with pytest.raises(ValueError, match="set return_intermediate=False"):
         build_transformer_layer_sequence(dict(encoder_config(), return_intermediate=True))
 
 

@@ -1,7 +1,8 @@
 import torch
 from mmcv.cnn.bricks.transformer import build_attention, build_transformer_layer
 
-from projects.bevformer.model.detection.group_attention import GroupMultiheadAttention
+from projects.bevformer.model.detection.bev_attention import GroupMultiheadAttention
+from projects.bevformer.model.detection.context import ObjectContext
 
 SELF = dict(type="MultiheadAttention", embed_dims=8, num_heads=2, dropout=0.0)
 CROSS = dict(
@@ -25,8 +26,9 @@ def test_in_a_decoder_layer_it_is_mmcvs_attention():
     assert isinstance(grouped.attentions[0], GroupMultiheadAttention)
     grouped.load_state_dict(plain.state_dict())
     query, query_pos = torch.randn(2, 2, 6, 8)
-    inputs = (query, query_pos, torch.randn(2, 20, 8), (4, 5), torch.rand(2, 6, 2), 3)
-    torch.testing.assert_close(grouped(*inputs), plain(*inputs))
+    context = ObjectContext(query_pos, torch.randn(2, 20, 8), (4, 5), num_groups=3)
+    reference = torch.rand(2, 6, 2)
+    torch.testing.assert_close(grouped(query, reference, context), plain(query, reference, context))
 
 
 def test_dropout_is_of_the_weights_and_of_the_output():

@@ -83,7 +83,8 @@ def test_it_equals_the_published_pipeline(frame, norm, scale, distort):
     for seed in range(12 if distort else 1):
         expected, expected_meta = published(frame, norm, scale, distort, seed)
         raw, meta = bytes_of(frame, seed, distort)
-        images, (meta,) = preprocessor(raw[None], [meta])
+        images = preprocessor(raw[None], [meta])
+        (meta,) = preprocessor.describe([meta], raw.shape[1:3])
         assert images.shape == (1, *expected.shape)
         assert images.dtype == torch.float32
         torch.testing.assert_close(images[0], expected, rtol=1e-4, atol=1e-2 * grey_level)
@@ -98,26 +99,23 @@ def test_it_equals_the_published_pipeline(frame, norm, scale, distort):
 def test_distortion_changes_images(frame):
     preprocessor = ImagePreprocessor(**CAFFE)
     (raw, meta), (_, plain) = bytes_of(frame, seed=3), bytes_of(frame, seed=3, distort=False)
-    distorted, as_it_is = (preprocessor(raw[None], [m])[0] for m in (meta, plain))
+    distorted, as_it_is = (preprocessor(raw[None], [m]) for m in (meta, plain))
     assert (distorted - as_it_is).abs().mean() > 5
 
 
 def test_a_batch_is_its_samples(frame):
     preprocessor = ImagePreprocessor(**TORCHVISION, scale=0.5, size_divisor=16)
     samples = [bytes_of(frame, seed) for seed in (1, 2)]
-    together, metas = preprocessor(
-        torch.stack([raw for raw, _ in samples]), [meta for _, meta in samples]
-    )
-    for (raw, meta), images, meta_of_batch in zip(samples, together, metas):
-        alone, (meta_alone,) = preprocessor(raw[None], [meta])
-        assert torch.equal(alone[0], images)
-        np.testing.assert_equal(meta_alone, meta_of_batch)
+    together = preprocessor(torch.stack([raw for raw, _ in samples]), [meta for _, meta in samples])
+    for (raw, meta), images in zip(samples, together):
+        assert torch.equal(preprocessor(raw[None], [meta])[0], images)
 
 
 def test_the_given_metas_and_images_stay(frame):
     raw, meta = bytes_of(frame, seed=1)
     before, matrices = raw.clone(), [matrix.copy() for matrix in meta["lidar2img"]]
-    ImagePreprocessor(**CAFFE, scale=0.5, size_divisor=32)(raw[None], [meta])
+    preprocessor = ImagePreprocessor(**CAFFE, scale=0.5, size_divisor=32)
+    preprocessor(raw[None], preprocessor.describe([meta], raw.shape[1:3]))
     assert torch.equal(raw, before)
     np.testing.assert_array_equal(meta["lidar2img"], matrices)
     assert meta["img_shape"] == [(HEIGHT, WIDTH, 3)] * CAMERAS

@@ -2,7 +2,7 @@ import pytest
 import torch
 from tiny_bevformer import shake_weights
 
-from projects.bevformer.model.mm.layer_norm import WeightPrecisionLayerNorm
+from projects.bevformer.model.mm.norms import WeightPrecisionLayerNorm
 
 
 @pytest.fixture

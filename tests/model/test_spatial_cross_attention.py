@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_bevformer import BEV_HW, CAMERAS, CHANNELS, IMAGE_HW, PC_RANGE, make_meta, shake_weights
 
-from projects.bevformer.model.bev_encoder.context import CameraHits
+from projects.bevformer.model.bev_encoder.packed_queries import PackedQueries
 from projects.bevformer.model.bev_encoder.spatial_cross_attention import SpatialCrossAttention
 
 
@@ -31,7 +31,7 @@ def make_attention(num_points=4):
 def test_equals_a_loop(frame_context, bev_query, sample):
     attention, context, query = make_attention(), frame_context((sample,)), bev_query((sample,))
     num_queries = query.shape[1]
-    views = context.hits.query_of_row.bincount(minlength=num_queries)
+    views = context.visible.query_index.bincount(minlength=num_queries)
     assert (views == 0).any() or (views == 2).any()  # the interesting cases occur
     expected = naive_equations.spatial_cross_attention(
         attention,
@@ -46,9 +46,9 @@ def test_equals_a_loop(frame_context, bev_query, sample):
     np.testing.assert_allclose(result[0].detach().numpy(), expected, atol=1e-3)
 
 
-def test_two_samples_with_different_visibility_are_two_times_one(frame_context, bev_query):
+def test_batch_with_mixed_visibility_equals_single_samples(frame_context, bev_query):
     attention, context = make_attention(), frame_context((0, 1), (True, True))
-    assert sum(context.hits.rows_per_map[:CAMERAS]) != sum(context.hits.rows_per_map[CAMERAS:])
+    assert sum(context.visible.lengths[:CAMERAS]) != sum(context.visible.lengths[CAMERAS:])
     together = attention(bev_query((0, 1)), context)
     for sample in (0, 1):
         alone = attention(bev_query((sample,)), frame_context((sample,)))
@@ -56,15 +56,15 @@ def test_two_samples_with_different_visibility_are_two_times_one(frame_context, 
 
 
 def nowhere_visible(queries):
-    """Hits where no camera sees any query."""
+    """No camera sees any query."""
     points_uv = torch.full((1, CAMERAS, queries, 2, 2), 0.5)
     seen = torch.zeros(1, CAMERAS, queries, dtype=torch.bool)
-    return CameraHits.pack(points_uv, seen, [0] * CAMERAS)
+    return PackedQueries.from_visibility(points_uv, seen, [0] * CAMERAS)
 
 
 def test_no_visible_query_adds_the_bias_only(frame_context, bev_query):
     attention, query = make_attention(), bev_query()
-    context = replace(frame_context(), hits=nowhere_visible(query.shape[1]))
+    context = replace(frame_context(), visible=nowhere_visible(query.shape[1]))
     result = attention(query, context)
     torch.testing.assert_close(result, query + attention.output_proj.bias)
     result.sum().backward()
@@ -73,19 +73,19 @@ def test_no_visible_query_adds_the_bias_only(frame_context, bev_query):
 
 def test_a_camera_that_sees_nothing_changes_nothing(frame_context, bev_query):
     attention, context, query = make_attention(), frame_context(), bev_query()
-    hits = replace(context.hits, rows_per_map=(*context.hits.rows_per_map, 0))
+    visible = replace(context.visible, lengths=(*context.visible.lengths, 0))
     features = torch.cat((context.image_features, context.image_features[:, :1] + 9), dim=1)
-    more = replace(context, hits=hits, image_features=features)
+    more = replace(context, visible=visible, image_features=features)
     torch.testing.assert_close(attention(query, more), attention(query, context))
 
 
-def test_points_that_do_not_divide_among_the_heights_are_refused(frame_context, bev_query):
+def test_points_not_divisible_by_heights_are_rejected(frame_context, bev_query):
     attention = make_attention(num_points=3)
     with pytest.raises(ValueError, match=r"num_points \(3\)"):
         attention(bev_query(), frame_context())
 
 
-def test_another_number_of_levels_is_refused(frame_context, bev_query):
+def test_wrong_number_of_levels_is_rejected(frame_context, bev_query):
     context = frame_context()
     fewer = replace(context, image_shapes=context.image_shapes[:1])
     with pytest.raises(ValueError, match="is 2, but the neck gives 1 levels"):

@@ -2,102 +2,144 @@ import numpy as np
 import pytest
 import torch
 
-from projects.bevformer.geometry.can_bus import CAN_POSITION, CAN_SIZE, CAN_YAW_DEG, CAN_YAW_RAD
+from projects.bevformer.geometry.can_bus import CAN_POSITION, CAN_SIZE, CAN_YAW_DEG
+from projects.bevformer.model import BEVState
 from projects.bevformer.model.temporal_memory import TemporalMemory
 
 
-def pose(scene, position, yaw_deg):
+def pose(scene, position=(0, 0, 0), yaw_deg=0, **more):
     """A meta with an absolute pose; the other CAN-bus numbers are 9."""
     can_bus = np.full(CAN_SIZE, 9.0)
     can_bus[CAN_POSITION] = position
     can_bus[CAN_YAW_DEG] = yaw_deg
-    return dict(scene_token=scene, can_bus=can_bus, sample_idx="s")
+    return dict(scene_token=scene, can_bus=can_bus, sample_idx="s", **more)
 
 
-def bev(value, batch=1):
-    return torch.full((batch, 4, 2), float(value))
+def bevs(*values):
+    """(B, 4, 2), one value per sample."""
+    return torch.tensor(values, dtype=torch.float32)[:, None, None].expand(-1, 4, 2).contiguous()
 
 
-def test_the_first_frame_knows_nothing():
-    prev_bev, has_prev, (meta,) = TemporalMemory().recall([pose("a", (5, 6, 7), 30)])
-    assert prev_bev is None
-    assert has_prev == [False]
-    assert not meta["can_bus"][CAN_POSITION].any()
-    assert meta["can_bus"][CAN_YAW_DEG] == 0
-    assert meta["can_bus"][CAN_YAW_RAD] == 9
+def test_first_frame_has_no_previous():
+    assert BEVState().read([pose("a")]) == (None, [None])
 
 
-def test_the_next_frame_gets_the_bev_and_the_pose_relative_to_it():
-    memory = TemporalMemory()
-    memory.remember(bev(1), [pose("a", (5, 6, 7), 30)])
-    given = pose("a", (6, 4, 7), 33)
-    before = given["can_bus"].copy()
-    prev_bev, has_prev, (meta,) = memory.recall([given])
-    assert torch.equal(prev_bev, bev(1))
-    assert has_prev == [True]
-    assert meta["can_bus"][CAN_POSITION].tolist() == [1, -2, 0]
-    assert meta["can_bus"][CAN_YAW_DEG] == 3
-    assert meta["can_bus"][3:17].tolist() == [9.0] * 14
-    assert meta["sample_idx"] == "s"
-    np.testing.assert_array_equal(given["can_bus"], before)
-
-
-def test_poses_are_relative_to_the_last_frame_not_the_first():
-    memory = TemporalMemory()
+def test_next_frame_reads_bev_and_pose_of_the_last():
+    state = BEVState()
     for step, position in enumerate([(0, 0, 0), (1, 0, 0), (3, 0, 0)]):
-        _, has_prev, (meta,) = memory.recall([pose("a", position, 10 * step)])
-        memory.remember(bev(step), [pose("a", position, 10 * step)])
-    assert meta["can_bus"][CAN_POSITION].tolist() == [2, 0, 0]
-    assert meta["can_bus"][CAN_YAW_DEG] == 10
+        meta = pose("a", position, 10 * step)
+        prev_bev, previous = state.read([meta])
+        state = state.updated([meta], bevs(step))
+    assert torch.equal(prev_bev, bevs(1))
+    assert previous[0][CAN_POSITION].tolist() == [1, 0, 0]
+    assert previous[0][CAN_YAW_DEG] == 10
 
 
-def test_later_edits_of_a_remembered_meta_do_not_reach_the_memory():
-    memory, remembered = TemporalMemory(), pose("a", (5, 6, 7), 30)
-    memory.remember(bev(1), [remembered])
-    remembered["can_bus"][:] = 0
-    _, _, (meta,) = memory.recall([pose("a", (6, 6, 7), 30)])
-    assert meta["can_bus"][CAN_POSITION].tolist() == [1, 0, 0]
+def test_later_edits_of_a_meta_do_not_reach_the_state():
+    meta = pose("a", (5, 6, 7), 30)
+    state = BEVState().updated([meta], bevs(1))
+    meta["can_bus"][:] = 0
+    assert state.read([pose("a")])[1][0][CAN_POSITION].tolist() == [5, 6, 7]
 
 
-def test_a_new_scene_starts_afresh_and_an_old_one_is_forgotten():
-    memory = TemporalMemory()
-    memory.remember(bev(1), [pose("a", (0, 0, 0), 0)])
-    assert memory.recall([pose("b", (0, 0, 0), 0)])[:2] == (None, [False])
-    memory.remember(bev(2), [pose("b", (0, 0, 0), 0)])
-    assert memory.recall([pose("a", (0, 0, 0), 0)])[:2] == (None, [False])
-    prev_bev, has_prev, _ = memory.recall([pose("b", (0, 0, 0), 0)])
-    assert torch.equal(prev_bev, bev(2))
-    assert has_prev == [True]
+def test_updating_leaves_the_old_state_alone():
+    old = BEVState().updated([pose("a")], bevs(1))
+    old.updated([pose("b")], bevs(2))
+    old.updated([pose("a")], bevs(3))
+    assert list(old.scenes) == ["a"]
+    assert torch.equal(old.read([pose("a")])[0], bevs(1))
 
 
 def test_streams_change_scenes_one_by_one():
+    state = BEVState().updated([pose("a", (1, 1, 1)), pose("b", (2, 2, 2))], bevs(1, 2))
+    prev_bev, previous = state.read([pose("c"), pose("b")])
+    assert torch.equal(prev_bev[1], bevs(2)[0])
+    assert previous[0] is None
+    assert previous[1][CAN_POSITION].tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize("order", ["ab", "ba", "a", "b"])
+def test_scenes_are_found_in_any_slot_and_batch_size(order):
+    values = {"a": 1, "b": 2}
+    state = BEVState().updated([pose(scene) for scene in "ab"], bevs(1, 2))
+    prev_bev, previous = state.read([pose(scene) for scene in order])
+    assert torch.equal(prev_bev, bevs(*(values[scene] for scene in order)))
+    assert all(pose is not None for pose in previous)
+
+
+def test_a_smaller_batch_loses_no_history():
+    state = BEVState().updated([pose("a"), pose("b")], bevs(1, 2))
+    state = state.updated([pose("a")], bevs(3))
+    prev_bev, _ = state.read([pose("b"), pose("a")])
+    assert torch.equal(prev_bev, bevs(2, 3))
+
+
+@pytest.mark.parametrize(("max_scenes", "kept"), [(None, "bc"), (1, "c"), (3, "abc")])
+def test_only_scenes_of_the_latest_batches_are_kept(max_scenes, kept):
+    state = BEVState()
+    for scene in "abc":
+        state = state.updated([pose(scene)], bevs(1), max_scenes)
+    assert "".join(state.scenes) == kept
+
+
+def test_a_scene_that_was_seen_again_is_a_late_one():
+    state = BEVState()
+    for scene in "abac":
+        state = state.updated([pose(scene)], bevs(1))
+    assert list(state.scenes) == ["a", "c"]
+
+
+def test_an_old_scene_does_not_keep_its_batch_alive():
+    batch = bevs(1, 2)
+    state = BEVState().updated([pose("a"), pose("b")], batch).updated([pose("b")], bevs(3))
+    assert state.scenes["a"].bevs.data_ptr() != batch.data_ptr()
+    assert state.scenes["a"].bevs.shape == (1, 4, 2)
+
+
+def test_the_steady_state_copies_no_bev():
+    batch = bevs(1, 2)
+    state = BEVState().updated([pose("a"), pose("b")], batch)
+    assert state.read([pose("a"), pose("b")])[0].data_ptr() == batch.data_ptr()
+
+
+def test_time_that_runs_backwards_is_an_error():
+    state = BEVState().updated([pose("a", timestamp=10.5)], bevs(1))
+    state.read([pose("a", timestamp=10.5)])
+    with pytest.raises(ValueError, match=r"sample s at 10\.0 s is older .* reset_memory"):
+        state.read([pose("a", timestamp=10.0)])
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        pose("b", timestamp=10.0),  # another scene
+        pose("a", timestamp=10.0, prev_bev_exists=False),
+    ],
+)
+def test_a_stream_that_begins_anew_may_be_older(meta):
+    state = BEVState().updated([pose("a", timestamp=10.5)], bevs(1))
+    assert state.read([meta]) == (None, [None])
+
+
+def test_metas_without_timestamp_are_not_checked():
+    state = BEVState().updated([pose("a", timestamp=10.5)], bevs(1))
+    assert state.read([pose("a")])[1][0] is not None
+
+
+def test_two_frames_of_a_scene_in_one_batch_are_rejected():
+    with pytest.raises(ValueError, match="2 frames from 1 scenes"):
+        BEVState().updated([pose("a"), pose("a")], bevs(1, 2))
+    with pytest.raises(ValueError, match="max_scenes=1"):
+        BEVState().updated([pose("a"), pose("b")], bevs(1, 2), max_scenes=1)
+
+
+def test_reset_forgets_everything():
     memory = TemporalMemory()
-    memory.remember(bev(1, 2), [pose("a", (1, 1, 1), 5), pose("b", (2, 2, 2), 6)])
-    metas = [pose("c", (7, 7, 7), 7), pose("b", (4, 2, 2), 8)]
-    prev_bev, has_prev, (fresh, known) = memory.recall(metas)
-    assert torch.equal(prev_bev, bev(1, 2))
-    assert has_prev == [False, True]
-    assert fresh["can_bus"][CAN_POSITION].tolist() == [0, 0, 0]
-    assert known["can_bus"][CAN_POSITION].tolist() == [2, 0, 0]
-    assert known["can_bus"][CAN_YAW_DEG] == 2
-
-
-def test_another_batch_size_starts_afresh():
-    memory = TemporalMemory()
-    memory.remember(bev(1, 2), [pose("a", (1, 1, 1), 5), pose("b", (2, 2, 2), 6)])
-    assert memory.recall([pose("a", (1, 1, 1), 5)])[:2] == (None, [False])
-
-
-@pytest.mark.parametrize("batch", [1, 2])
-def test_reset_forgets_everything(batch):
-    memory = TemporalMemory()
-    metas = [pose(f"scene{b}", (0, 0, 0), 0) for b in range(batch)]
-    memory.remember(bev(1, batch), metas)
+    memory.state = memory.state.updated([pose("a")], bevs(1))
     memory.reset()
-    assert memory.recall(metas)[:2] == (None, [False] * batch)
+    assert memory.state.read([pose("a")]) == (None, [None])
 
 
 def test_no_gradient_is_kept():
-    memory = TemporalMemory()
-    memory.remember(bev(1).requires_grad_() * 2, [pose("a", (0, 0, 0), 0)])
-    assert not memory.recall([pose("a", (0, 0, 0), 0)])[0].requires_grad
+    state = BEVState().updated([pose("a")], bevs(1).requires_grad_() * 2)
+    assert not state.read([pose("a")])[0].requires_grad

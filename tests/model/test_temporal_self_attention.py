@@ -14,16 +14,16 @@ def attention():
     return attention
 
 
-@pytest.mark.parametrize("has_history", [True, False])
-def test_equals_a_loop(attention, frame_context, bev_query, has_history):
-    context, query = frame_context((0,), (has_history,)), bev_query()
+@pytest.mark.parametrize("has_prev", [True, False])
+def test_equals_a_loop(attention, frame_context, bev_query, has_prev):
+    context, query = frame_context((0,), (has_prev,)), bev_query()
     shift = context.reference_bev[0, 0, 0] - context.reference_bev[0, 1, 0]
     expected = naive_equations.temporal_self_attention(
         attention,
         query[0].numpy(),
         context.bev_pos[0].numpy(),
-        context.temporal_pair[0, 0].numpy() if has_history else None,
-        context.initial_query[0].numpy(),
+        context.prev_and_current[0, 0].numpy() if has_prev else None,
+        context.bev_queries[0].numpy(),
         BEV_HW,
         shift.numpy(),
     )
@@ -32,19 +32,17 @@ def test_equals_a_loop(attention, frame_context, bev_query, has_history):
     np.testing.assert_allclose(result[0].detach().numpy(), expected, atol=1e-4)
 
 
-def test_two_samples_of_which_one_has_a_history_are_two_times_one(
-    attention, frame_context, bev_query
-):
+def test_mixed_history_batch_equals_single_samples(attention, frame_context, bev_query):
     together = attention(bev_query((0, 1)), frame_context((0, 1), (False, True)))
-    for sample, has_history in ((0, False), (1, True)):
-        alone = attention(bev_query((sample,)), frame_context((sample,), (has_history,)))
+    for sample, has_prev in ((0, False), (1, True)):
+        alone = attention(bev_query((sample,)), frame_context((sample,), (has_prev,)))
         torch.testing.assert_close(together[sample], alone[0], rtol=1e-5, atol=1e-5)
 
 
-def test_the_history_of_a_sample_without_one_is_ignored(attention, frame_context, bev_query):
+def test_prev_bev_of_a_sample_without_one_is_ignored(attention, frame_context, bev_query):
     context, query = frame_context((0, 1), (False, True)), bev_query((0, 1))
     before = attention(query, context)
-    context.temporal_pair[0, 0] = float("nan")
+    context.prev_and_current[0, 0] = float("nan")
     assert torch.equal(attention(query, context), before)
 
 
@@ -71,6 +69,6 @@ def test_offsets_start_as_rays():
 
 
 @pytest.mark.parametrize("wrong", [dict(num_levels=4), dict(num_bev_queue=3), dict(num_heads=3)])
-def test_what_it_cannot_do_is_refused(wrong):
+def test_unsupported_options_are_rejected(wrong):
     with pytest.raises(ValueError, match="num_"):
         TemporalSelfAttention(CHANNELS, **wrong)

@@ -23,6 +23,8 @@ from reduced_inputs import (
     reduced_model,
 )
 
+from projects.bevformer.model import Frame
+
 pytestmark = pytest.mark.parity
 
 # A tenth of what is asked for against the original's recorded numbers (test_parity_tiny.py), or less.
@@ -139,13 +141,17 @@ def run_streams(model, slots):
     model.eval().reset_memory()
     frames = []
     with torch.no_grad(), recorded_features(model) as features:
-        hook = model.pts_bbox_head.register_forward_hook(lambda *call: frames.append(call[-1]))
+        patch = pytest.MonkeyPatch()
+        detect = model.pts_bbox_head.detect
+        patch.setattr(
+            model.pts_bbox_head, "detect", lambda bev: frames.append(detect(bev)) or frames[-1]
+        )
         for t in range(len(STREAM_SCENES[0])):
             metas = [absolute_meta(b, t, STREAM_SCENES[b][t]) for b in slots]
             img = torch.stack([images(b, t) for b in slots])
             boxes = model(return_loss=False, img=[img], img_metas=[metas])
             frames[t] = dict(frames[t], features=features[t], boxes=boxes, metas=metas)
-        hook.remove()
+        patch.undo()
     return frames
 
 
@@ -190,13 +196,9 @@ def test_gradients_of_the_head_in_float64(network, training, monkeypatch):
     for t, features in enumerate(training.features):
         metas = [queue[t] for queue in training.arguments["img_metas"]]
         with torch.set_grad_enabled(t == network.frames - 1):
-            outputs = head(
-                [level.detach().double() for level in features],
-                metas,
-                prev_bev,
-                has_prev=[meta["prev_bev_exists"] for meta in metas],
-            )
-        prev_bev = outputs["bev_embed"]
+            feats = [level.detach().double() for level in features]
+            prev_bev = head.encode(feats, Frame.from_metas(metas), prev_bev)
+    outputs = head.detect(prev_bev)
     truths = [training.arguments[f"gt_{name}_3d"] for name in ("bboxes", "labels")]
     sum(head.loss(*truths, outputs).values()).backward()
     assert outputs["all_cls_scores"].dtype == torch.float64

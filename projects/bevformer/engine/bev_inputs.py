@@ -151,7 +151,8 @@ def _only_version(value):
 
 def _frame(images, meta, preprocessor):
     if preprocessor is not None:
-        (images,), (meta,) = preprocessor(images[None], [meta])
+        (meta,) = preprocessor.describe([meta], images.shape[1:3])
+        (images,) = preprocessor(images[None], [meta])
     return InputFrame(
         token=meta["sample_idx"],
         images_bgr=_pixels(images, meta),

@@ -1,4 +1,4 @@
-"""What the Runner trains: the detector behind DDP.forward, and its losses as one number."""
+"""What the Runner trains: the detector wrapped in DDP, and its losses as one number."""
 
 from collections import OrderedDict
 
@@ -63,23 +63,12 @@ def _refuse_checkpoints(detector):
             )
 
 
-class _LossStep(nn.Module):
-    """The part that DDP wraps: losses come out of `forward`, so that DDP sees every training pass.
-
-    Calling the detector past DDP.forward would leave gradients unsynchronised without an error.
-    """
-
-    def __init__(self, detector):
-        super().__init__()
-        self.detector = detector
-
-    def forward(self, batch):
-        return total_loss(self.detector(return_loss=True, **batch))
-
-
 @MODULE_WRAPPERS.register_module()
 class TrainingModel(nn.Module):
-    """Moves collated batches to the device and hands the Runner losses.
+    """Moves collated batches to the device and returns losses to the Runner.
+
+    Every training pass goes through DDP.forward: calling the detector past it would leave gradients
+    unsynchronised without an error.
 
     Args:
         detector: called with `return_loss=True` and the batch; returns a dict of losses.
@@ -93,7 +82,7 @@ class TrainingModel(nn.Module):
     def __init__(self, detector, device, find_unused_parameters=False, broadcast_buffers=False):
         super().__init__()
         self.device = device
-        self.step = _LossStep(detector.to(device))
+        self.step = detector.to(device)
         if is_distributed():
             if find_unused_parameters and not compat.NON_REENTRANT_CHECKPOINTS:
                 _refuse_checkpoints(detector)
@@ -108,7 +97,7 @@ class TrainingModel(nn.Module):
     def module(self):
         """The bare detector: for inference, checkpoints and hooks."""
         step = self.step
-        return (step.module if isinstance(step, DistributedDataParallel) else step).detector
+        return step.module if isinstance(step, DistributedDataParallel) else step
 
     @property
     def output_device(self):
@@ -118,7 +107,7 @@ class TrainingModel(nn.Module):
     def train_step(self, data, optimizer=None):
         """Losses of one batch, as mmcv's runners and optimizer hooks expect them."""
         batch = to_device(data, self.device)
-        loss, terms = self.step(batch)
+        loss, terms = total_loss(self.step(return_loss=True, **batch))
         return {
             "loss": loss,
             "log_vars": average_over_ranks(terms),

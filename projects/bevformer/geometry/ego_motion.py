@@ -1,56 +1,116 @@
-"""How the ego vehicle's motion moves the previous frame's BEV features.
+"""The ego vehicle's motion between two frames, and how it moves the previous BEV features.
 
 Shape legend: B batch, Q BEV queries (= Hb * Wb), C channels.
 """
 
-import torch
-from torchvision.transforms.functional import InterpolationMode, rotate
+from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from typing import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from projects.bevformer.geometry.can_bus import CAN_POSITION, CAN_YAW_DEG, CAN_YAW_RAD
 from projects.bevformer.geometry.precision import full_precision
 from projects.bevformer.transfer import upload
 
 
-def bev_shift(delta_xy_global, ego_yaw_rad, pc_range):
-    """Ego translation since the previous frame as a fraction of the BEV grid.
-
-    The lidar frame's y axis points along the ego heading and its x axis to the right of it, so a
-    displacement of length L at angle a in the global frame is L * (sin(yaw - a), cos(yaw - a)) in it.
-    The ego-to-lidar lever arm is left out, as in the original.
+def relative_can_bus(can_bus: np.ndarray, previous: np.ndarray | None) -> np.ndarray:
+    """The `can_bus` vector of a frame relative to the frame before it.
 
     Args:
-        delta_xy_global: (B, 2) metres, global axes: this frame's ego position minus the previous.
-        ego_yaw_rad: (B,) absolute ego yaw in the global frame.
-        pc_range: (x_min, y_min, z_min, x_max, y_max, z_max), metres, lidar frame.
+        can_bus: (18,) with absolute position (metres) and yaw (degrees).
+        previous: the same of the frame before; None at the start of a scene.
 
     Returns:
-        (B, 2) float32 (x, y) to add to reference points given as fractions of the grid.
-
-    Source: BEVFormer (arXiv 2203.17270), section 3.4.
+        A copy of `can_bus` whose position and yaw in degrees are minus those of `previous`, or zero at the
+        start of a scene. The other columns, yaw in radians among them, stay absolute.
     """
-    x_min, y_min, _, x_max, y_max, _ = pc_range
-    dx, dy = delta_xy_global.unbind(dim=-1)
-    length = torch.sqrt(dx**2 + dy**2)
-    angle = ego_yaw_rad - torch.atan2(dy, dx)
-    shift = torch.stack(
-        (length * torch.sin(angle) / (x_max - x_min), length * torch.cos(angle) / (y_max - y_min)),
-        dim=-1,
+    relative = np.array(can_bus, dtype=np.float64)
+    for columns in (CAN_POSITION, CAN_YAW_DEG):
+        relative[columns] = 0.0 if previous is None else relative[columns] - previous[columns]
+    return relative
+
+
+@dataclass(frozen=True)
+class EgoMotion:
+    """How the ego vehicle of each sample has moved since the previous frame; zero at a scene start.
+
+    Attributes:
+        delta_xy_global: (B, 2) metres, global axes: this frame's position minus the previous one's.
+        yaw_rad: (B,) absolute heading in this frame, global axes.
+        turn_deg: (B,) this frame's heading minus the previous one's, counter-clockwise seen from above.
+    """
+
+    delta_xy_global: Tensor
+    yaw_rad: Tensor
+    turn_deg: Tensor
+
+    @classmethod
+    def from_can_bus(cls, can_bus: Tensor) -> EgoMotion:
+        """From (B, 18) vectors as `relative_can_bus` returns them."""
+        return cls(
+            delta_xy_global=can_bus[:, CAN_POSITION][:, :2],
+            yaw_rad=can_bus[:, CAN_YAW_RAD],
+            turn_deg=can_bus[:, CAN_YAW_DEG],
+        )
+
+    def delta_xy_lidar(self) -> Tensor:
+        """(B, 2) metres along the axes of this frame's lidar: x right, y forward.
+
+        The lidar's y axis points along the ego heading and its x axis to the right of it, so a displacement
+        of length L at angle a in the global frame is L * (sin(yaw - a), cos(yaw - a)). The ego-to-lidar
+        lever arm is left out, as in the original.
+        """
+        dx, dy = self.delta_xy_global.unbind(dim=-1)
+        length = torch.sqrt(dx**2 + dy**2)
+        angle = self.yaw_rad - torch.atan2(dy, dx)
+        return torch.stack((length * torch.sin(angle), length * torch.cos(angle)), dim=-1)
+
+    def bev_shift(self, pc_range: Sequence[float]) -> Tensor:
+        """Translation as a fraction of the BEV grid.
+
+        Args:
+            pc_range: (x_min, y_min, z_min, x_max, y_max, z_max), metres, lidar frame.
+
+        Returns:
+            (B, 2) float32 (x, y) to add to reference points given as fractions of the grid.
+
+        Source: BEVFormer (arXiv 2203.17270), section 3.4.
+        """
+        x_min, y_min, _, x_max, y_max, _ = pc_range
+        x, y = self.delta_xy_lidar().unbind(dim=-1)
+        return torch.stack((x / (x_max - x_min), y / (y_max - y_min)), dim=-1).float()
+
+
+def bev_shift(delta_xy_global: Tensor, ego_yaw_rad: Tensor, pc_range: Sequence[float]) -> Tensor:
+    """`EgoMotion.bev_shift` of a translation (B, 2) in metres and a heading (B,)."""
+    return EgoMotion(delta_xy_global, ego_yaw_rad, torch.zeros_like(ego_yaw_rad)).bev_shift(
+        pc_range
     )
-    return shift.float()
 
 
-def rotate_bev(bev, delta_yaw_deg, bev_hw, center=None):
-    """Turn each sample's BEV features by the ego rotation since the previous frame.
+def rotate_bev(
+    bev: Tensor,
+    delta_yaw_deg: Tensor | np.ndarray | Sequence[float],
+    bev_hw: tuple[int, int],
+    center: Sequence[float] | None = None,
+) -> Tensor:
+    """Rotate each sample's BEV features by the ego rotation since the previous frame.
 
     Args:
         bev: (B, Q, C) previous BEV features.
-        delta_yaw_deg: B floats, the ego's turn in degrees, counter-clockwise seen from above; what
-            stands still turns the other way on the grid.
+        delta_yaw_deg: (B,) the ego's turn in degrees, counter-clockwise seen from above; static objects
+            turn the other way on the grid.
         bev_hw: rows and columns of the grid.
-        center: (column, row) to turn about; None is the middle of the grid, where the lidar is.
+        center: (column, row) to rotate about; None is the middle of the grid, where the lidar is.
             The official recipes say (100, 100) whatever the grid.
 
     Returns:
-        (B, Q, C) features; cells that turn in from outside are zero. The input is not edited.
+        (B, Q, C) features; cells that enter from outside the grid are zero. The input is not modified.
 
     Raises:
         ValueError: Q is not Hb * Wb, or the number of angles is not B.
@@ -58,20 +118,40 @@ def rotate_bev(bev, delta_yaw_deg, bev_hw, center=None):
     Source: BEVFormer (arXiv 2203.17270), section 3.4; nearest neighbour as in the original.
     """
     bev_h, bev_w = bev_hw
-    if bev.shape[1] != bev_h * bev_w or len(delta_yaw_deg) != bev.shape[0]:
+    turn_deg = torch.as_tensor(delta_yaw_deg, dtype=torch.float64)
+    if bev.shape[1] != bev_h * bev_w or len(turn_deg) != bev.shape[0]:
         raise ValueError(
-            f"bev {tuple(bev.shape)} does not fit a {bev_h}x{bev_w} grid and {len(delta_yaw_deg)} angles"
+            f"bev {tuple(bev.shape)} does not fit a {bev_h}x{bev_w} grid and {len(turn_deg)} angles"
         )
-    center = None if center is None else [float(c) for c in center]
-    # A map of cell numbers is turned on the CPU, where the angles are; the features are only gathered.
-    # Cells are numbered from 1: the rotation fills in zeros.
-    numbers = torch.arange(1.0, bev_h * bev_w + 1).reshape(1, bev_h, bev_w)
-    # torchvision computes the source cells by a matrix product: in half precision it is off by cells.
-    with full_precision(numbers.device):
-        turned = [
-            rotate(numbers, float(angle), interpolation=InterpolationMode.NEAREST, center=center)
-            for angle in delta_yaw_deg
-        ]
-    source = upload(torch.stack(turned).long().flatten(1), bev.device)  # (B, Q)
+    # The source cells are computed where the angles are, normally on the CPU; the features are only gathered.
+    source = upload(_source_cells(turn_deg, bev_hw, center), bev.device)  # (B, Q)
     index = (source - 1).clamp(min=0)[..., None].expand_as(bev)
     return bev.gather(1, index).masked_fill((source == 0)[..., None], 0.0)
+
+
+def _source_cells(
+    turn_deg: Tensor, bev_hw: tuple[int, int], center: Sequence[float] | None
+) -> Tensor:
+    """(B,) degrees -> (B, Q) long, the cell each rotated cell comes from, counted from 1; 0 is outside.
+
+    The arithmetic is that of torchvision's `rotate` with nearest neighbours, cell for cell, in operators
+    that can be traced.
+    """
+    bev_h, bev_w = bev_hw
+    x0, y0 = (0.0, 0.0) if center is None else (center[0] - bev_w * 0.5, center[1] - bev_h * 0.5)
+    angle = -turn_deg * (math.pi / 180)
+    cos, sin = angle.cos(), angle.sin()
+    to_source = torch.stack(
+        (cos, sin, -cos * x0 - sin * y0 + x0, -sin, cos, sin * x0 - cos * y0 + y0), dim=-1
+    ).reshape(-1, 2, 3)
+    with full_precision(turn_deg.device):  # in half precision the product is off by cells
+        x = torch.linspace(-bev_w * 0.5 + 0.5, bev_w * 0.5 - 0.5, bev_w, device=turn_deg.device)
+        y = torch.linspace(-bev_h * 0.5 + 0.5, bev_h * 0.5 - 0.5, bev_h, device=turn_deg.device)
+        grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
+        cells = torch.stack((grid_x, grid_y, torch.ones_like(grid_x)), dim=-1).reshape(1, -1, 3)
+        size = cells.new_tensor((bev_w, bev_h))
+        to_source = to_source.to(cells.dtype) / (0.5 * size[:, None])
+        fractions = cells.expand(len(turn_deg), -1, -1).bmm(to_source.transpose(1, 2))
+        column, row = (((fractions + 1) * size - 1) / 2).round().unbind(dim=-1)
+    inside = (column >= 0) & (column < bev_w) & (row >= 0) & (row < bev_h)
+    return torch.where(inside, row * bev_w + column + 1, torch.zeros_like(row)).long()

@@ -1,24 +1,32 @@
-"""The BEVFormer detector: images of a queue of frames in, losses or boxes out.
+"""The BEVFormer detector: images of a queue of frames in, losses or results out.
 
 Shape legend: B batch, T frames, N cameras, L levels, C channels, Q BEV queries.
 """
 
 import contextlib
+import logging
+from typing import List, NamedTuple, Optional
 
 import torch
 from einops import rearrange
-from mmdet.models.builder import DETECTORS, MODELS, build_backbone, build_head, build_neck
+from mmdet.models.builder import DETECTORS, HEADS, MODELS, build_backbone, build_head, build_neck
 from mmdet3d.core import bbox3d2result
 from mmdet3d.models.detectors import Base3DDetector
+from torch import Tensor, nn
 
+from projects.bevformer.model.fit import check_model
+from projects.bevformer.model.frame import Frame
 from projects.bevformer.model.grid_mask import GridMask
-from projects.bevformer.model.mm.backbone import frugal_backbone
-from projects.bevformer.model.temporal_memory import TemporalMemory
+from projects.bevformer.model.mm.replacements import replace_type
+from projects.bevformer.model.temporal_memory import BEVState, TemporalMemory
+from projects.bevformer.published import published, translate
+
+DETECTION = "pts_bbox"
 
 
 @contextlib.contextmanager
-def frozen(module):
-    """Within it `module` is in eval mode and no gradient is recorded; afterwards all modes are as before."""
+def eval_no_grad(module):
+    """Run a block in eval mode without gradients, then restore each submodule's mode."""
     modes = {child: child.training for child in module.modules()}
     module.eval()
     try:
@@ -32,24 +40,48 @@ def frozen(module):
         torch.clear_autocast_cache()
 
 
+class QueueBEV(NamedTuple):
+    """The current frame of a queue.
+
+    Attributes:
+        bev: (B, Q, C) BEV features.
+        metas: B metas.
+        feats: L tensors (B, N, C, h, w), image features for heads that read them; None without such.
+    """
+
+    bev: Tensor
+    metas: List[dict]
+    feats: Optional[List[Tensor]] = None
+
+
 @DETECTORS.register_module()
+@published(ignores=("test_cfg",))
 class BEVFormer(Base3DDetector):
     """Camera-only 3D detection with a temporal bird's-eye view.
+
+    `encode` turns the images of a frame into a BEV; `pts_bbox_head` detects objects in it, and any number
+    of `heads` solve other tasks on it.
 
     Args:
         img_backbone: config of the image backbone.
         img_neck: config of the neck.
         pts_bbox_head: config of the BEVFormerHead.
+        heads: configs of further BEV heads, see `BEVHead`; each has besides a `name`, under which its
+            results and losses stand, and may have a `weight` (1.0), the factor of its losses.
         use_grid_mask: GridMask augmentation of the training images.
         video_test_mode: carry the BEV from frame to frame at test time.
+        max_scenes: scenes whose state is kept at test time; None is twice the batch.
+        num_levels: levels of the neck that the BEV encoder reads, the first ones; None for all.
         train_cfg: dict(pts=dict(assigner=...)).
-        test_cfg: dict(pts=...) or None.
         pretrained: dict(img=URL or path) of backbone weights.
-        data_preprocessor: config of the ImagePreprocessor for pipelines that hand on uint8 images; None
+        data_preprocessor: config of the ImagePreprocessor for pipelines that end with uint8 images; None
             for pipelines that do the whole work, such as the published ones.
 
     Attributes:
         autocast_dtype: None, or the dtype under which forward runs in mixed precision.
+
+    Raises:
+        ValueError: two parts do not fit each other, or two heads have one name.
 
     Source: BEVFormer (arXiv 2203.17270).
     """
@@ -59,10 +91,12 @@ class BEVFormer(Base3DDetector):
         img_backbone,
         img_neck,
         pts_bbox_head,
+        heads=(),
         use_grid_mask=False,
         video_test_mode=False,
+        max_scenes=None,
+        num_levels=None,
         train_cfg=None,
-        test_cfg=None,
         pretrained=None,
         init_cfg=None,
         data_preprocessor=None,
@@ -72,36 +106,45 @@ class BEVFormer(Base3DDetector):
             # On the CPU: a file of GPU tensors would go to GPU 0 in every process.
             checkpoint = dict(type="Pretrained", checkpoint=pretrained["img"], map_location="cpu")
             img_backbone = dict(img_backbone, init_cfg=checkpoint)
-        self.img_backbone = build_backbone(frugal_backbone(img_backbone))
+        pts_cfg = dict(pts_bbox_head, train_cfg=train_cfg["pts"] if train_cfg else None)
+        parts = dict(backbone=img_backbone, head=pts_cfg, heads=list(heads))
+        parts = translate(parts, replace_type, logging.getLogger("mmdet3d"))
+        self.img_backbone = build_backbone(parts["backbone"])
         self.img_neck = build_neck(img_neck)
-        self.pts_bbox_head = build_head(
-            dict(
-                pts_bbox_head,
-                train_cfg=train_cfg["pts"] if train_cfg else None,
-                test_cfg=test_cfg["pts"] if test_cfg else None,
-            )
-        )
+        self.pts_bbox_head = build_head(parts["head"])
+        self.heads, self.head_weights = nn.ModuleDict(), {}
+        for cfg in parts["heads"]:
+            self._add_head(dict(cfg))
         self.data_preprocessor = MODELS.build(data_preprocessor) if data_preprocessor else None
         self.use_grid_mask = use_grid_mask
         self.grid_mask = GridMask()
+        self.num_levels = num_levels
         self.video_test_mode = video_test_mode
+        self.max_scenes = max_scenes
         self.memory = TemporalMemory()
         self.autocast_dtype = None
+        check_model(self)
+
+    def _add_head(self, cfg):
+        name = cfg.pop("name")
+        if name in self.heads or name == DETECTION:
+            raise ValueError(f"two heads are named {name}: give each of `heads` its own name")
+        self.head_weights[name] = cfg.pop("weight", 1.0)
+        self.heads[name] = HEADS.build(cfg)
 
     def reset_memory(self):
         """Forget the previous frames of all test streams."""
         self.memory.reset()
 
     def preprocess(self, img, img_metas):
-        """Images and metas of one frame as `extract_feat` and the head take them.
+        """Images of one frame as `encode` takes them.
 
         Args:
             img: (B, N, 3, H, W) float, or (B, N, H, W, 3) uint8 with a `data_preprocessor`.
-            img_metas: B metas.
+            img_metas: B metas, from `describe`.
 
         Returns:
-            img: (B, N, 3, H, W) float.
-            img_metas: B metas of it.
+            (B, N, 3, H, W) float.
 
         Raises:
             ValueError: the images are not those that the pipeline of this model ends with.
@@ -110,17 +153,30 @@ class BEVFormer(Base3DDetector):
             return self.data_preprocessor(img, img_metas)
         if img.dtype == torch.uint8:
             raise ValueError(
-                "the pipeline hands on uint8 images, and the model has no data_preprocessor that makes "
+                "the pipeline ends with uint8 images, and the model has no data_preprocessor that makes "
                 "the backbone's input of them: set model.data_preprocessor, see configs/config.py"
             )
-        return img, img_metas
+        return img
 
-    def extract_feat(self, img, img_metas=None):
+    def describe(self, img_metas, img):
+        """Metas of the images that `preprocess` returns.
+
+        Args:
+            img_metas: B metas of the images of the pipeline.
+            img: (B, N, ...) these images.
+        """
+        if self.data_preprocessor is None:
+            return img_metas
+        return self.data_preprocessor.describe(img_metas, img.shape[-3:-1])
+
+    def extract_feat(self, img, img_metas=None, image_flip=None):
         """Image features of one frame.
 
         Args:
             img: (B, N, 3, H, W).
-            img_metas: accepted because published code passes it.
+            img_metas: unused; published code passes it.
+            image_flip: (B,) bool, samples whose images are mirrored for the backbone and whose features
+                are mirrored back: an augmentation that leaves the geometry alone. None for none.
 
         Returns:
             L tensors (B, N, C, h, w).
@@ -128,17 +184,13 @@ class BEVFormer(Base3DDetector):
         Raises:
             ValueError: the neck is for another backbone.
         """
-        batch = img.shape[0]
+        if image_flip is not None:
+            image_flip = image_flip[:, None, None, None, None]
+            img = torch.where(image_flip, img.flip(-1), img)
         images = rearrange(img, "b n c h w -> (b n) c h w")
         if self.use_grid_mask:
             images = self.grid_mask(images)
         stages = self.img_backbone(images)
-        self._check_neck(stages)
-        levels = self.img_neck(stages)
-        return [rearrange(level, "(b n) c h w -> b n c h w", b=batch) for level in levels]
-
-    def _check_neck(self, stages):
-        """Raise ValueError where the neck, if it says what it takes, is not for this backbone."""
         takes = getattr(self.img_neck, "in_channels", None)
         gives = [stage.shape[1] for stage in stages]
         if isinstance(takes, (list, tuple)) and list(takes) != gives:
@@ -146,16 +198,111 @@ class BEVFormer(Base3DDetector):
                 f"img_neck.in_channels is {list(takes)}, but the backbone gives {gives} channels: set "
                 "it so, or change out_indices of the backbone"
             )
+        levels = [
+            rearrange(level, "(b n) c h w -> b n c h w", b=len(img))
+            for level in self.img_neck(stages)
+        ]
+        if image_flip is not None:
+            levels = [torch.where(image_flip, level.flip(-1), level) for level in levels]
+        return levels
 
-    def forward(
-        self,
-        return_loss=True,
-        img=None,
-        img_metas=None,
-        gt_bboxes_3d=None,
-        gt_labels_3d=None,
-        rescale=False,
-    ):
+    def encode(self, images, frame, prev_bev=None):
+        """The BEV of one frame.
+
+        Args:
+            images: (B, N, 3, H, W) float, from `preprocess`.
+            frame: Frame, the cameras and the ego motion.
+            prev_bev: (B, Q, C) BEV features of the previous frame, or None.
+
+        Returns:
+            (B, Q, C) BEV features, row by row of the grid.
+        """
+        # 1. image features of all cameras
+        feats = self.extract_feat(images, image_flip=frame.image_flip)[: self.num_levels]
+        # 2. queries, previous BEV and cameras as the encoder takes them
+        context = self.pts_bbox_head.frame_context(feats, frame, prev_bev)
+        # 3. temporal self-attention and spatial cross-attention
+        return self.pts_bbox_head.transformer.encoder(context)
+
+    def bev_of_queue(self, img, img_metas, state=None):
+        """The BEV of the current frame of each queue, from its frames in time order.
+
+        The frames before the current one only pass their BEV on.
+
+        Args:
+            img: (B, T, N, 3, H, W), or (B, T, N, H, W, 3) uint8 with a `data_preprocessor`.
+            img_metas: B dicts {0: meta, ..., T - 1: meta}.
+            state: None in training, where `can_bus` is relative within the queue; else the BEVState before
+                a queue of one frame whose `can_bus` is absolute.
+
+        Returns:
+            QueueBEV.
+        """
+        metas = [self.describe([queue[t] for queue in img_metas], img) for t in img_metas[0]]
+        prev_bev, previous = (None, None) if state is None else state.read(metas[0])
+        frames = [Frame.from_metas(frame_metas, previous, img.device) for frame_metas in metas]
+        # 1. visible queries of all frames, with a single device sync
+        frames = self.pts_bbox_head.find_visible(frames)
+        # 2. history: encoder only, without gradient
+        if len(frames) > 1:
+            with eval_no_grad(self):
+                for t, frame in enumerate(frames[:-1]):
+                    prev_bev = self.encode(self.preprocess(img[:, t], metas[t]), frame, prev_bev)
+        # 3. the current frame
+        images = self.preprocess(img[:, -1], metas[-1])
+        return QueueBEV(self.encode(images, frames[-1], prev_bev), metas[-1])
+
+    def losses(self, queue, targets):
+        """Losses of all heads.
+
+        Args:
+            queue: QueueBEV.
+            targets: dict of what the batch holds besides images and metas; `gt_bboxes_3d` and
+                `gt_labels_3d` for detection.
+
+        Returns:
+            dict of losses; those of a further head as `<name>.<loss>`, multiplied by its weight.
+        """
+        detections = self.pts_bbox_head.detect(queue.bev)
+        losses = self.pts_bbox_head.loss(
+            targets["gt_bboxes_3d"], targets["gt_labels_3d"], detections, img_metas=queue.metas
+        )
+        for name, head in self.heads.items():
+            for loss, value in head.loss(head(queue.bev), queue.metas, targets).items():
+                weight = self.head_weights[name] if "loss" in loss else 1.0
+                losses[f"{name}.{loss}"] = weight * value
+        return losses
+
+    def step(self, images, img_metas, state=None):
+        """Results of the next frame of each stream; the state is handed in and out.
+
+        Args:
+            images: (B, N, 3, H, W), or (B, N, H, W, 3) uint8 with a `data_preprocessor`; BEVFormer v2:
+                (B, F, N, 3, H, W).
+            img_metas: B metas with `scene_token` and absolute `can_bus`, frames of a scene in time order;
+                BEVFormer v2: `frames` in a meta is {offset: meta}.
+            state: BEVState after the frame before; None at the start.
+
+        Returns:
+            results: B dicts {"pts_bbox": {"boxes_3d", "scores_3d", "labels_3d"}, <head>: its results}, on
+                the CPU.
+            state: BEVState for the next call; empty without `video_test_mode`, where every frame starts anew.
+        """
+        if state is None or not self.video_test_mode:
+            state = BEVState()
+        queues = [{**meta.get("frames", {}), 0: meta} for meta in img_metas]
+        images = images if "frames" in img_metas[0] else images[:, None]
+        queue = self.bev_of_queue(images, queues, state)
+        boxes = self.pts_bbox_head.get_bboxes(self.pts_bbox_head.detect(queue.bev), queue.metas)
+        results = [{DETECTION: bbox3d2result(*of_sample)} for of_sample in boxes]
+        for name, head in self.heads.items():
+            for result, of_sample in zip(results, head.results(head(queue.bev), queue.metas)):
+                result[name] = of_sample
+        if self.video_test_mode:
+            state = state.updated(img_metas, queue.bev, self.max_scenes)
+        return results, state
+
+    def forward(self, return_loss=True, img=None, img_metas=None, rescale=False, **targets):
         """Train or test, under autocast when `autocast_dtype` is set.
 
         Args:
@@ -163,115 +310,38 @@ class BEVFormer(Base3DDetector):
             img: training: (B, T, N, 3, H, W); testing: a list with one (B, N, 3, H, W) tensor. With a
                 `data_preprocessor` uint8 with the channels last, (..., H, W, 3).
             img_metas: training: B dicts {0: meta, ..., T-1: meta}; testing: a list with B metas.
-            gt_bboxes_3d: training: B LiDARInstance3DBoxes of the last frame.
-            gt_labels_3d: training: B (G,) long tensors.
-            rescale: accepted because mmdet passes it; boxes are in metres.
+            rescale: unused; mmdet passes it.
+            targets: training: gt_bboxes_3d, B LiDARInstance3DBoxes of the last frame; gt_labels_3d, B (G,)
+                long tensors; and what further heads learn from.
 
         Returns:
-            Training: dict of losses. Testing: B results, see `forward_test`.
+            Training: dict of losses, see `losses`. Testing: B results, see `step`.
         """
         device = (img if return_loss else img[0]).device.type
         dtype = self.autocast_dtype
-        precision = torch.autocast(device, dtype=dtype) if dtype else contextlib.nullcontext()
-        with precision:
-            if return_loss:
-                return self.forward_train(img, img_metas, gt_bboxes_3d, gt_labels_3d)
-            return self.forward_test(img, img_metas)
+        with torch.autocast(device, dtype=dtype) if dtype else contextlib.nullcontext():
+            if not return_loss:
+                return self.forward_test(img, img_metas)
+            return self.losses(self.bev_of_queue(img, img_metas), targets)
 
     def forward_train(self, img, img_metas, gt_bboxes_3d, gt_labels_3d):
-        """Losses of the last frame of each queue; the frames before it only hand their BEV on.
-
-        Args:
-            img: (B, T, N, 3, H, W).
-            img_metas: B dicts {0: meta, ..., T-1: meta}; can_bus relative within the queue.
-            gt_bboxes_3d: B LiDARInstance3DBoxes with 9 columns.
-            gt_labels_3d: B (G,) long tensors.
-
-        Returns:
-            dict of losses.
-        """
-        hits = self.camera_hits(img, img_metas)
-        prev_bev = self.obtain_history_bev(img[:, :-1], img_metas, hits)
-        metas = [queue[img.shape[1] - 1] for queue in img_metas]
-        current, metas = self.preprocess(img[:, -1], metas)
-        has_prev = [prev_bev is not None and bool(meta["prev_bev_exists"]) for meta in metas]
-        feats = self.extract_feat(current)
-        outputs = self.pts_bbox_head(feats, metas, prev_bev, has_prev=has_prev, hits=hits[-1])
-        return self.pts_bbox_head.loss(gt_bboxes_3d, gt_labels_3d, outputs, img_metas=metas)
-
-    def camera_hits(self, img, img_metas):
-        """Visible (query, camera) pairs for all frames of the queue, with one host-device sync.
-
-        Args:
-            img: (B, T, ...) the images of the queues, as in `forward`.
-            img_metas: B dicts {frame: meta}, the T frames in the order of the images.
-
-        Returns:
-            T CameraHits.
-        """
-        metas_of_frames = [[queue[t] for queue in img_metas] for t in img_metas[0]]
-        if self.data_preprocessor is not None:
-            image_hw = img.shape[-3:-1]
-            metas_of_frames = [
-                self.data_preprocessor.describe(metas, image_hw) for metas in metas_of_frames
-            ]
-        return self.pts_bbox_head.camera_hits(metas_of_frames, img.device)
-
-    def obtain_history_bev(self, img, img_metas, hits=None):
-        """BEV of the last history frame, in eval mode and without gradient.
-
-        Args:
-            img: (B, T - 1, N, 3, H, W) history frames.
-            img_metas: B dicts {0: meta, ...} of the queues.
-            hits: CameraHits of at least the history frames; None finds them frame by frame.
-
-        Returns:
-            (B, Q, C), or None where there is no history.
-        """
-        prev_bev = None
-        with frozen(self):
-            for t in range(img.shape[1]):
-                frame, metas = self.preprocess(img[:, t], [queue[t] for queue in img_metas])
-                has_prev = [
-                    prev_bev is not None and bool(meta["prev_bev_exists"]) for meta in metas
-                ]
-                feats = self.extract_feat(frame)
-                prev_bev = self.pts_bbox_head(
-                    feats,
-                    metas,
-                    prev_bev,
-                    only_bev=True,
-                    has_prev=has_prev,
-                    hits=hits[t] if hits else None,
-                )
-        return prev_bev
+        """mmdet's name for the losses of a batch, see `forward`."""
+        return self(True, img, img_metas, gt_bboxes_3d=gt_bboxes_3d, gt_labels_3d=gt_labels_3d)
 
     def forward_test(self, img, img_metas):
-        """Boxes of the next frame of each stream.
+        """Results of the next frame of each stream; the memory holds the state.
 
         Args:
-            img: a list with one (B, N, 3, H, W) tensor; test-time augmentation is not supported.
-            img_metas: a list with B metas; can_bus absolute, frames of a scene in time order.
-
-        Returns:
-            B dicts {"pts_bbox": {"boxes_3d", "scores_3d", "labels_3d"}} on the CPU.
+            img: a list with one tensor; test-time augmentation is not supported.
+            img_metas: a list with B metas; both as in `step`.
 
         Raises:
             ValueError: more than one augmentation.
         """
         if len(img) != 1 or len(img_metas) != 1:
-            raise ValueError(f"BEVFormer tests one augmentation, got {len(img)}")
-        images, metas = self.preprocess(img[0], img_metas[0])
-        if not self.video_test_mode:
-            self.memory.reset()
-        prev_bev, has_prev, relative_metas = self.memory.recall(metas)
-        feats = self.extract_feat(images)
-        outputs = self.pts_bbox_head(feats, relative_metas, prev_bev, has_prev=has_prev)
-        self.memory.remember(outputs["bev_embed"], metas)
-        return [
-            dict(pts_bbox=bbox3d2result(*boxes))
-            for boxes in self.pts_bbox_head.get_bboxes(outputs, relative_metas)
-        ]
+            raise ValueError(f"{type(self).__name__} tests one augmentation, got {len(img)}")
+        results, self.memory.state = self.step(img[0], img_metas[0], self.memory.state)
+        return results
 
     def simple_test(self, img, img_metas, rescale=False):
         """mmdet's name for testing one augmentation; arguments of one, see `forward_test`."""

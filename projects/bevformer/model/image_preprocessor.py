@@ -1,4 +1,4 @@
-"""From the bytes of the camera images to what the backbone takes, on the device of the model.
+"""On-device preprocessing: uint8 camera images to the normalised, padded input of the backbone.
 
 Shape legend: B batch, N cameras, H height, W width.
 """
@@ -53,15 +53,14 @@ class ImagePreprocessor(nn.Module):
         self.size_divisor = size_divisor
 
     def forward(self, images, img_metas):
-        """Images and metas of one frame as the network takes them.
+        """Images of one frame as the network takes them.
 
         Args:
             images: (B, N, H, W, 3) uint8, BGR.
-            img_metas: B metas. `color_distortion`, where it is there, says how to distort each image.
+            img_metas: B metas; `color_distortion`, where present, says how to distort each image.
 
         Returns:
-            images: (B, N, 3, H', W') float32.
-            img_metas: B new metas with the size, the camera matrices and `img_norm_cfg` of these.
+            (B, N, 3, H', W') float32.
 
         Raises:
             ValueError: the images are not uint8 with the channels last.
@@ -83,18 +82,17 @@ class ImagePreprocessor(nn.Module):
         if scaled_hw != (height, width):
             images = F.interpolate(images, scaled_hw, mode="bilinear", align_corners=False)
         images = F.pad(images, (0, padded_hw[1] - scaled_hw[1], 0, padded_hw[0] - scaled_hw[0]))
-        images = rearrange(images, "(b n) c h w -> b n c h w", b=batch)
-        return images, self.describe(img_metas, (height, width))
+        return rearrange(images, "(b n) c h w -> b n c h w", b=batch)
 
     def describe(self, img_metas, image_hw):
-        """The metas of the result alone.
+        """Metas of the images that `forward` returns.
 
         Args:
             img_metas: B metas.
             image_hw: height and width of the uint8 images.
 
         Returns:
-            B new metas, as those of `forward`.
+            B new metas with the size, the camera matrices and `img_norm_cfg` of the result.
         """
         scaled_hw, padded_hw = self._sizes(image_hw)
         # The true ratios, in case the size was rounded.

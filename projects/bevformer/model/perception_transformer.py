@@ -4,7 +4,6 @@ Shape legend: B batch, N cameras, L levels, C channels, Q BEV queries (= Hb * Wb
 X decoder layers.
 """
 
-import numpy as np
 import torch
 from einops import rearrange, repeat
 from mmcv.cnn.bricks.transformer import build_transformer_layer_sequence
@@ -12,22 +11,18 @@ from mmcv.runner import BaseModule
 from mmdet.models.utils.builder import TRANSFORMER
 from torch import nn
 
-from projects.bevformer.geometry.can_bus import CAN_POSITION, CAN_SIZE, CAN_YAW_DEG, CAN_YAW_RAD
-from projects.bevformer.geometry.ego_motion import bev_shift, rotate_bev
-from projects.bevformer.model.bev_encoder.spatial_cross_attention import MSDeformableAttention3D
-from projects.bevformer.model.bev_encoder.temporal_self_attention import TemporalSelfAttention
-from projects.bevformer.model.detection.layer import CustomMSDeformableAttention
-from projects.bevformer.model.mm.layer_norm import WeightPrecisionLayerNorm
+from projects.bevformer.geometry.bev_grid import cell_centres
+from projects.bevformer.geometry.can_bus import CAN_SIZE
+from projects.bevformer.geometry.ego_motion import rotate_bev
+from projects.bevformer.model.bev_encoder.context import FrameContext
+from projects.bevformer.model.detection.context import ObjectContext
+from projects.bevformer.model.mm.norms import WeightPrecisionLayerNorm
+from projects.bevformer.published import published
 from projects.bevformer.transfer import upload
-
-_SELF_INITIALISING = (
-    TemporalSelfAttention,
-    MSDeformableAttention3D,
-    CustomMSDeformableAttention,
-)
 
 
 @TRANSFORMER.register_module()
+@published(ignores=("two_stage_num_proposals",))
 class PerceptionTransformer(BaseModule):
     """Holds the encoder, the decoder and the embeddings that tie them to cameras and ego motion.
 
@@ -37,17 +32,16 @@ class PerceptionTransformer(BaseModule):
         embed_dims: C.
         num_feature_levels: rows of `level_embeds`; at least L (4 in every official model).
         num_cams: N.
-        rotate_prev_bev: turn the previous BEV by the ego rotation.
+        rotate_prev_bev: rotate the previous BEV by the ego rotation.
         use_shift: shift its reference points by the ego translation.
         use_can_bus: add an embedding of the 18 CAN-bus numbers to the BEV queries.
         can_bus_norm: LayerNorm at the end of that embedding.
         use_cams_embeds: add a learned embedding per camera to its features.
-        rotate_center: (column, row) that the previous BEV turns about. None, the middle of the
+        rotate_center: (column, row) about which the previous BEV is rotated. None, the middle of the
             grid, is right; the official recipes say (100, 100) whatever the grid.
-        two_stage_num_proposals: accepted because published configs may give it; unused there too.
 
     Raises:
-        ValueError: `rotate_center` is no pair.
+        ValueError: `rotate_center` is not a pair.
 
     Source: BEVFormer (arXiv 2203.17270), sections 3.2 and 3.4.
     """
@@ -65,7 +59,6 @@ class PerceptionTransformer(BaseModule):
         can_bus_norm=True,
         use_cams_embeds=True,
         rotate_center=None,
-        two_stage_num_proposals=300,
         init_cfg=None,
     ):
         super().__init__(init_cfg)
@@ -93,95 +86,76 @@ class PerceptionTransformer(BaseModule):
         self.init_weights()
 
     def init_weights(self):
-        """Xavier for every matrix, then what the deformable attentions and embeddings want."""
+        """Xavier for every matrix; then modules with an initialisation of their own apply it."""
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
-        for module in self.modules():
-            if isinstance(module, _SELF_INITIALISING):
-                module.init_weights()
+        _apply_own_initialisations(self)
         nn.init.normal_(self.level_embeds)
         nn.init.normal_(self.cams_embeds)
         for module in (self.reference_points, *self.can_bus_mlp):
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
 
-    def camera_hits(self, metas_of_frames, bev_hw, device):
-        """Which BEV queries see which camera, for some frames at once.
-
-        Args:
-            metas_of_frames: for each frame its B metas with `lidar2img` and `img_shape`.
-            bev_hw: rows and columns of the BEV grid.
-            device: of the result.
-
-        Returns:
-            CameraHits of each frame, found with one host-device sync.
-        """
-        return self.encoder.camera_hits(
-            bev_hw,
-            [upload(_stack_lidar2img(metas), device) for metas in metas_of_frames],
-            [_padded_image_hw(metas) for metas in metas_of_frames],
-        )
-
-    def get_bev_features(
-        self, feats, bev_queries, bev_pos, bev_hw, img_metas, prev_bev, has_prev, hits=None
-    ):
-        """Encode one frame.
+    def frame_context(self, feats, bev_queries, bev_pos, frame, prev_bev=None):
+        """Prepare what the encoder layers share about one frame.
 
         Args:
             feats: L tensors (B, N, C, h, w).
-            bev_queries: (Q, C) learned.
+            bev_queries: (Hb, Wb, C) learned.
             bev_pos: (B, Q, C) positional encoding.
-            bev_hw: rows and columns of the BEV grid.
-            img_metas: B metas with `can_bus` (deltas), `lidar2img` and `img_shape`.
-            prev_bev: (B, Q, C) or None.
-            has_prev: B bools, which samples of `prev_bev` are a previous frame.
-            hits: CameraHits of the frame; None finds them here.
+            frame: Frame.
+            prev_bev: (B, Q, C) BEV features of the previous frame, or None.
 
         Returns:
-            (B, Q, C) BEV features.
+            FrameContext, the input of `encoder`.
 
         Raises:
-            ValueError: the metas do not fit the images, or the features not the transformer.
+            ValueError: the features do not fit the frame or the transformer.
         """
-        batch, cameras = feats[0].shape[:2]
-        _check_metas(img_metas, batch, cameras)
-        if hits is None:
-            (hits,) = self.camera_hits([img_metas], bev_hw, feats[0].device)
-        can_bus = np.stack([meta["can_bus"] for meta in img_metas]).astype(np.float64)
-        queries = repeat(bev_queries, "q c -> b q c", b=batch)
+        self._check_features(feats, frame)
+        batch, bev_hw, device = len(feats[0]), tuple(bev_queries.shape[:2]), bev_queries.device
+        has_prev = prev_bev is not None and frame.has_prev
+
+        # 1. add the CAN-bus embedding to the BEV queries
+        queries = repeat(bev_queries, "h w c -> b (h w) c", b=batch)
         if self.use_can_bus:
-            numbers = upload(torch.from_numpy(can_bus).to(queries.dtype), queries.device)
-            motion = self.can_bus_mlp(numbers)
-            queries = queries + motion[:, None, :]
+            queries = queries + self.can_bus_mlp(frame.can_bus.to(queries.dtype))[:, None, :]
 
-        shift = bev_shift(
-            torch.from_numpy(can_bus[:, CAN_POSITION][:, :2]),
-            torch.from_numpy(can_bus[:, CAN_YAW_RAD]),
-            self.encoder.pc_range,
-        )
-        if not any(has_prev):
-            prev_bev = None
-        elif self.rotate_prev_bev:
-            prev_bev = rotate_bev(prev_bev, can_bus[:, CAN_YAW_DEG], bev_hw, self.rotate_center)
+        # 2. align the previous BEV: rotate its features, shift its reference points
+        prev_and_current = None
+        if has_prev is not False:
+            if self.rotate_prev_bev:
+                turn_deg = frame.motion.turn_deg
+                prev_bev = rotate_bev(prev_bev, turn_deg, bev_hw, self.rotate_center)
+            prev_and_current = torch.stack((prev_bev.to(queries.dtype), queries), dim=1)
+        shift = frame.motion.bev_shift(self.encoder.pc_range)
+        # A frame without a previous one is not shifted.
+        moves = has_prev[:, None] if isinstance(has_prev, torch.Tensor) else has_prev
+        shift = upload(shift * (moves if self.use_shift else False), device)
+        centres = cell_centres(*bev_hw, device)  # (Q, 2)
+        shifted = centres + shift[:, None, :]  # (B, Q, 2)
 
+        # 3. flatten the levels, add camera and level embeddings
         image_features, image_shapes = self._flatten_levels(feats)
-        context = self.encoder.frame_context(
-            bev_queries=queries,
-            bev_pos=bev_pos,
+
+        # 4. find the queries that each camera sees
+        if frame.visible is None:
+            (frame,) = self.encoder.find_visible([frame], bev_hw)
+        return FrameContext(
             bev_hw=bev_hw,
+            bev_pos=bev_pos,
+            bev_queries=queries,
+            prev_and_current=prev_and_current,
+            has_prev=upload(has_prev, device) if isinstance(has_prev, torch.Tensor) else None,
+            reference_bev=torch.stack((shifted, centres.expand_as(shifted)), dim=1),
+            visible=frame.visible,
             image_features=image_features,
             image_shapes=image_shapes,
-            hits=hits,
-            history=prev_bev,
-            has_history=has_prev,
-            shift=shift if self.use_shift else torch.zeros_like(shift),
         )
-        return self.encoder(context)
 
     def _flatten_levels(self, feats):
         """L tensors (B, N, C, h, w) -> (B, N, S_img, C) with camera and level embeddings, L (h, w)."""
-        self._check_features(feats)
         shapes = [tuple(feat.shape[-2:]) for feat in feats]
         flat = []
         for level, feat in enumerate(feats):
@@ -191,23 +165,24 @@ class PerceptionTransformer(BaseModule):
             flat.append(tokens + self.level_embeds[level].to(tokens.dtype))
         return torch.cat(flat, dim=2), shapes
 
-    def _check_features(self, feats):
-        """Raise ValueError unless there are embeddings for all levels, cameras and channels."""
-        if len(feats) > len(self.level_embeds):
+    def _check_features(self, feats, frame):
+        """Raise ValueError where the features do not fit the frame or the embeddings."""
+        batch, cameras, channels = feats[0].shape[:3]
+        if (batch, cameras) != tuple(frame.lidar2img.shape[:2]):
             raise ValueError(
-                f"the neck gives {len(feats)} levels, num_feature_levels of the transformer is "
-                f"{len(self.level_embeds)}: it must be at least as many"
+                f"the images are of {batch} samples and {cameras} cameras, lidar2img of the metas is of "
+                "{} and {}".format(*frame.lidar2img.shape[:2])
             )
-        cameras, channels = feats[0].shape[1:3]
         if self.use_cams_embeds and cameras != len(self.cams_embeds):
             raise ValueError(
                 f"there are images of {cameras} cameras, num_cams of the transformer is "
                 f"{len(self.cams_embeds)}: they must be equal"
             )
-        if channels != self.embed_dims:
+        if len(feats) > len(self.level_embeds) or channels != self.embed_dims:
             raise ValueError(
-                f"the neck gives {channels} channels, embed_dims of the transformer is "
-                f"{self.embed_dims}: out_channels of the neck must be equal to it"
+                f"the neck gives {len(feats)} levels of {channels} channels, the transformer takes at most "
+                f"{len(self.level_embeds)} (num_feature_levels) of {self.embed_dims} (embed_dims): set "
+                "num_outs and out_channels of the neck accordingly"
             )
 
     def decode(self, bev, bev_hw, object_queries, reg_branches, num_groups=1):
@@ -218,45 +193,27 @@ class PerceptionTransformer(BaseModule):
             bev_hw: rows and columns of the BEV grid.
             object_queries: (O, 2C) learned: positional part, then content part.
             reg_branches: X modules, or None for no refinement.
-            num_groups: the queries attend to one another only within each of so many groups.
+            num_groups: queries attend only to queries of their own group.
 
         Returns:
             states: (X, B, O, C) object states after each layer.
             references: (X, B, O, 3) the points each layer started from, fractions of the range.
         """
-        batch = bev.shape[0]
-        query_pos, query = repeat(object_queries, "o c -> b o c", b=batch).chunk(2, dim=-1)
+        query_pos, query = repeat(object_queries, "o c -> b o c", b=len(bev)).chunk(2, dim=-1)
         reference_points = self.reference_points(query_pos).float().sigmoid()
-        return self.decoder(
-            query, query_pos, bev, bev_hw, reference_points, reg_branches, num_groups
-        )
+        context = ObjectContext(query_pos, bev, bev_hw, num_groups)
+        return self.decoder(query, reference_points, context, reg_branches)
 
 
-def _check_metas(img_metas, batch, cameras):
-    """Raise ValueError unless there is a meta a sample, with a matrix a camera."""
-    if len(img_metas) != batch:
-        raise ValueError(f"{len(img_metas)} metas for a batch of {batch} samples")
-    for meta in img_metas:
-        if len(meta["lidar2img"]) != cameras:
-            raise ValueError(
-                f"sample {meta.get('sample_idx')} has images of {cameras} cameras, but "
-                f"{len(meta['lidar2img'])} lidar2img matrices"
-            )
+def _apply_own_initialisations(module):
+    """Call `init_weights` of the outermost descendants that define one or have an `init_cfg`.
 
-
-def _stack_lidar2img(img_metas):
-    """B metas -> (B, N, 4, 4) float32."""
-    return torch.from_numpy(
-        np.stack([np.stack(meta["lidar2img"]) for meta in img_metas]).astype(np.float32)
-    )
-
-
-def _padded_image_hw(img_metas):
-    """The one padded image size, (height, width) pixels, of all cameras and samples."""
-    sizes = {tuple(shape[:2]) for meta in img_metas for shape in meta["img_shape"]}
-    if len(sizes) != 1:
-        raise ValueError(
-            f"all images of a batch must be padded to one size, got {sorted(sizes)}: "
-            "set PadMultiViewImage(size=...) in the pipeline"
-        )
-    return sizes.pop()
+    Whoever initialises itself is responsible for its own children.
+    """
+    for child in module.children():
+        own = getattr(type(child), "init_weights", BaseModule.init_weights)
+        if own is not BaseModule.init_weights or getattr(child, "init_cfg", None):
+            child._is_init = False  # mmcv's flag: the weights have been overwritten since
+            child.init_weights()
+        else:
+            _apply_own_initialisations(child)

@@ -1,62 +1,131 @@
-"""What a test-time stream remembers of its previous frame.
+"""The state of streaming inference: the last BEV and pose of each scene.
 
-Shape legend: B streams (batch slots), Q BEV queries, C channels.
+Shape legend: B batch, Q BEV queries, C channels.
 """
 
-import numpy as np
+from __future__ import annotations
 
-from projects.bevformer.geometry.can_bus import CAN_POSITION, CAN_YAW_DEG
+from dataclasses import dataclass, field, replace
+from typing import Any, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Metas = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class SceneState:
+    """The latest frame of one scene.
+
+    Attributes:
+        bevs: (B, Q, C) BEV features of the batch that the frame was in.
+        row: index of the frame in that batch.
+        can_bus: (18,) with absolute position and yaw.
+        timestamp: seconds, or None where the metas give none.
+    """
+
+    bevs: Tensor
+    row: int
+    can_bus: np.ndarray
+    timestamp: float | None
+
+    def alone(self) -> SceneState:
+        """The same without the rest of its batch, whose memory can then be freed."""
+        if len(self.bevs) == 1:
+            return self
+        return replace(self, bevs=self.bevs[self.row : self.row + 1].clone(), row=0)
+
+
+@dataclass(frozen=True)
+class BEVState:
+    """States of the scenes by scene token, the latest last. Never modified: `updated` returns a new one."""
+
+    scenes: Mapping[str, SceneState] = field(default_factory=dict)
+
+    def read(self, metas: Metas) -> tuple[Tensor | None, list[np.ndarray | None]]:
+        """Return the previous BEV and ego pose of each sample.
+
+        Args:
+            metas: B metas with `scene_token`; `timestamp` (seconds) is checked where present, and
+                `prev_bev_exists=False` starts a stream anew.
+
+        Returns:
+            prev_bev: (B, Q, C), arbitrary in the rows of samples without a previous frame; None where no
+                sample has one.
+            previous: per sample the (18,) `can_bus` of its previous frame, or None.
+
+        Raises:
+            ValueError: a frame is older than the previous frame of its scene.
+        """
+        states = [self._previous(meta) for meta in metas]
+        known = [state for state in states if state is not None]
+        previous = [None if state is None else state.can_bus for state in states]
+        if not known:
+            return None, previous
+        bevs = known[0].bevs
+        same_batch = len(bevs) == len(metas) and all(
+            state is None or (state.bevs is bevs and state.row == row)
+            for row, state in enumerate(states)
+        )
+        if not same_batch:
+            rows = [known[0] if state is None else state for state in states]
+            bevs = torch.cat([state.bevs[state.row : state.row + 1] for state in rows])
+        return bevs, previous
+
+    def _previous(self, meta: Mapping[str, Any]) -> SceneState | None:
+        state = self.scenes.get(meta["scene_token"])
+        if state is None or meta.get("prev_bev_exists") is False:
+            return None
+        timestamp = meta.get("timestamp")
+        if None not in (timestamp, state.timestamp) and timestamp < state.timestamp:
+            raise ValueError(
+                f"sample {meta.get('sample_idx')} at {timestamp} s is older than the previous frame of its "
+                f"scene {meta['scene_token']} at {state.timestamp} s: frames of a scene must come in time "
+                "order; call reset_memory() or set prev_bev_exists=False in the meta to start anew"
+            )
+        return state
+
+    def updated(self, metas: Metas, bevs: Tensor, max_scenes: int | None = None) -> BEVState:
+        """Remember a frame.
+
+        Args:
+            metas: B metas with `scene_token`, absolute `can_bus` and maybe `timestamp`.
+            bevs: (B, Q, C) their BEV features.
+            max_scenes: number of scenes to keep, those of the latest batches; None is 2 * B.
+
+        Raises:
+            ValueError: two samples are of one scene, or `max_scenes` is less than B.
+        """
+        tokens = [meta["scene_token"] for meta in metas]
+        limit = 2 * len(tokens) if max_scenes is None else max_scenes
+        if len(set(tokens)) != len(tokens) or limit < len(tokens):
+            raise ValueError(
+                f"a batch of {len(tokens)} frames from {len(set(tokens))} scenes with max_scenes={limit}: "
+                "the frames of a batch must be of different scenes, and max_scenes at least as many"
+            )
+        scenes: dict[str, SceneState] = {
+            token: state.alone() for token, state in self.scenes.items() if token not in tokens
+        }
+        bevs = bevs.detach()
+        for row, meta in enumerate(metas):
+            can_bus = np.array(meta["can_bus"], dtype=np.float64)
+            timestamp = meta.get("timestamp")
+            scenes[meta["scene_token"]] = SceneState(bevs, row, can_bus, timestamp)
+        return BEVState(dict(list(scenes.items())[-limit:]))
 
 
 class TemporalMemory:
-    """Last BEV, ego pose and scene of each batch slot; the only state of inference.
+    """Holds the state of the test streams between two calls of `BEVFormer.forward`.
 
-    Frames of a scene must come in time order in the same slot; a new scene token starts afresh.
+    Attributes:
+        state: BEVState.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.reset()
 
-    def reset(self):
+    def reset(self) -> None:
         """Forget everything, for example before another evaluation."""
-        self._bev = None
-        self._scene_tokens = []
-        self._can_bus = []
-
-    def recall(self, img_metas):
-        """What the previous frame means to this one.
-
-        Args:
-            img_metas: B metas whose `can_bus` holds absolute position (metres) and yaw (degrees).
-
-        Returns:
-            prev_bev: (B, Q, C) or None.
-            has_prev: B bools, False where the slot has no earlier frame of the scene.
-            relative_metas: copies of the metas with `can_bus` position and yaw relative to the
-                previous frame, zero where there is none. The metas given are not edited.
-        """
-        comparable = self._bev is not None and len(self._scene_tokens) == len(img_metas)
-        has_prev, relative_metas = [], []
-        for slot, meta in enumerate(img_metas):
-            known = comparable and self._scene_tokens[slot] == meta["scene_token"]
-            can_bus = np.array(meta["can_bus"], dtype=np.float64)
-            if known:
-                can_bus[CAN_POSITION] -= self._can_bus[slot][CAN_POSITION]
-                can_bus[CAN_YAW_DEG] -= self._can_bus[slot][CAN_YAW_DEG]
-            else:
-                can_bus[CAN_POSITION] = 0.0
-                can_bus[CAN_YAW_DEG] = 0.0
-            has_prev.append(known)
-            relative_metas.append(dict(meta, can_bus=can_bus))
-        return (self._bev if any(has_prev) else None), has_prev, relative_metas
-
-    def remember(self, bev, img_metas):
-        """Keep this frame for the next.
-
-        Args:
-            bev: (B, Q, C) BEV features.
-            img_metas: the B metas as given to `recall`, with absolute poses.
-        """
-        self._bev = bev.detach()
-        self._scene_tokens = [meta["scene_token"] for meta in img_metas]
-        self._can_bus = [np.array(meta["can_bus"], dtype=np.float64) for meta in img_metas]
+        self.state = BEVState()

@@ -1,22 +1,22 @@
-"""The BEV encoder: BEV queries gather what the previous BEV and the cameras know.
+"""The BEV encoder: BEV queries attend to the previous BEV and to the camera features.
 
 Shape legend: B batch, N cameras, Q BEV queries (= Hb * Wb), C channels, L levels.
 """
 
 from dataclasses import replace
 
-import torch
 from mmcv.cnn.bricks.registry import TRANSFORMER_LAYER_SEQUENCE
 from mmcv.cnn.bricks.transformer import build_transformer_layer
 from mmcv.runner import BaseModule, ModuleList
 
 from projects.bevformer import compat
-from projects.bevformer.geometry.bev_grid import cell_centres, check_range, pillar_points
-from projects.bevformer.model.bev_encoder.context import CameraHits, FrameContext
-from projects.bevformer.transfer import upload
+from projects.bevformer.geometry.bev_grid import check_range, pillar_points
+from projects.bevformer.model.bev_encoder.packed_queries import PackedQueries
+from projects.bevformer.published import published
 
 
 @TRANSFORMER_LAYER_SEQUENCE.register_module()
+@published(only={"return_intermediate": False})
 class BEVFormerEncoder(BaseModule):
     """A stack of BEVFormerLayers that share one FrameContext.
 
@@ -25,12 +25,11 @@ class BEVFormerEncoder(BaseModule):
         num_layers: how many.
         pc_range: (x_min, y_min, z_min, x_max, y_max, z_max), metres, lidar frame.
         num_points_in_pillar: D, heights over each cell that are projected into the cameras.
-        return_intermediate: accepted because published configs give it; only False is possible.
-        with_cp: keep only the queries that enter each layer, and compute the layer once more in the
-            backward pass: less memory, more time, the same gradients.
+        with_cp: keep only the queries that enter each layer, and recompute the layer in the backward
+            pass: less memory, more time, the same gradients.
 
     Raises:
-        ValueError: `pc_range` is no range, or `return_intermediate`.
+        ValueError: `pc_range` is not a range.
 
     Source: BEVFormer (arXiv 2203.17270), section 3.2.
     """
@@ -41,13 +40,10 @@ class BEVFormerEncoder(BaseModule):
         num_layers,
         pc_range,
         num_points_in_pillar=4,
-        return_intermediate=False,
         with_cp=False,
         init_cfg=None,
     ):
         super().__init__(init_cfg)
-        if return_intermediate:
-            raise ValueError("BEVFormerEncoder returns the last layer's BEV only")
         check_range("pc_range", pc_range)
         self.pc_range = list(pc_range)
         self.num_points_in_pillar = num_points_in_pillar
@@ -60,91 +56,46 @@ class BEVFormerEncoder(BaseModule):
         """Encode one frame.
 
         Args:
-            context: FrameContext of the frame, from `frame_context`.
+            context: FrameContext of the frame, from `PerceptionTransformer.frame_context`.
 
         Returns:
             (B, Q, C) BEV features.
         """
-        bev = context.initial_query
+        bev = context.bev_queries
         for layer in self.layers:
             bev = _recomputed(layer, bev, context) if self.with_cp else layer(bev, context)
         return bev
 
-    def camera_hits(self, bev_hw, lidar2img, image_hw):
-        """Which queries see which camera, for some frames at once.
+    def find_visible(self, frames, bev_hw):
+        """Compute the visible queries of several frames with one host-device sync.
 
         Args:
+            frames: list of Frame.
             bev_hw: rows and columns of the BEV grid.
-            lidar2img: a tensor (B, N, 4, 4) for each frame, lidar points to pixels of the padded image.
-            image_hw: height and width of the padded image, pixels; one pair for each frame.
 
         Returns:
-            CameraHits of each frame.
+            The frames with `visible` set.
         """
-        device = lidar2img[0].device
+        device = frames[0].lidar2img.device
         pillars = pillar_points(*bev_hw, self.num_points_in_pillar, self.pc_range, device)
-        return CameraHits.project(pillars, lidar2img, image_hw)
-
-    def frame_context(
-        self,
-        bev_queries,
-        bev_pos,
-        bev_hw,
-        image_features,
-        image_shapes,
-        hits,
-        history,
-        has_history,
-        shift,
-    ):
-        """Gather what the layers share.
-
-        Args:
-            bev_queries: (B, Q, C).
-            bev_pos: (B, Q, C) positional encoding.
-            bev_hw: rows and columns of the BEV grid.
-            image_features: (B, N, S_img, C) all levels, flattened.
-            image_shapes: L pairs (h, w).
-            hits: CameraHits of the frame, from `camera_hits`.
-            history: (B, Q, C) previous BEV turned into this frame, or None.
-            has_history: B bools, which samples have one.
-            shift: (B, 2) float32 ego translation as fractions of the grid, on the CPU.
-
-        Returns:
-            FrameContext.
-        """
-        device = bev_queries.device
-        mixed = history is not None and not all(has_history)
-        has_history = torch.tensor(has_history)
-        temporal_pair = None
-        if history is not None:
-            temporal_pair = torch.stack((history.to(bev_queries.dtype), bev_queries), dim=1)
-        # The current frame's points are not shifted; nor are those of a sample without history.
-        shift = upload(shift * has_history[:, None], device)
-        centres = cell_centres(*bev_hw, device)  # (Q, 2)
-        moved = centres + shift[:, None, :]  # (B, Q, 2)
-        return FrameContext(
-            bev_hw=bev_hw,
-            bev_pos=bev_pos,
-            initial_query=bev_queries,
-            temporal_pair=temporal_pair,
-            has_history=upload(has_history, device) if mixed else None,
-            reference_bev=torch.stack((moved, centres.expand_as(moved)), dim=1),
-            hits=hits,
-            image_features=image_features,
-            image_shapes=image_shapes,
+        found = PackedQueries.project(
+            pillars, [frame.lidar2img for frame in frames], [frame.image_hw for frame in frames]
         )
+        return [replace(frame, visible=visible) for frame, visible in zip(frames, found)]
 
 
 def _recomputed(layer, bev, context):
     """`layer(bev, context)` under a checkpoint; whatever carries a gradient is an argument of it."""
 
-    def run(bev, bev_pos, temporal_pair, image_features):
+    def run(bev, bev_pos, prev_and_current, image_features):
         frame = replace(
-            context, bev_pos=bev_pos, temporal_pair=temporal_pair, image_features=image_features
+            context,
+            bev_pos=bev_pos,
+            prev_and_current=prev_and_current,
+            image_features=image_features,
         )
         return layer(bev, frame)
 
     return compat.checkpoint(
-        run, bev, context.bev_pos, context.temporal_pair, context.image_features
+        run, bev, context.bev_pos, context.prev_and_current, context.image_features
     )

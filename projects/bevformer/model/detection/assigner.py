@@ -10,6 +10,7 @@ from mmdet.core.bbox.match_costs import build_match_cost
 from scipy.optimize import linear_sum_assignment
 
 from projects.bevformer.geometry.boxes import VX, encode_boxes
+from projects.bevformer.published import published
 from projects.bevformer.transfer import upload
 
 # Stands in for a cost that is not a number, so that one diverging query cannot stop the matcher.
@@ -17,24 +18,18 @@ _COST_OF_NAN = 100.0
 
 
 @BBOX_ASSIGNERS.register_module()
+@published(ignores=("pc_range",), unweighted=("iou_cost",))
 class HungarianAssigner3D:
     """Finds the matching with the least sum of classification and box costs.
 
     Args:
         cls_cost: config of the classification cost on logits.
         reg_cost: config of the box cost on the first eight code columns (velocity left out).
-        iou_cost: accepted because published configs give it, with weight 0; never computed.
-        pc_range: accepted because published configs give it; codes are in metres.
-
-    Raises:
-        ValueError: `iou_cost` has a weight.
 
     Source: DETR (arXiv 2005.12872), section 3.1; DETR3D (arXiv 2110.06922), section 3.3.
     """
 
-    def __init__(self, cls_cost, reg_cost, iou_cost=None, pc_range=None):
-        if iou_cost is not None and iou_cost.get("weight", 0) != 0:
-            raise ValueError("HungarianAssigner3D has no 3D IoU cost: set iou_cost weight to 0")
+    def __init__(self, cls_cost, reg_cost):
         self.cls_cost = build_match_cost(cls_cost)
         self.reg_cost = build_match_cost(reg_cost)
 

@@ -9,9 +9,11 @@ from mmdet.core.bbox.builder import BBOX_CODERS
 
 from projects.bevformer.geometry.bev_grid import check_range
 from projects.bevformer.geometry.boxes import decode_boxes
+from projects.bevformer.published import published
 
 
 @BBOX_CODERS.register_module()
+@published(ignores=("voxel_size",))
 class NMSFreeCoder(BaseBBoxCoder):
     """Keeps the best (query, class) pairs whose centres lie in a range.
 
@@ -22,10 +24,9 @@ class NMSFreeCoder(BaseBBoxCoder):
         max_num: pairs kept at most.
         score_threshold: pairs below it are dropped; None and 0 keep all.
         num_classes: K.
-        voxel_size: accepted because published configs give it; unused there too.
 
     Raises:
-        ValueError: `pc_range` or `post_center_range` is no range.
+        ValueError: `pc_range` or `post_center_range` is not a range.
 
     Source: DETR3D (arXiv 2110.06922), section 3.2.
     """
@@ -37,7 +38,6 @@ class NMSFreeCoder(BaseBBoxCoder):
         max_num=100,
         score_threshold=None,
         num_classes=10,
-        voxel_size=None,
     ):
         check_range("pc_range", pc_range)
         if post_center_range is not None:

@@ -5,6 +5,7 @@ R groups of object queries, X decoder layers, K classes, G ground truths.
 """
 
 import copy
+from dataclasses import replace
 
 import torch
 from einops import rearrange
@@ -12,7 +13,7 @@ from mmcv.cnn.bricks.transformer import build_positional_encoding
 from mmcv.runner import BaseModule
 from mmdet.core import build_assigner, build_bbox_coder, reduce_mean
 from mmdet.models.builder import HEADS, build_loss
-from mmdet.models.utils import LearnedPositionalEncoding, build_transformer
+from mmdet.models.utils import build_transformer
 from mmdet.models.utils.transformer import inverse_sigmoid
 from torch import nn
 
@@ -25,15 +26,18 @@ from projects.bevformer.geometry.boxes import (
     new_to_old_boxes,
     old_to_new_boxes,
 )
-from projects.bevformer.model.mm.layer_norm import WeightPrecisionLayerNorm
+from projects.bevformer.model.frame import Frame
+from projects.bevformer.model.mm.norms import WeightPrecisionLayerNorm
+from projects.bevformer.published import published
 from projects.bevformer.transfer import upload
 
 
 @HEADS.register_module(name=["BEVFormerHead", "BEVFormerHead_GroupDETR"])
+@published(ignores=("test_cfg",), only={"as_two_stage": False}, unweighted=("loss_iou",))
 class BEVFormerHead(BaseModule):
-    """Predicts boxes from multi-camera features.
+    """Encodes frames into a BEV and detects objects in it.
 
-    The network speaks the old box convention (geometry.boxes); `loss` takes and `get_bboxes` gives
+    The network uses the old box convention (geometry.boxes); `loss` takes and `get_bboxes` returns
     boxes in the mmdet3d >= 1.0rc0 convention.
 
     Args:
@@ -47,11 +51,9 @@ class BEVFormerHead(BaseModule):
         bbox_coder: config of the box coder; its `pc_range` is the detection range.
         loss_cls: config of the classification loss on logits.
         loss_bbox: config of the box code loss.
-        loss_iou: accepted because published configs give it, with weight 0; never computed.
         train_cfg: dict(assigner=...), the config of the matcher; None for inference only.
-        test_cfg: accepted because mmdet passes it.
-        with_box_refine: a branch per decoder layer that refines the layer before; else shared ones.
-        as_two_stage: accepted because published configs give it; only False is possible.
+        with_box_refine: each decoder layer has branches of its own that refine the layer before;
+            otherwise the layers share one.
         sync_cls_avg_factor: average the number of positives over all processes.
         code_weights: 10 loss weights of the box code columns.
         num_reg_fcs: hidden layers of the branches.
@@ -59,7 +61,7 @@ class BEVFormerHead(BaseModule):
             every ground truth R positives; at test time only the first group is used.
 
     Raises:
-        ValueError: the parts do not fit each other, or an option has a value that is not possible.
+        ValueError: an option has an impossible value. The detector checks that the parts fit each other.
 
     Source: BEVFormer (arXiv 2203.17270), section 3.5; DETR3D (arXiv 2110.06922), section 3.3;
     Group DETR (arXiv 2207.13085).
@@ -74,14 +76,11 @@ class BEVFormerHead(BaseModule):
         bbox_coder,
         loss_cls,
         loss_bbox,
-        loss_iou=None,
         num_query=900,
         bev_h=30,
         bev_w=30,
         train_cfg=None,
-        test_cfg=None,
         with_box_refine=False,
-        as_two_stage=False,
         sync_cls_avg_factor=False,
         code_weights=(1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2),
         num_reg_fcs=2,
@@ -89,10 +88,6 @@ class BEVFormerHead(BaseModule):
         init_cfg=None,
     ):
         super().__init__(init_cfg)
-        if as_two_stage:
-            raise ValueError("BEVFormerHead has no two-stage variant: set as_two_stage=False")
-        if loss_iou is not None and loss_iou.get("loss_weight", 1.0) != 0:
-            raise ValueError("BEVFormerHead has no IoU loss: set loss_iou loss_weight to 0")
         if len(code_weights) != CODE_SIZE:
             raise ValueError(f"code_weights must hold {CODE_SIZE} numbers, got {len(code_weights)}")
         if not loss_cls.get("use_sigmoid", False):
@@ -102,6 +97,7 @@ class BEVFormerHead(BaseModule):
                 f"num_query ({num_query}) and group_detr ({group_detr}) must be at least 1"
             )
         self.num_classes = num_classes
+        self.in_channels = in_channels
         self.bev_h, self.bev_w = bev_h, bev_w
         self.num_query = num_query
         self.group_detr = group_detr
@@ -110,12 +106,11 @@ class BEVFormerHead(BaseModule):
         self.assigner = build_assigner(train_cfg["assigner"]) if train_cfg else None
         self.bbox_coder = build_bbox_coder(bbox_coder)
         self.pc_range = list(self.bbox_coder.pc_range)
-        self.loss_cls = build_loss(_torch_only(loss_cls))
+        self.loss_cls = build_loss(loss_cls)
         self.loss_bbox = build_loss(loss_bbox)
 
         self.transformer = build_transformer(transformer)
         self.positional_encoding = build_positional_encoding(positional_encoding)
-        self._check_fit(in_channels)
         self.bev_embedding = nn.Embedding(bev_h * bev_w, in_channels)
         self.query_embedding = nn.Embedding(num_query * group_detr, in_channels * 2)
         self.code_weights = nn.Parameter(
@@ -129,96 +124,68 @@ class BEVFormerHead(BaseModule):
             _reg_branch(in_channels, num_reg_fcs), num_layers, with_box_refine
         )
 
-    def _check_fit(self, channels):
-        """Raise ValueError where parts that have to agree do not."""
-        if self.transformer.embed_dims != channels:
-            raise ValueError(
-                f"in_channels of the head is {channels}, embed_dims of its transformer "
-                f"{self.transformer.embed_dims}: they must be equal"
-            )
-        encoding = self.positional_encoding
-        if isinstance(encoding, LearnedPositionalEncoding):
-            if 2 * encoding.num_feats != channels:
-                raise ValueError(
-                    f"num_feats of the positional encoding is {encoding.num_feats}: it must be half of "
-                    f"in_channels ({channels})"
-                )
-            rows, columns = encoding.row_embed.num_embeddings, encoding.col_embed.num_embeddings
-            if rows < self.bev_h or columns < self.bev_w:
-                raise ValueError(
-                    f"the positional encoding has {rows} rows and {columns} columns, the BEV grid "
-                    f"{self.bev_h} and {self.bev_w}: set row_num_embed to bev_h, col_num_embed to bev_w"
-                )
-        if self.bbox_coder.num_classes != self.num_classes:
-            raise ValueError(
-                f"num_classes of the head is {self.num_classes}, of its bbox_coder "
-                f"{self.bbox_coder.num_classes}: labels would be wrong, so they must be equal"
-            )
-        grid_range = self.transformer.encoder.pc_range
-        if [self.pc_range[i] for i in (0, 1, 3, 4)] != [grid_range[i] for i in (0, 1, 3, 4)]:
-            raise ValueError(
-                f"pc_range of the bbox_coder is {self.pc_range}, of the encoder {grid_range}: objects are "
-                "sought on the encoder's grid, so x and y must be equal"
-            )
-
     def init_weights(self):
         """Initialise the parts; logits start at the prior probability 0.01."""
         super().init_weights()
         for branch in self.cls_branches:
             nn.init.constant_(branch[-1].bias, -torch.tensor((1 - 0.01) / 0.01).log().item())
 
-    def camera_hits(self, metas_of_frames, device):
-        """Which BEV queries see which camera, for some frames at once.
-
-        Args:
-            metas_of_frames: for each frame its B metas with `lidar2img` and `img_shape`.
-            device: of the result.
-
-        Returns:
-            CameraHits of each frame, found with one host-device sync.
-        """
-        return self.transformer.camera_hits(metas_of_frames, (self.bev_h, self.bev_w), device)
-
-    def forward(
-        self, mlvl_feats, img_metas, prev_bev=None, only_bev=False, has_prev=None, hits=None
-    ):
-        """Predict.
+    def forward(self, mlvl_feats, img_metas, prev_bev=None, only_bev=False):
+        """Encode one frame and detect objects; the signature of the published code.
 
         Args:
             mlvl_feats: L tensors (B, N, C, h, w).
             img_metas: B metas with relative `can_bus`, `lidar2img` and `img_shape`.
-            prev_bev: (B, Q, C) previous BEV or None.
+            prev_bev: (B, Q, C) previous BEV of all samples, or None.
             only_bev: stop after the encoder.
-            has_prev: B bools, which samples of `prev_bev` are a previous frame; None is all.
-            hits: CameraHits of the frame; None finds them here.
 
         Returns:
-            (B, Q, C) BEV features if `only_bev`, else a dict: bev_embed (B, Q, C),
-            all_cls_scores (X, B, R * O, K) logits, all_bbox_preds (X, B, R * O, 10) box codes in
-            metres, old convention; the last two float32. R is 1 in eval mode.
+            What `encode` returns if `only_bev`, else what `detect` returns.
         """
-        batch = mlvl_feats[0].shape[0]
-        if has_prev is None:
-            has_prev = [prev_bev is not None] * batch
-        bev_hw = (self.bev_h, self.bev_w)
-        mask = mlvl_feats[0].new_zeros((batch, *bev_hw))
+        frame = Frame.from_metas(img_metas, device=mlvl_feats[0].device)
+        bev = self.encode(mlvl_feats, replace(frame, has_prev=True), prev_bev)
+        return bev if only_bev else self.detect(bev)
+
+    def encode(self, feats, frame, prev_bev=None):
+        """The BEV features (B, Q, C) of one frame; arguments as in `frame_context`."""
+        return self.transformer.encoder(self.frame_context(feats, frame, prev_bev))
+
+    def frame_context(self, feats, frame, prev_bev=None):
+        """What the encoder takes.
+
+        Args:
+            feats: L tensors (B, N, C, h, w).
+            frame: Frame.
+            prev_bev: (B, Q, C) BEV features of the previous frame, or None.
+
+        Returns:
+            FrameContext.
+        """
+        bev_hw = self.bev_h, self.bev_w
+        mask = feats[0].new_zeros((len(feats[0]), *bev_hw))
         bev_pos = self.positional_encoding(mask).flatten(2).transpose(1, 2)  # (B, Q, C)
-        bev = self.transformer.get_bev_features(
-            mlvl_feats,
-            self.bev_embedding.weight,
-            bev_pos,
-            bev_hw,
-            img_metas,
-            prev_bev,
-            has_prev,
-            hits,
-        )
-        if only_bev:
-            return bev
+        bev_queries = rearrange(self.bev_embedding.weight, "(h w) c -> h w c", h=self.bev_h)
+        return self.transformer.frame_context(feats, bev_queries, bev_pos, frame, prev_bev)
+
+    def find_visible(self, frames):
+        """The frames with their visible queries, computed with one host-device sync."""
+        return self.transformer.encoder.find_visible(frames, (self.bev_h, self.bev_w))
+
+    def detect(self, bev):
+        """Detect objects in a BEV.
+
+        Args:
+            bev: (B, Q, C) BEV features.
+
+        Returns:
+            dict: bev_embed (B, Q, C), all_cls_scores (X, B, R * O, K) logits, all_bbox_preds
+            (X, B, R * O, 10) box codes in metres, old convention; the last two float32. R is 1 in eval
+            mode.
+        """
         num_groups = self.group_detr if self.training else 1
         states, references = self.transformer.decode(
             bev,
-            bev_hw,
+            (self.bev_h, self.bev_w),
             self.query_embedding.weight[: num_groups * self.num_query],
             self.reg_branches if self.with_box_refine else None,
             num_groups,
@@ -257,7 +224,7 @@ class BEVFormerHead(BaseModule):
             gt_bboxes_list: B LiDARInstance3DBoxes with 9 columns, mmdet3d >= 1.0rc0 convention.
             gt_labels_list: B (G,) long tensors.
             preds_dicts: what `forward` returned.
-            img_metas: accepted because published code passes it.
+            img_metas: unused; published code passes it.
 
         Returns:
             dict: loss_cls and loss_bbox of the last layer, d0.loss_cls, d0.loss_bbox, ... of the
@@ -336,7 +303,7 @@ class BEVFormerHead(BaseModule):
         Args:
             preds_dicts: what `forward` returned.
             img_metas: B metas with `box_type_3d`.
-            rescale: accepted because mmdet passes it; boxes are in metres.
+            rescale: unused; mmdet passes it.
 
         Returns:
             B lists [boxes, scores, labels]: boxes of `box_type_3d` with 9 columns, bottom centre,
@@ -349,13 +316,6 @@ class BEVFormerHead(BaseModule):
             boxes = box_type(boxes, box_dim=boxes.shape[-1], origin=(0.5, 0.5, 0.5))
             results.append([boxes, decoded["scores"], decoded["labels"]])
         return results
-
-
-def _torch_only(loss_cls):
-    """The config with mmdet's FocalLoss replaced by the one that needs no compiled CUDA operator."""
-    if loss_cls["type"] == "FocalLoss":
-        return dict(loss_cls, type="TorchFocalLoss")
-    return loss_cls
 
 
 def _cls_branch(channels, num_fcs, num_classes):

@@ -1,4 +1,4 @@
-"""Image backbones of published configs, as this project runs them: in less memory, on any device."""
+"""A ResNet that recomputes its blocks in the backward pass."""
 
 from mmdet.models.backbones import ResNet
 from mmdet.models.builder import BACKBONES
@@ -6,30 +6,6 @@ from mmdet.models.utils import ResLayer
 from torch import nn
 
 from projects.bevformer import compat
-
-_PLAIN_BATCH_NORMS = ("BN", "BN2d")
-
-
-def frugal_backbone(img_backbone):
-    """The config of the same network with parts that need less: same parameters, same numbers.
-
-    - mmcv's DCNv2 becomes torchvision's where mmcv's cannot run on a GPU;
-    - batch norms keep no activations while they are frozen;
-    - `with_cp` of a ResNet keeps less, in a way that DistributedDataParallel bears.
-
-    Args:
-        img_backbone: config of an mmdet backbone; not edited.
-    """
-    cfg = dict(img_backbone)
-    dcn = cfg.get("dcn")
-    if dcn and dcn["type"] == "DCNv2" and not compat.mmcv_has_cuda_operators():
-        cfg["dcn"] = dict(dcn, type="TorchvisionDCNv2")
-    norm = cfg.get("norm_cfg")
-    if norm and norm["type"] in _PLAIN_BATCH_NORMS:
-        cfg["norm_cfg"] = dict(norm, type="LeanBN2d")
-    if cfg["type"] == "ResNet" and cfg.get("with_cp"):
-        cfg.update(type="CheckpointedResNet", with_cp=False)
-    return cfg
 
 
 class _CheckpointedStage(ResLayer):
@@ -52,10 +28,7 @@ class _CheckpointedStage(ResLayer):
 
 @BACKBONES.register_module()
 class CheckpointedResNet(ResNet):
-    """mmdet's ResNet that recomputes its blocks in the backward pass instead of keeping them.
-
-    mmdet's own `with_cp` is reentrant checkpointing; see `compat.checkpoint`.
-    """
+    """mmdet's ResNet with checkpoints that keep less than `with_cp`, which is reentrant; see `compat.checkpoint`."""
 
     def make_res_layer(self, **kwargs):
         """A stage; called by ResNet's constructor."""

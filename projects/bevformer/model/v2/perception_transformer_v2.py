@@ -11,11 +11,10 @@ from mmdet.models.backbones.resnet import BasicBlock
 from mmdet.models.utils.builder import TRANSFORMER
 from torch import nn
 
-from projects.bevformer.geometry.bev_warp import warp_bev
 from projects.bevformer.geometry.poses import check_frame_offsets
-from projects.bevformer.model.mm.layer_norm import WeightPrecisionLayerNorm
-from projects.bevformer.model.mm.sync_batch_norm import on_any_device
+from projects.bevformer.model.mm.norms import WeightPrecisionLayerNorm
 from projects.bevformer.model.perception_transformer import PerceptionTransformer
+from projects.bevformer.published import published
 from projects.bevformer.transfer import upload
 
 
@@ -36,7 +35,7 @@ class ResNetFusion(BaseModule):
         self, in_channels, out_channels, inter_channels, num_layer, norm_cfg=None, init_cfg=None
     ):
         super().__init__(init_cfg)
-        norm_cfg = on_any_device(norm_cfg or dict(type="SyncBN"))
+        norm_cfg = norm_cfg or dict(type="SyncBNOnGPU")
         blocks = []
         for i in range(num_layer):
             channels = in_channels if i == 0 else inter_channels
@@ -69,6 +68,7 @@ class ResNetFusion(BaseModule):
 
 
 @TRANSFORMER.register_module()
+@published(ignores=("rotate_center", "two_stage_num_proposals"))
 class PerceptionTransformerV2(PerceptionTransformer):
     """PerceptionTransformer without recurrence and CAN bus: every frame is encoded on its own.
 
@@ -81,8 +81,6 @@ class PerceptionTransformerV2(PerceptionTransformer):
         frames: offsets of the frames that are fused, in time order; 0 is the current one.
         num_fusion: residual blocks of the fusion.
         inter_channels: their width; None is F * C.
-        rotate_center: accepted because published configs may give it; nothing turns here.
-        two_stage_num_proposals: accepted because published configs may give it; unused there too.
 
     Raises:
         ValueError: `frames` has no 0, repeats an offset or is not in time order.
@@ -101,8 +99,6 @@ class PerceptionTransformerV2(PerceptionTransformer):
         frames=(0,),
         num_fusion=3,
         inter_channels=None,
-        rotate_center=None,
-        two_stage_num_proposals=300,
         init_cfg=None,
     ):
         super().__init__(
@@ -124,56 +120,28 @@ class PerceptionTransformerV2(PerceptionTransformer):
             channels = len(self.frames) * embed_dims
             self.fusion = ResNetFusion(channels, embed_dims, inter_channels or channels, num_fusion)
 
-    def get_bev_features(
-        self, feats, bev_queries, bev_pos, bev_hw, img_metas, prev_bev, has_prev, hits=None
-    ):
-        """Encode one frame, and fuse it with the others where they are given.
+    def fuse(self, bevs, exists, bev_hw):
+        """Fuse the BEVs of the frames.
 
         Args:
-            feats: L tensors (B, N, C, h, w).
-            bev_queries: (Q, C) learned.
-            bev_pos: (B, Q, C) positional encoding.
+            bevs: F (B, Q, C) BEV features in the order of `frames`; None where no sample has the frame.
+            exists: for each frame True, False or (B,) bool, which samples have it; the current one exists.
             bev_hw: rows and columns of the BEV grid.
-            img_metas: B metas with `lidar2img` (from the current frame's lidar) and `img_shape`;
-                `bev_augmentation` in a meta, (3, 3), moves the BEV as GlobalRotScaleTransImage has
-                moved the boxes.
-            prev_bev: for each of the F frames its (B, Q, C) BEV features, or None where no sample has
-                one and for the current frame; None altogether: the frame is not fused.
-            has_prev: for each of the F frames B bools, which samples have it.
-            hits: CameraHits of the frame; None finds them.
 
         Returns:
-            (B, Q, C) BEV features.
-
-        Raises:
-            ValueError: the metas do not fit the images.
+            (B, Q, C) BEV features of the current frame.
         """
-        alone = [False] * len(img_metas)
-        bev = super().get_bev_features(
-            feats, bev_queries, bev_pos, bev_hw, img_metas, None, alone, hits
-        )
-        maps = [meta.get("bev_augmentation") for meta in img_metas]
-        if any(matrix is not None for matrix in maps):
-            planar = torch.eye(2).repeat(len(maps), 1, 1)
-            for sample, matrix in enumerate(maps):
-                if matrix is not None:
-                    planar[sample] = torch.as_tensor(matrix)[:2, :2]
-            bev = warp_bev(bev, planar, bev_hw, self.encoder.pc_range)
-        if prev_bev is None:
-            return bev
-        return self.fusion(self._fill(bev, prev_bev, has_prev), bev_hw)
-
-    def _fill(self, bev, prev_bev, has_prev):
-        """All F BEVs; for a frame that a sample lacks its neighbour on the side of the current one."""
         current = self.frames.index(0)
-        filled = list(prev_bev)
-        filled[current] = bev
+        if len(self.frames) == 1:
+            return bevs[current]
+        # A frame that a sample lacks is replaced by its neighbour on the side of the current one.
+        filled = list(bevs)
         before, after = range(current - 1, -1, -1), range(current + 1, len(filled))
         for frame, nearer in [(t, t + 1) for t in before] + [(t, t - 1) for t in after]:
             neighbour = filled[nearer].detach()
-            if filled[frame] is None:
+            if exists[frame] is False:
                 filled[frame] = neighbour
-            else:
-                exists = upload(torch.tensor(has_prev[frame]), bev.device)[:, None, None]
-                filled[frame] = torch.where(exists, filled[frame].to(bev.dtype), neighbour)
-        return filled
+            elif exists[frame] is not True:
+                has_frame = upload(exists[frame], neighbour.device)[:, None, None]
+                filled[frame] = torch.where(has_frame, filled[frame].to(neighbour.dtype), neighbour)
+        return self.fusion(filled, bev_hw)

@@ -1,9 +1,21 @@
-"""Batch normalisation that keeps no activation when it is frozen."""
+"""Normalisation layers: less memory while frozen, any device, any autocast state."""
 
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import NORM_LAYERS
 from torch import nn
+
+
+class WeightPrecisionLayerNorm(nn.LayerNorm):
+    """LayerNorm in the precision of its weights, whatever the autocast state.
+
+    CUDA's autocast does so by itself; a CPU's does not, and torch 1.10 there refuses bfloat16 inputs
+    beside float32 weights.
+    """
+
+    def forward(self, x):
+        """(..., C) -> (..., C) in the dtype of the weights."""
+        return super().forward(x.to(self.weight.dtype))
 
 
 class _FrozenBatchNorm(torch.autograd.Function):
@@ -47,3 +59,18 @@ class LeanBatchNorm2d(nn.BatchNorm2d):
         return _FrozenBatchNorm.apply(
             x, self.running_mean, self.running_var, self.weight, self.bias, self.eps
         )
+
+
+@NORM_LAYERS.register_module(name="SyncBNOnGPU")
+class SyncBatchNormOnGPU(nn.SyncBatchNorm):
+    """nn.SyncBatchNorm that is a plain batch norm for tensors on a CPU, where PyTorch has none.
+
+    Parameters and buffers are those of nn.SyncBatchNorm. On CPUs each process normalises by its own
+    statistics: with several processes the running statistics then differ among them.
+    """
+
+    def forward(self, x):
+        """(B, C, ...) -> (B, C, ...)."""
+        if x.is_cuda:
+            return super().forward(x)
+        return nn.modules.batchnorm._BatchNorm.forward(self, x)

@@ -1,0 +1,88 @@
+"""The attentions of the decoder: of object queries to the BEV map, and among object queries.
+
+Shape legend: B batch, O object queries, Q BEV queries (= Hb * Wb), C channels, M heads, P points.
+"""
+
+from einops import rearrange
+from mmcv.cnn.bricks.registry import ATTENTION
+from mmcv.cnn.bricks.transformer import MultiheadAttention
+from torch import nn
+
+from projects.bevformer.model.deformable import DeformableAttention, sampling_locations
+from projects.bevformer.ops import multi_scale_deformable_attn
+from projects.bevformer.published import published
+
+
+@ATTENTION.register_module()
+@published(only={"num_levels": 1})
+class CustomMSDeformableAttention(DeformableAttention):
+    """Deformable attention of object queries to the BEV map.
+
+    Args:
+        embed_dims: C.
+        num_heads: M.
+        num_points: P.
+        dropout: after the output projection.
+
+    Raises:
+        ValueError: C is not a multiple of M.
+
+    Source: Deformable DETR (arXiv 2010.04159), section 4.1, on BEV features.
+    """
+
+    def __init__(self, embed_dims=256, num_heads=8, num_points=4, dropout=0.1, init_cfg=None):
+        super().__init__(embed_dims, num_heads, 1, num_points, init_cfg=init_cfg)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, query, reference_xy, context):
+        """Attend.
+
+        Args:
+            query: (B, O, C) object queries.
+            reference_xy: (B, O, 2) where each object is searched, fractions of the grid.
+            context: ObjectContext.
+
+        Returns:
+            (B, O, C), the input added.
+        """
+        located = query + context.query_pos
+        offsets = rearrange(
+            self.sampling_offsets(located).float(),
+            "b o (m p xy) -> b o m 1 p xy",
+            m=self.num_heads,
+            xy=2,
+        )
+        weights = rearrange(
+            self.attention_weights(located).float(), "b o (m p) -> b o m 1 p", m=self.num_heads
+        ).softmax(dim=-1)
+        reference = rearrange(reference_xy.float(), "b o xy -> b o 1 1 1 xy")
+        locations = sampling_locations(reference, offsets, [context.bev_hw])
+        values = rearrange(self.value_proj(context.bev), "b q (m c) -> b q m c", m=self.num_heads)
+        attended = multi_scale_deformable_attn(values, [context.bev_hw], locations, weights)
+        return self.dropout(self.output_proj(attended)) + query
+
+
+@ATTENTION.register_module()
+@published(ignores=("group",))
+class GroupMultiheadAttention(MultiheadAttention):
+    """The name under which published configs ask for self-attention within groups of queries.
+
+    It is mmcv's MultiheadAttention; the head's `group_detr` says how many groups there are, and
+    BEVFormerDecoderLayer passes one at a time.
+
+    Args:
+        embed_dims: C.
+        num_heads: M.
+        dropout: of the attention weights and after the output projection.
+        batch_first: the batch comes before the queries.
+    """
+
+    def __init__(self, embed_dims, num_heads, dropout=0.0, batch_first=False, init_cfg=None):
+        super().__init__(
+            embed_dims,
+            num_heads,
+            attn_drop=dropout,
+            dropout_layer=dict(type="Dropout", drop_prob=dropout),
+            init_cfg=init_cfg,
+            batch_first=batch_first,
+        )
