@@ -1,19 +1,19 @@
-"""What published configs contain besides: arguments without effect, and types that are replaced."""
+"""Leftovers of published configs: arguments without effect, and types that are replaced."""
 
 from __future__ import annotations
 
 import copy
 import functools
 import logging
-from typing import Any, Callable, Dict, Mapping, Optional, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 
 def published(
-    ignores: Sequence[str] = (), only: Optional[Mapping[str, Any]] = None
+    ignores: Sequence[str] = (), only: Mapping[str, Any] | None = None
 ) -> Callable[[type], type]:
-    """Class decorator: accept arguments that published configs pass and that mean nothing here.
+    """Class decorator: accept arguments of published configs that have no effect here.
 
-    They must be passed by keyword. Constructor and docstring of the class hold the other arguments only.
+    They must be passed by keyword. The class's own constructor and docstring list only the others.
 
     Args:
         ignores: names of arguments that are dropped.
@@ -45,20 +45,20 @@ def published(
 
 
 def translate(
-    cfg: Any, replace: Callable[[Dict[str, Any]], Dict[str, Any]], logger: logging.Logger
+    cfg: Any, replace: Callable[[dict[str, Any]], dict[str, Any]], logger: logging.Logger
 ) -> Any:
     """Replace parts of a config by this project's, and log each kind of replacement once.
 
     Args:
         cfg: a config, or any part of it: dicts and lists. It is not modified.
-        replace: called with a copy of each dict that has a `type`, innermost first; returns the dict to
-            use instead.
+        replace: called with a copy of each dict that has a `type`, innermost first; returns the dict
+            to use instead.
         logger: receives a line "type A -> B" per kind of replacement.
 
     Returns:
         The config to build.
     """
-    swapped: Dict[str, None] = {}
+    swapped: dict[str, None] = {}
 
     def walk(part: Any) -> Any:
         if isinstance(part, (list, tuple)):
