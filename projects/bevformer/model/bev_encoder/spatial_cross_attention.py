@@ -37,6 +37,8 @@ class MSDeformableAttention3D(BaseModule):
     Source: BEVFormer (arXiv 2203.17270), section 3.3, equation 4.
     """
 
+    default_backend = None  # see ops.set_default_backend
+
     def __init__(self, embed_dims=256, num_heads=8, num_levels=4, num_points=8, init_cfg=None):
         super().__init__(init_cfg)
         check_heads(embed_dims, num_heads)
@@ -109,7 +111,12 @@ class MSDeformableAttention3D(BaseModule):
             self.value_proj(image_features), "b n s (m c) -> (b n) s m c", m=self.num_heads
         )
         return packed_multi_scale_deformable_attn(
-            values, image_shapes, locations, weights, hits.rows_per_map
+            values,
+            image_shapes,
+            locations,
+            weights,
+            hits.rows_per_map,
+            default_backend=self.default_backend,
         )
 
 

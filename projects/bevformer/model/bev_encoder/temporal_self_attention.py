@@ -37,6 +37,8 @@ class TemporalSelfAttention(BaseModule):
     Source: BEVFormer (arXiv 2203.17270), section 3.4, equation 5.
     """
 
+    default_backend = None  # see ops.set_default_backend
+
     def __init__(
         self,
         embed_dims=256,
@@ -106,6 +108,12 @@ class TemporalSelfAttention(BaseModule):
         locations = sampling_locations(reference, offsets, [context.bev_hw])
 
         values = rearrange(self.value_proj(values), "b t q (m c) -> (b t) q m c", m=self.num_heads)
-        attended = multi_scale_deformable_attn(values, [context.bev_hw], locations, weights)
+        attended = multi_scale_deformable_attn(
+            values,
+            [context.bev_hw],
+            locations,
+            weights,
+            default_backend=self.default_backend,
+        )
         mean = rearrange(attended, "(b t) q c -> b t q c", t=self.num_bev_queue).mean(dim=1)
         return self.dropout(self.output_proj(mean)) + query

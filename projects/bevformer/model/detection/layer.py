@@ -43,6 +43,8 @@ class CustomMSDeformableAttention(BaseModule):
     Source: Deformable DETR (arXiv 2010.04159), section 4.1, on BEV features.
     """
 
+    default_backend = None  # see ops.set_default_backend
+
     def __init__(
         self, embed_dims=256, num_heads=8, num_levels=1, num_points=4, dropout=0.1, init_cfg=None
     ):
@@ -94,7 +96,9 @@ class CustomMSDeformableAttention(BaseModule):
         reference = rearrange(reference_xy.float(), "b o xy -> b o 1 1 1 xy")
         locations = sampling_locations(reference, offsets, [bev_hw])
         values = rearrange(self.value_proj(bev), "b q (m c) -> b q m c", m=self.num_heads)
-        attended = multi_scale_deformable_attn(values, [bev_hw], locations, weights)
+        attended = multi_scale_deformable_attn(
+            values, [bev_hw], locations, weights, default_backend=self.default_backend
+        )
         return self.dropout(self.output_proj(attended)) + query
 
 
