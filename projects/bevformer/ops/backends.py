@@ -27,7 +27,9 @@ ENVIRONMENT_VARIABLE = "BEVFORMER_MSDA"
 # The Triton kernels are untested on GPU, so they are only used when requested by name.
 PREFERENCE = ("mmcv", "lean")
 
-Attend = Callable[[Tensor, Sequence[Tuple[int, int]], Tensor, Tensor, Tuple[int, ...]], Tensor]
+LevelShapes = Sequence[Tuple[int, int]]
+RowsPerMap = Tuple[int, ...]
+Attend = Callable[[Tensor, LevelShapes, Tensor, Tensor, RowsPerMap], Tensor]
 UnsupportedReason = Callable[[Tensor, Tensor], Optional[str]]
 
 _logger = logging.getLogger(__name__)

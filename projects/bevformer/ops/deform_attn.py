@@ -6,20 +6,20 @@ M heads, C channels per head, Q queries, R rows (queries of all maps), L levels,
 
 from __future__ import annotations
 
-from typing import Sequence, Tuple, Union
+from typing import Sequence, Union
 
 from torch import Tensor
 
 from projects.bevformer.ops import deform_attn_lean as lean
 from projects.bevformer.ops import deform_attn_reference as reference
 from projects.bevformer.ops import deform_attn_triton as triton
-from projects.bevformer.ops.backends import register_backend, select_backend
+from projects.bevformer.ops.backends import LevelShapes, register_backend, select_backend
 
 register_backend("reference", reference.attend, reference.unsupported_reason)
 register_backend("lean", lean.attend, lean.unsupported_reason, repeatable=True)
 register_backend("triton", triton.attend, triton.unsupported_reason)
 
-SpatialShapes = Union[Sequence[Tuple[int, int]], Tensor]
+SpatialShapes = Union[LevelShapes, Tensor]
 
 
 def multi_scale_deformable_attn(
@@ -100,7 +100,7 @@ def packed_multi_scale_deformable_attn(
 
 def _checked_shapes(
     value: Tensor, spatial_shapes: SpatialShapes, locations: Tensor, weights: Tensor, lead: int
-) -> list[tuple[int, int]]:
+) -> LevelShapes:
     """The shapes as ints, if all arguments fit; `lead` dimensions come before the heads."""
     shapes = [(int(h), int(w)) for h, w in spatial_shapes]
     _, keys, heads, _ = value.shape

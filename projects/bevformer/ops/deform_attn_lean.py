@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from projects.bevformer.ops.backends import LevelShapes, RowsPerMap
 from projects.bevformer.transfer import constant
 
 # Bytes that a chunk may allocate, by device. On a CPU the forward pass is fastest while a chunk
@@ -46,11 +47,7 @@ def unsupported_reason(value: Tensor, locations: Tensor) -> str | None:
 
 
 def attend(
-    value: Tensor,
-    shapes: Sequence[tuple[int, int]],
-    locations: Tensor,
-    weights: Tensor,
-    rows_per_map: tuple[int, ...],
+    value: Tensor, shapes: LevelShapes, locations: Tensor, weights: Tensor, rows_per_map: RowsPerMap
 ) -> Tensor:
     """`packed_multi_scale_deformable_attn` with checked arguments."""
     arguments = (value, locations, weights, shapes, rows_per_map)
@@ -64,8 +61,8 @@ class _LeanAttention(torch.autograd.Function):
         value: Tensor,
         locations: Tensor,
         weights: Tensor,
-        shapes: Sequence[tuple[int, int]],
-        rows_per_map: tuple[int, ...],
+        shapes: LevelShapes,
+        rows_per_map: RowsPerMap,
     ) -> Tensor:
         ctx.save_for_backward(value, locations, weights)
         ctx.shapes, ctx.rows_per_map = shapes, rows_per_map
@@ -119,7 +116,7 @@ class _LeanAttention(torch.autograd.Function):
 
 
 def _chunks_per_map(
-    rows_per_map: tuple[int, ...], grid: _Grid, max_samples: int
+    rows_per_map: RowsPerMap, grid: _Grid, max_samples: int
 ) -> Iterator[tuple[int, list[slice]]]:
     """Yield the index of each map that has rows, and its chunks of rows as slices."""
     step = max(1, max_samples // max(1, len(grid.origin)))
@@ -155,7 +152,7 @@ class _Grid:
     origin: Tensor
 
     @classmethod
-    def of(cls, shapes: Sequence[tuple[int, int]], locations: Tensor) -> _Grid:
+    def of(cls, shapes: LevelShapes, locations: Tensor) -> _Grid:
         """For tensors like `locations` (R, M, L, P, 2); cached on their device."""
         heads, _, points = locations.shape[1:4]
         shapes, dtype = tuple((h, w) for h, w in shapes), locations.dtype
@@ -166,9 +163,7 @@ class _Grid:
         )
 
     @classmethod
-    def _build(
-        cls, shapes: Sequence[tuple[int, int]], heads: int, points: int, dtype: torch.dtype
-    ) -> _Grid:
+    def _build(cls, shapes: LevelShapes, heads: int, points: int, dtype: torch.dtype) -> _Grid:
         def per_sample(pairs: Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:
             per_level = torch.tensor(pairs, dtype=dtype).reshape(1, len(shapes), 1, 2)
             return per_level.expand(heads, -1, points, 2).reshape(-1, 2)

@@ -5,12 +5,12 @@ Exported graphs contain this one. Shape legend: see deform_attn.
 
 from __future__ import annotations
 
-from typing import Sequence
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
+
+from projects.bevformer.ops.backends import LevelShapes, RowsPerMap
 
 
 def unsupported_reason(value: Tensor, locations: Tensor) -> str | None:
@@ -19,11 +19,7 @@ def unsupported_reason(value: Tensor, locations: Tensor) -> str | None:
 
 
 def attend(
-    value: Tensor,
-    shapes: Sequence[tuple[int, int]],
-    locations: Tensor,
-    weights: Tensor,
-    rows_per_map: tuple[int, ...],
+    value: Tensor, shapes: LevelShapes, locations: Tensor, weights: Tensor, rows_per_map: RowsPerMap
 ) -> Tensor:
     """`packed_multi_scale_deformable_attn` with checked arguments."""
     # grid_sample needs maps and points in one dtype, and points in half precision are off by cells.
@@ -36,7 +32,7 @@ def attend(
 
 
 def _attend_evenly(
-    value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
+    value: Tensor, shapes: LevelShapes, locations: Tensor, weights: Tensor
 ) -> Tensor:
     """The same for maps that all have R / V rows.
 

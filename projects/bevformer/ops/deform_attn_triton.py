@@ -19,11 +19,13 @@ import importlib.util
 import os
 import shutil
 import sysconfig
-from typing import Any, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from projects.bevformer.ops.backends import LevelShapes, RowsPerMap
 
 # (row, head) pairs per program, and its warps.
 BLOCK_PAIRS = 32
@@ -82,11 +84,7 @@ def _unsupported_gpu(device: torch.device) -> str | None:
 
 
 def attend(
-    value: Tensor,
-    shapes: Sequence[tuple[int, int]],
-    locations: Tensor,
-    weights: Tensor,
-    rows_per_map: tuple[int, ...],
+    value: Tensor, shapes: LevelShapes, locations: Tensor, weights: Tensor, rows_per_map: RowsPerMap
 ) -> Tensor:
     """`packed_multi_scale_deformable_attn` with checked arguments."""
     map_of_row = _map_of_row(rows_per_map, locations.device)
@@ -94,7 +92,7 @@ def attend(
     return _TritonAttention.apply(*arguments)  # type: ignore[no-untyped-call, no-any-return]
 
 
-def _map_of_row(rows_per_map: tuple[int, ...], device: torch.device) -> Tensor:
+def _map_of_row(rows_per_map: RowsPerMap, device: torch.device) -> Tensor:
     """(R,) int32, filled on the device: no copy from the host, no sync."""
     if len(set(rows_per_map)) == 1:
         maps = torch.arange(len(rows_per_map), dtype=torch.int32, device=device)
@@ -114,47 +112,33 @@ class _TritonAttention(torch.autograd.Function):
         locations: Tensor,
         weights: Tensor,
         map_of_row: Tensor,
-        shapes: tuple[tuple[int, int], ...],
+        shapes: LevelShapes,
     ) -> Tensor:
         value, locations, weights = (t.contiguous() for t in (value, locations, weights))
         ctx.save_for_backward(value, locations, weights, map_of_row)
         ctx.shapes = shapes
         rows, heads, channels = locations.shape[0], value.shape[2], value.shape[3]
         output = locations.new_empty(rows, heads * channels)
-        tensors = (value, locations, weights, map_of_row, output)
-        _launch("forward_kernel", tensors, value, locations, shapes)
+        _launch("forward_kernel", (value, locations, weights, map_of_row, output), shapes)
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        value, locations, weights, map_of_row = ctx.saved_tensors
+        saved = ctx.saved_tensors
+        value, locations, weights, _ = saved
         grad_value = torch.zeros_like(value, dtype=torch.float32)
-        grad_locations = torch.empty_like(locations)
-        grad_weights = torch.empty_like(weights)
-        tensors = (
-            value,
-            locations,
-            weights,
-            map_of_row,
-            grad_output.contiguous(),
-            grad_value,
-            grad_locations,
-            grad_weights,
-        )
-        _launch("backward_kernel", tensors, value, locations, ctx.shapes)
+        grad_locations, grad_weights = torch.empty_like(locations), torch.empty_like(weights)
+        grads = (grad_value, grad_locations, grad_weights)
+        _launch("backward_kernel", (*saved, grad_output.contiguous(), *grads), ctx.shapes)
         return grad_value.to(value.dtype), grad_locations, grad_weights, None, None
 
 
-def _launch(
-    kernel_name: str,
-    tensors: tuple[Tensor, ...],
-    value: Tensor,
-    locations: Tensor,
-    shapes: tuple[tuple[int, int], ...],
-) -> None:
+def _launch(kernel_name: str, tensors: tuple[Tensor, ...], shapes: LevelShapes) -> None:
+    """Launch a kernel on tensors of which the first two are value and locations."""
     from projects.bevformer.ops import deform_attn_kernels  # imports Triton, which may be missing
 
+    value, locations = tensors[:2]
     _, keys, heads, channels = value.shape
     rows, _, levels, points, _ = locations.shape
     pairs = rows * heads
