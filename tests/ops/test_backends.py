@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from tiny_bevformer import build_detector
+from tiny_bevformer import build_detector, training_batch
 
 from projects.bevformer import ops, plugin  # noqa: F401, registers the network
 from projects.bevformer.model.detection.layer import CustomMSDeformableAttention
@@ -87,13 +87,22 @@ def test_two_models_in_one_process_use_different_backends(calls, monkeypatch):
     assert calls[3:] == ["three", "one"]
 
 
-def test_all_attention_modules_have_a_default_of_the_model(calls):
-    detector = build_detector()
-    ops.set_default_backend("one", detector)
-    modules = [m for m in detector.modules() if type(m).__module__.startswith("projects.")]
-    attentions = [m for m in modules if hasattr(m, "sampling_offsets")]
-    assert len({type(m) for m in attentions}) == 3
-    assert all(m.default_backend == "one" for m in attentions)
+def test_default_of_the_model_reaches_all_its_attention_modules():
+    lean, used = backends.get_backend("lean"), []
+
+    def spy(*args):
+        used.append(1)
+        return lean.attend(*args)
+
+    ops.register_backend("spy", spy, lean.unsupported_reason)
+    ops.register_backend(
+        "never", None, lambda value, locations: "a module did not pass its default"
+    )
+    ops.set_default_backend("never")
+    detector = build_detector().train()
+    ops.set_default_backend("spy", detector)
+    sum(loss for loss in detector(return_loss=True, **training_batch(frames=1)).values()).backward()
+    assert len(used) == sum(hasattr(m, "sampling_offsets") for m in detector.modules())
 
 
 def test_backend_from_outside_the_package():
