@@ -2,7 +2,8 @@
 
     python tests/helpers/code_measures.py
 
-prints a table per room (a top-level folder or module of the package) and one per file of the network.
+prints a table per room (a top-level folder or module of the package) and one per file of the
+network.
 """
 
 import ast
@@ -20,7 +21,7 @@ NAME = "projects.bevformer"
 # Features that were added to the package later have rooms of their own, which have no size bound.
 LATER_ROOMS = {"api", "export", "analysis", "report", "robustness", "map"}
 
-# Signatures that published code and mmdet3d call, whatever their width: (class, method), None for any.
+# (class, method) whose width is fixed by published code and mmdet3d; None stands for any class.
 _PUBLISHED = {
     ("BEVFormer", "forward"),
     ("BEVFormerV2", "forward"),

@@ -37,7 +37,7 @@ def unrepeatable_parts(cfg, detector):
     if hasattr(backbone, "maxpool") and getattr(backbone, "frozen_stages", 0) < 0:
         parts.append("max-pooling behind the stem, which trains")
     backend = _attention_backend(cfg)
-    if not get_backend(backend).repeatable:
+    if not get_backend(backend, ENVIRONMENT_VARIABLE).repeatable:  # a config was checked before
         parts.append(f"deformable attention by {backend!r} (`lean` repeats exactly)")
     for step in cfg.data.train.get("pipeline", []):
         if step["type"] == "GlobalRotScaleTransImage" and step.get("only_gt"):

@@ -18,10 +18,7 @@ from projects.bevformer.transfer import upload
 
 
 def warp_bev(
-    bev: Tensor,
-    target_from_source: Tensor,
-    bev_hw: tuple[int, int],
-    pc_range: Sequence[float],
+    bev: Tensor, target_from_source: Tensor, bev_hw: tuple[int, int], pc_range: Sequence[float]
 ) -> Tensor:
     """Warp each sample's BEV features by a linear map of the ground plane.
 

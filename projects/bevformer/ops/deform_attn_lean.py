@@ -2,9 +2,9 @@
 
 A (row, head) pair is a bag of L * P * 4 entries: the four cells around each of its samples,
 weighted by bilinear weight times attention weight. `F.embedding_bag` sums such bags without
-materialising the samples. Backward recomputes indices and weights; the gradient of the value is an embedding bag too,
-with the entries sorted by cell, so it needs no atomic additions and is bit-exact from run to run.
-Rows are processed in chunks, which bounds the peak memory.
+materialising the samples. Backward recomputes indices and weights; the gradient of the value is an
+embedding bag too, with the entries sorted by cell, so it needs no atomic additions and is bit-exact
+from run to run. Rows are processed in chunks, which bounds the peak memory.
 
 Speed and memory were measured on CPUs (docs/performance.md). It runs on any device; on a GPU it has
 not been measured.
