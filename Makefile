@@ -39,6 +39,7 @@ lint: setup
 	@$(RUN) -m pip install -q -r requirements/lint.txt
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
+	@$(RUN) -m mypy
 	@$(RUN) -m codespell_lib README.md CONTRIBUTING.md CHANGELOG.md docs configs projects tools tests benchmarks requirements docker
 
 clean:

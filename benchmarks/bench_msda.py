@@ -19,7 +19,7 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 
 from projects.bevformer import ops  # noqa: E402
-from projects.bevformer.ops.backends import choose_backend  # noqa: E402
+from projects.bevformer.ops.backends import get_backend  # noqa: E402
 
 HEADS, CHANNELS = 8, 32
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
@@ -126,14 +126,11 @@ def usable_backends(device, value_dtype=torch.float32):
     """Names of the backends that can compute on a device."""
     value = torch.zeros(1, 1, 1, 2, dtype=value_dtype, device=device)
     locations = torch.zeros(1, 1, 1, 1, 2, device=device)
-    names = []
-    for name in ops.known_backends():
-        try:
-            choose_backend(name, value, locations)
-        except ValueError:
-            continue
-        names.append(name)
-    return names
+    return [
+        name
+        for name in ops.known_backends()
+        if get_backend(name).unsupported_reason(value, locations) is None
+    ]
 
 
 def contenders(case, inputs, backends, baseline):
@@ -299,14 +296,13 @@ def run(names, device, backends, rounds, value_dtype=torch.float32):
         dict "environment", "value_dtype" and "cases": name -> forward, forward_backward, memory (None
         with torch < 2, and on a GPU, where gpu.py measures it).
     """
-    # Triton's and mmcv's kernels take no fake tensors; they keep their inputs and nothing else.
-    counted = [name for name in backends if name in ("reference", "lean")]
     cases = {}
     for name in names:
         case = CASES[name]
         cases[name] = measure_time(case, device, backends, rounds, value_dtype)
-        can_count = device.type == "cpu" and hasattr(torch, "compile")  # torch 2
-        cases[name]["memory"] = measure_memory(case, counted) if can_count else None
+        # Fake tensors are those of torch 2. Backends that run on a CPU are written in PyTorch.
+        can_count = device.type == "cpu" and hasattr(torch, "compile")
+        cases[name]["memory"] = measure_memory(case, backends) if can_count else None
     return {
         "environment": common.environment(device),
         "value_dtype": str(value_dtype),

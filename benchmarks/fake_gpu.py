@@ -374,7 +374,7 @@ class FakeGpu(FakeTensorMode):
             kind = "msda"
         elif "optim/" in place or "clip_grad" in place or scaling:
             kind = "optimizer"
-        elif place.startswith(("ops/color", "models/image_prep", "layers/grid_mask")):
+        elif place.startswith(("ops/color", "model/image_prep", "model/grid_mask")):
             kind = "preprocess"
         phase = records.phase if kind != "optimizer" else "optimizer"
         entry = records.times.setdefault((phase, kind or "msda"), [0.0, 0, 0.0, 0.0])

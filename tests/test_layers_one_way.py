@@ -1,6 +1,7 @@
 """The one-way rule of the package: who may import whom."""
 
 import ast
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -56,10 +57,12 @@ def own_parts(modules):
     return {module.split(".")[2] for module in modules if module.startswith(NAME + ".")}
 
 
+@lru_cache(maxsize=None)
 def package_files():
     return sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
 
+@lru_cache(maxsize=None)
 def modules_of(file):
     package = ".".join((NAME, *Path(file).parent.parts))
     return imported_modules((PACKAGE / file).read_text(encoding="utf-8"), package)

@@ -7,26 +7,26 @@ CUDA = torch.device("cuda", 0)
 
 
 @pytest.fixture
-def pretended_gpu(monkeypatch):
-    """Record what a copy to a GPU would do: [("pin",), ("to", device, non_blocking)]."""
-    done = []
+def fake_gpu(monkeypatch):
+    """Record the calls of a copy to a GPU: [("pin",), ("to", device, non_blocking)]."""
+    calls = []
 
     def pin_memory(tensor):
-        done.append(("pin",))
+        calls.append(("pin",))
         return tensor
 
     def to(tensor, device, non_blocking=False):
-        done.append(("to", device, non_blocking))
+        calls.append(("to", device, non_blocking))
         return tensor
 
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
     monkeypatch.setattr(torch.Tensor, "to", to)
-    return done
+    return calls
 
 
-def test_upload_copies_from_pinned_memory_without_blocking(pretended_gpu):
+def test_upload_copies_from_pinned_memory_without_blocking(fake_gpu):
     upload(torch.ones(2), CUDA)
-    assert pretended_gpu == [("pin",), ("to", CUDA, True)]
+    assert fake_gpu == [("pin",), ("to", CUDA, True)]
 
 
 def test_upload_to_the_cpu_is_the_tensor_itself():
@@ -48,7 +48,7 @@ def test_constant_is_built_once_per_key():
     assert built == [1.0, 3.0]
 
 
-def test_constant_of_inference_mode_is_not_used_in_training():
+def test_constant_built_in_inference_mode_is_not_reused_in_training():
     weight = torch.ones(1, requires_grad=True)
 
     def table():
@@ -60,7 +60,7 @@ def test_constant_of_inference_mode_is_not_used_in_training():
     assert weight.grad.item() == 2.0
 
 
-def test_constant_is_kept_for_each_device():
+def test_constant_is_cached_per_device():
     on_meta = constant("test_transfer device", lambda: torch.ones(3), torch.ones(1, device="meta"))
     assert on_meta.device.type == "meta"
     on_cpu = constant("test_transfer device", lambda: torch.ones(3), torch.ones(1))

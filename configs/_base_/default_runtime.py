@@ -16,7 +16,7 @@ channels_last = False
 # TF32 for float32 matrix products and convolutions on GPUs from Ampere on: ten bits of mantissa, several
 # times faster. The projection into the cameras never uses it. False: float32 throughout.
 tf32 = True
-# Who computes deformable attention (docs/performance.md): None chooses by device and installation.
+# Backend of deformable attention (docs/performance.md); None chooses by device and installation.
 deform_attn_backend = None
 # Data workers: forked, one OpenCV thread each.
 mp_start_method = "fork"

@@ -1,4 +1,4 @@
-"""What the benchmark compares is the same function, and its ratios keep their promises."""
+"""The benchmark compares equal functions, and its ratios meet their bounds."""
 
 import bench_msda
 import common
@@ -10,7 +10,7 @@ CPU = torch.device("cpu")
 TINY_PACKED = bench_msda.Case(((4, 6), (2, 3)), 2, (3, 0, 7), packed=True)
 
 
-def test_the_restated_fallback_is_mmcvs():
+def test_restated_fallback_equals_mmcv():
     case = bench_msda.CASES["dec_50"]
     value, locations, weights = bench_msda.make_inputs(case, CPU)
     torch.testing.assert_close(
@@ -19,7 +19,7 @@ def test_the_restated_fallback_is_mmcvs():
     )
 
 
-def test_a_wrong_backend_is_noticed(monkeypatch):
+def test_wrong_backend_is_detected():
     functions = bench_msda.contenders(
         TINY_PACKED, bench_msda.make_inputs(TINY_PACKED, CPU), ["lean"], bench_msda.fallback()
     )

@@ -53,7 +53,7 @@ def test_images_as_bytes_are_distorted_without_blocking():
     (records,) = rest
     assert records["faults"] == []
     assert sum(records["reads"].values()) <= MOST_READS["train"]
-    assert any(place.startswith("models/image_preprocessor.py") for place in records["h2d"])
+    assert any(place.startswith("model/image_preprocessor.py") for place in records["h2d"])
 
 
 def test_the_list_names_the_cases_that_fit(capsys):

@@ -15,7 +15,6 @@ from projects.bevformer.engine.precision import (
     set_compute_format,
 )
 from projects.bevformer.engine.training_model import TrainingModel, total_loss
-from projects.bevformer.ops import backends
 
 LOGGER = logging.getLogger("test")
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -57,13 +56,17 @@ def test_tf32_is_a_bool():
         set_compute_format(torch.nn.Module(), {"tf32": "yes"}, CPU, LOGGER)
 
 
-def test_the_config_names_the_backend_of_deformable_attention(monkeypatch):
-    monkeypatch.setattr(backends, "_default_name", None)
-    detector = torch.nn.Module()
+def test_config_selects_the_attention_backend_of_its_model_only():
+    detector, other = build_detector(), build_detector()
     set_compute_format(detector, {"deform_attn_backend": "reference"}, CPU, LOGGER)
-    assert backends._default_name == "reference"
-    set_compute_format(detector, {}, CPU, LOGGER)
-    assert backends._default_name is None
+    set_compute_format(other, {}, CPU, LOGGER)
+
+    def defaults(model):
+        found = (getattr(m, "default_backend", "none") for m in model.modules())
+        return {name for name in found if name != "none"}
+
+    assert defaults(detector) == {"reference"}
+    assert defaults(other) == {None}
     with pytest.raises(ValueError, match="deform_attn_backend='fast'.*lean, mmcv, reference"):
         set_compute_format(detector, {"deform_attn_backend": "fast"}, CPU, LOGGER)
 

@@ -34,7 +34,7 @@ def test_pillar_heights_of_the_official_range():
 @pytest.mark.parametrize(
     "limits", [(-1, -1, 1, 1), (-1, -1, -1, 1, 1), (-1, 1, -1, 1, -1, 1), (0, 0, 0, 1, 1, 0)]
 )
-def test_a_range_has_six_numbers_in_order(limits):
+def test_range_needs_six_ordered_numbers(limits):
     check_range("pc_range", (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0))
     with pytest.raises(ValueError, match=r"^pc_range must be \(x_min, .*got \("):
         check_range("pc_range", limits)

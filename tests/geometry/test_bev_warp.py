@@ -23,27 +23,27 @@ def turn(degrees):
     return torch.tensor([[[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]])
 
 
-def test_half_a_turn_by_hand():
+def test_rotation_by_180_degrees_by_hand():
     # The cell at (x, y) = (1.5, 2.5) goes to (-1.5, -2.5), the first.
     bev = cell_values({(5, 3): 7.0, (0, 1): 2.0})
     warped = warp_bev(bev, turn(180), BEV_HW, PC_RANGE)
     torch.testing.assert_close(warped, cell_values({(0, 0): 7.0, (5, 2): 2.0}), atol=1e-5, rtol=0)
 
 
-def test_a_quarter_turn_is_counter_clockwise_seen_from_above():
+def test_positive_angles_are_counter_clockwise_from_above():
     # (1.5, 0.5) goes to (-0.5, 1.5).
     warped = warp_bev(cell_values({(3, 3): 1.0}), turn(90), BEV_HW, PC_RANGE)
     torch.testing.assert_close(warped, cell_values({(4, 1): 1.0}), atol=1e-5, rtol=0)
 
 
-def test_a_mirror_by_hand():
+def test_mirror_by_hand():
     mirror = torch.tensor([[[-1.0, 0.0], [0.0, 1.0]]])
     warped = warp_bev(cell_values({(3, 3): 1.0}), mirror, BEV_HW, PC_RANGE)
     torch.testing.assert_close(warped, cell_values({(3, 0): 1.0}))
 
 
 def naive_warp(bev, matrix):
-    """One sample, cell by cell and neighbour by neighbour."""
+    """One sample, with loops over cells and their neighbours."""
     height, width = BEV_HW
     inverse = np.linalg.inv(matrix)
     out = np.zeros_like(bev)
@@ -59,7 +59,7 @@ def naive_warp(bev, matrix):
     return out
 
 
-def test_equals_a_loop_and_a_batch_of_two_is_two_of_one():
+def test_each_sample_of_a_batch_equals_a_loop():
     rng = np.random.RandomState(0)
     bev = rng.normal(size=(2, 24, 3)).astype(np.float32)
     matrices = np.stack([turn(25)[0].numpy() * 1.05, turn(-70)[0].numpy() @ np.diag([-0.95, 0.95])])
@@ -69,7 +69,7 @@ def test_equals_a_loop_and_a_batch_of_two_is_two_of_one():
         np.testing.assert_allclose(warped[sample].numpy(), expected, atol=1e-5)
 
 
-def test_the_identity_keeps_every_cell_and_the_gradient():
+def test_identity_keeps_every_cell_and_the_gradient():
     bev = torch.randn(1, 24, 2, requires_grad=True)
     warped = warp_bev(bev, torch.eye(2)[None], BEV_HW, PC_RANGE)
     torch.testing.assert_close(warped, bev, atol=1e-5, rtol=0)
@@ -78,6 +78,6 @@ def test_the_identity_keeps_every_cell_and_the_gradient():
 
 
 @pytest.mark.parametrize(("hw", "maps"), [((5, 4), 1), (BEV_HW, 2)])
-def test_shapes_that_do_not_fit_are_refused(hw, maps):
+def test_mismatched_shapes_are_refused(hw, maps):
     with pytest.raises(ValueError, match="does not fit"):
         warp_bev(torch.zeros(1, 24, 1), torch.eye(2).repeat(maps, 1, 1), hw, PC_RANGE)

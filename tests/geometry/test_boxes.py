@@ -43,7 +43,7 @@ def test_old_to_new_by_hand():
 
 
 @pytest.mark.parametrize("columns", [7, 9])
-def test_conversions_undo_each_other_and_edit_nothing(columns):
+def test_conversions_are_inverse_and_not_in_place(columns):
     boxes = random_boxes(20, columns)
     before = boxes.clone()
     torch.testing.assert_close(new_to_old_boxes(old_to_new_boxes(boxes)), boxes)
@@ -51,7 +51,7 @@ def test_conversions_undo_each_other_and_edit_nothing(columns):
     assert torch.equal(boxes, before)
 
 
-def test_arrays_are_converted_like_tensors():
+def test_arrays_are_converted_as_tensors_are():
     boxes = random_boxes(5)
     before = boxes.numpy().copy()
     converted = old_to_new_boxes(boxes.numpy())
@@ -67,9 +67,9 @@ def test_too_few_columns_are_refused(convert):
 
 
 def old_corners(box):
-    """The 8 corners of an old-convention box with its z at the bottom, drawn by hand.
+    """The 8 corners of an old-convention box with its z at the bottom, from the definition.
 
-    At yaw_old = 0 the width lies along x and the length along y; yaw_old turns clockwise.
+    At yaw_old = 0 the width lies along x and the length along y; yaw_old rotates clockwise.
     """
     x, y, z, width, length, height, yaw = box[:7]
     corners = []
@@ -82,7 +82,7 @@ def old_corners(box):
 
 
 def in_order(corners):
-    """Corners sorted, so that two sets of them can be compared."""
+    """Sort corners, so that two sets of them can be compared."""
     rounded = np.round(np.asarray(corners, dtype=np.float64), 3) + 0.0
     return rounded[np.lexsort(rounded.T)]
 
@@ -94,7 +94,7 @@ def test_corners_are_the_same_in_both_conventions():
         np.testing.assert_allclose(in_order(box_corners), in_order(old_corners(box)), atol=2e-3)
 
 
-def test_a_box_heading_along_x_by_hand():
+def test_box_heading_along_x_by_hand():
     box = LiDARInstance3DBoxes(torch.tensor([[10.0, 0.0, 0.0, 4.0, 2.0, 1.0, 0.0]]))
     (old,) = new_to_old_boxes(box.tensor).tolist()
     for corners in (box.corners[0], old_corners(old)):
@@ -111,23 +111,23 @@ def test_code_columns_by_hand():
     expected[[SIN, COS]] = torch.tensor([0.5, math.sqrt(3) / 2])
     expected[[VX, VY]] = torch.tensor([-7.0, 8.0])
     torch.testing.assert_close(code, expected)
-    # The order of the official weights, which no renaming may change.
+    # The column order of the official weights.
     columns = [CX, CY, LOG_W, LOG_L, CZ, LOG_H, SIN, COS, VX, VY]
     assert columns == list(range(10))
 
 
-def test_decode_undoes_encode():
+def test_decode_inverts_encode():
     boxes = random_boxes(30)
     torch.testing.assert_close(decode_boxes(encode_boxes(boxes)), boxes, rtol=1e-4, atol=1e-4)
 
 
-def test_decoded_yaw_does_not_depend_on_the_length_of_sine_and_cosine():
+def test_decoded_yaw_ignores_the_norm_of_sine_and_cosine():
     code = torch.zeros(2, CODE_SIZE)
     code[:, SIN], code[:, COS] = torch.tensor([0.1, 3.0]), torch.tensor([0.1, 3.0])
     torch.testing.assert_close(decode_boxes(code)[:, 6], torch.full((2,), math.pi / 4))
 
 
-def test_unknown_velocity_and_zero_size_stay_visible_in_the_code():
+def test_unknown_velocity_is_nan_and_zero_size_is_minus_inf_in_the_code():
     boxes = random_boxes(2)
     boxes[0, 7:] = float("nan")
     boxes[1, 3] = 0.0

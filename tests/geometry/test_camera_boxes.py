@@ -28,23 +28,23 @@ def test_unproject_by_hand():
     torch.testing.assert_close(rays, torch.tensor([[0.0, 0.0, 1.0], [0.5, -0.5, 1.0]]))
 
 
-def test_an_observer_who_looks_straight_ahead_is_the_camera():
+def test_viewing_rotation_along_the_optical_axis_is_the_identity():
     torch.testing.assert_close(
         viewing_rotation(torch.tensor([[0.0, 0.0, 2.0]])), torch.eye(3)[None]
     )
 
 
-def test_an_observer_looks_along_the_ray_and_is_upright():
+def test_viewing_rotation_looks_along_the_ray_and_is_upright():
     rays = torch.tensor([[1.0, 0.0, 1.0], [0.3, -0.4, 2.0]])
-    turned = viewing_rotation(rays)
-    torch.testing.assert_close(turned[..., 2], rays / rays.norm(dim=1, keepdim=True))
-    torch.testing.assert_close(turned @ turned.transpose(1, 2), torch.eye(3).expand(2, 3, 3))
-    torch.testing.assert_close(torch.det(turned), torch.ones(2))
-    assert (turned[:, 1, 0].abs() < 1e-6).all()  # its right is level
+    rotation = viewing_rotation(rays)
+    torch.testing.assert_close(rotation[..., 2], rays / rays.norm(dim=1, keepdim=True))
+    torch.testing.assert_close(rotation @ rotation.transpose(1, 2), torch.eye(3).expand(2, 3, 3))
+    torch.testing.assert_close(torch.det(rotation), torch.ones(2))
+    assert (rotation[:, 1, 0].abs() < 1e-6).all()  # its x axis is level
 
 
-def test_an_object_that_shows_one_side_keeps_its_allocentric_turn():
-    # Two boxes with their length along the viewing ray: one turn for the observer, two for the camera.
+def test_objects_seen_from_the_same_side_have_the_same_allocentric_rotation():
+    # Two boxes whose length lies along the viewing ray: same allocentric, different camera rotation.
     along_ray = quaternion_to_matrix(torch.tensor([[math.sqrt(0.5), 0.0, -math.sqrt(0.5), 0.0]]))
     for ray in ([0.0, 0.0, 1.0], [1.0, 0.0, 1.0]):
         ray = torch.tensor([ray])

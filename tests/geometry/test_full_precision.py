@@ -3,13 +3,13 @@ import torch
 from projects.bevformer.geometry.precision import full_precision
 
 
-def test_the_dtype_is_one_that_every_device_has(monkeypatch):
-    """torch 1.10 checks it although autocast is switched off, and V100 and T4 lack bfloat16."""
-    asked = []
-    monkeypatch.setattr(torch, "autocast", lambda **options: asked.append(options))
+def test_dtype_is_supported_on_every_device(monkeypatch):
+    """torch 1.10 checks it even though autocast is disabled, and V100 and T4 lack bfloat16."""
+    calls = []
+    monkeypatch.setattr(torch, "autocast", lambda **options: calls.append(options))
     for device in ("cuda", "cpu"):
         full_precision(torch.device(device))
-    assert asked == [
+    assert calls == [
         dict(device_type="cuda", dtype=torch.float16, enabled=False),
         dict(device_type="cpu", dtype=torch.bfloat16, enabled=False),
     ]
@@ -23,6 +23,6 @@ def test_autocast_is_off_inside():
             assert (matrix @ matrix).dtype == torch.float32
 
 
-def test_the_meta_device_has_no_autocast():
+def test_meta_device_is_supported():
     with full_precision(torch.device("meta")):
         pass

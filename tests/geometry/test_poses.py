@@ -27,7 +27,7 @@ def test_adjacent_to_current_by_hand():
     np.testing.assert_allclose(seen_now, [0, -2, 0, 1], atol=1e-12)
 
 
-def test_inverses_of_many():
+def test_inverse_of_a_batch():
     poses = np.stack(
         [
             pose_matrix((0.8, 0.0, 0.6, 0.0), (3.0, -2.0, 1.0)),
@@ -39,7 +39,7 @@ def test_inverses_of_many():
     np.testing.assert_allclose(inverses @ poses, np.eye(4) + 0 * poses, atol=1e-9)
 
 
-def test_there_and_back_is_where_one_was():
+def test_round_trip_between_frames_is_the_identity():
     a = pose_matrix((0.8, 0.0, 0.6, 0.0), (3.0, -2.0, 1.0))
     b = pose_matrix((HALF, HALF, 0.0, 0.0), (-5.0, 4.0, 0.5))
     round_trip = adjacent_to_current(b, a) @ adjacent_to_current(a, b)
@@ -47,6 +47,6 @@ def test_there_and_back_is_where_one_was():
 
 
 @pytest.mark.parametrize("frames", [(), (-1,), (0, -1), (0, 0)])
-def test_offsets_that_are_no_order_in_time(frames):
+def test_unordered_or_incomplete_offsets_are_refused(frames):
     with pytest.raises(ValueError, match="time order"):
         check_frame_offsets(frames)

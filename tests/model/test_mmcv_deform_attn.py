@@ -1,4 +1,4 @@
-"""mmcv's operator as a backend: what it is asked, with a stand-in for the operator."""
+"""mmcv's operator as a backend: the arguments of its calls, with a stand-in for the operator."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ class PlainOperator:
 
 
 @pytest.mark.parametrize("rows_per_map", [(4, 4), (5, 0), (3, 5), (0, 0)])
-def test_rows_are_handed_over_map_by_map(monkeypatch, rows_per_map):
+def test_rows_are_passed_map_by_map(monkeypatch, rows_per_map):
     monkeypatch.setattr(mmcv_deform_attn, "MultiScaleDeformableAttnFunction", PlainOperator)
     value = torch.randn(2, 16, 2, 4).bfloat16()
     locations = torch.rand(sum(rows_per_map), 2, 2, 3, 2)
@@ -35,7 +35,7 @@ def test_rows_are_handed_over_map_by_map(monkeypatch, rows_per_map):
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_what_is_missing_is_told(monkeypatch, compiled):
+def test_missing_support_is_named(monkeypatch, compiled):
     monkeypatch.setattr(mmcv_deform_attn, "mmcv_has_cuda_operators", lambda: compiled)
     reason = "CUDA devices" if compiled else "compiled without CUDA"
     with pytest.raises(ValueError, match=reason):

@@ -1,4 +1,4 @@
-"""Colour functions against OpenCV, also outside of 0 ... 255."""
+"""Colour functions against OpenCV, including values outside of 0 ... 255."""
 
 import cv2
 import numpy as np
@@ -40,7 +40,7 @@ def distort(images, **changes):
     return distort_colors(images, **numbers, channels=torch.tensor([order] * count))
 
 
-def test_hsv_is_opencvs(images):
+def test_hsv_equals_opencv(images):
     hue, saturation, value = bgr_to_hsv(images)
     for i, pixels in enumerate(as_pixels(images)):
         expected = cv2.cvtColor(pixels, cv2.COLOR_BGR2HSV)
@@ -49,7 +49,7 @@ def test_hsv_is_opencvs(images):
         np.testing.assert_allclose(value[i], expected[..., 2])
 
 
-def test_bgr_is_opencvs_also_for_saturations_above_one(images):
+def test_bgr_equals_opencv_for_saturations_above_one(images):
     hue, saturation, value = bgr_to_hsv(images.clamp(min=0))
     result = as_pixels(hsv_to_bgr(hue, saturation * 1.5, value))
     for i in range(len(images)):
@@ -59,11 +59,11 @@ def test_bgr_is_opencvs_also_for_saturations_above_one(images):
         )
 
 
-def test_no_change_changes_nothing(images):
+def test_neutral_parameters_change_nothing(images):
     torch.testing.assert_close(distort(images), images, rtol=1e-5, atol=1e-3)
 
 
-def test_each_number_does_what_its_name_says():
+def test_each_parameter_by_hand():
     grey = torch.full((1, 3, 1, 1), 100.0)
     assert distort(grey, brightness=7.0).flatten().tolist() == pytest.approx([107] * 3)
     both = distort(grey, brightness=10.0, contrast_first=0.5, contrast_last=3.0)
@@ -75,7 +75,7 @@ def test_each_number_does_what_its_name_says():
     assert distort(red, channels=(2, 0, 1)).flatten().tolist() == pytest.approx([100, 50, 50])
 
 
-def test_images_of_a_batch_have_their_own_numbers(images):
+def test_parameters_are_per_image(images):
     numbers = {name: torch.tensor([value] * 2) for name, value in NO_CHANGE.items()}
     numbers["hue"] = torch.tensor([0.0, 90.0])
     channels = torch.tensor([[0, 1, 2], [2, 1, 0]])

@@ -1,9 +1,8 @@
-"""Every backend that runs here computes the same function and the same gradients.
+"""Every backend of the package that this machine supports computes the same function and gradients.
 
-Triton's runs here under its interpreter: see test_triton.py.
+Triton runs under its interpreter: see test_triton.py.
 """
 
-import os
 from functools import partial
 
 import numpy as np
@@ -13,12 +12,28 @@ from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 from naive_equations import deformable_attention
 
 from projects.bevformer import ops
+from projects.bevformer.ops.backends import get_backend
 
-BACKENDS = ["reference", "lean"]
-if os.environ.get("TRITON_INTERPRET") == "1":
-    BACKENDS.append("triton")
+
+def supported_backends():
+    """Names, without those that tests and benchmarks register."""
+    value, locations = torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 1, 1, 2)
+    found = ((name, get_backend(name)) for name in ops.known_backends())
+    return [
+        name
+        for name, backend in found
+        if backend.attend.__module__.startswith("projects.bevformer.")
+        and backend.unsupported_reason(value, locations) is None
+    ]
+
+
+BACKENDS = supported_backends()
 
 SHAPES = [(3, 4), (2, 2)]
+
+
+def test_lean_and_reference_are_always_tested():
+    assert {"lean", "reference"} <= set(BACKENDS)
 
 
 @pytest.fixture(params=BACKENDS)
@@ -51,7 +66,7 @@ def random_inputs(batch=2, queries=5, heads=2, channels=4, points=3, dtype=torch
 
 
 def sample_2x2(attend, x, y):
-    """The map [[1, 2], [3, 4]] at (x, y), fractions of its size."""
+    """Sample the map [[1, 2], [3, 4]] at (x, y), fractions of its size."""
     value = torch.tensor([1.0, 2.0, 3.0, 4.0]).reshape(1, 4, 1, 1)
     location = torch.tensor([x, y]).reshape(1, 1, 1, 1, 1, 2)
     return attend(value, [(2, 2)], location, torch.ones(1, 1, 1, 1, 1)).item()
@@ -60,7 +75,7 @@ def sample_2x2(attend, x, y):
 @pytest.mark.parametrize(
     ("x", "y", "expected"),
     [
-        (0.25, 0.25, 1.0),  # the middle of a cell
+        (0.25, 0.25, 1.0),  # centre of a cell
         (0.75, 0.25, 2.0),
         (0.25, 0.75, 3.0),
         (0.5, 0.5, 2.5),  # between all four
@@ -97,7 +112,7 @@ def test_shapes_may_be_a_tensor(attend):
     assert torch.equal(result, attend(value, SHAPES, locations, weights))
 
 
-def test_two_samples_are_two_times_one(attend):
+def test_batch_of_two_equals_two_batches_of_one(attend):
     value, locations, weights = random_inputs()
     together = attend(value, SHAPES, locations, weights)
     for b in range(2):
@@ -106,7 +121,7 @@ def test_two_samples_are_two_times_one(attend):
 
 
 @pytest.mark.parametrize("rows_per_map", [(3, 5), (5, 0), (0, 4), (0, 0)])
-def test_packed_rows_are_the_rows_of_each_map(attend, attend_packed, rows_per_map):
+def test_packed_rows_equal_dense_rows(attend, attend_packed, rows_per_map):
     value, locations, weights = random_inputs()
     dense = attend(value, SHAPES, locations, weights)
     packed = attend_packed(
@@ -126,7 +141,7 @@ def test_no_queries(attend):
 
 
 def exact_inputs(shapes, rows_per_map, place, heads=2, channels=4, points=3):
-    """Float64 inputs whose samples all lie in one kind of place."""
+    """Float64 inputs whose samples all lie in the same kind of place."""
     generator = torch.Generator().manual_seed(1)
     rows, levels = sum(rows_per_map), len(shapes)
     value = torch.randn(
@@ -147,7 +162,7 @@ def exact_inputs(shapes, rows_per_map, place, heads=2, channels=4, points=3):
         pixels = pixels.floor()
     weights = torch.rand(rows, heads, levels, points, generator=generator)
     grad = torch.randn(rows, heads * channels, generator=generator)
-    # Rounded to float32: all backends see the same places.
+    # Rounded to float32, so that all backends sample the same locations.
     locations = (pixels / size).float()
     return [tensor.double() for tensor in (value, locations, weights, grad)]
 
@@ -187,7 +202,7 @@ def test_values_and_gradients(attend_packed, shapes, rows_per_map, place):
         rows_per_map,
         grad.float(),
     )
-    if place == "middle of cells":  # the derivative jumps there, and rounding chooses the side
+    if place == "middle of cells":  # the derivative is discontinuous, rounding decides the side
         del results[2], expected[2]
     assert_agree(results, expected, 1e-5)
 
@@ -227,7 +242,7 @@ def test_gradients_in_float64(backend, attend_packed):
 
 
 @pytest.mark.parametrize("wanted", range(3))
-def test_one_gradient_alone(attend_packed, wanted):
+def test_gradient_of_a_single_input(attend_packed, wanted):
     shapes, rows_per_map = LEVELS[1], (3, 2)
     *inputs, grad = (t.float() for t in exact_inputs(shapes, rows_per_map, "inside"))
     expected = values_and_gradients(
@@ -239,7 +254,7 @@ def test_one_gradient_alone(attend_packed, wanted):
     assert sum(tensor.grad is not None for tensor in inputs) == 1
 
 
-def test_not_a_number_stays_one(attend):
+def test_nan_location_gives_nan_in_its_row_only(attend):
     value, locations, weights = random_inputs()
     locations[0, 1] = float("nan")
     result = attend(value, SHAPES, locations, weights)
@@ -247,7 +262,7 @@ def test_not_a_number_stays_one(attend):
     assert result[0, 0].isfinite().all()
 
 
-def test_half_precision_values_are_sampled_in_the_precision_of_the_locations(attend):
+def test_half_precision_values_are_sampled_in_the_dtype_of_the_locations(attend):
     value, locations, weights = random_inputs()
     result = attend(value.bfloat16(), SHAPES, locations, weights.bfloat16())
     expected = attend(value.bfloat16().float(), SHAPES, locations, weights.bfloat16().float())
@@ -263,7 +278,7 @@ def test_far_away_locations_read_zero(attend):
         assert torch.equal(result, torch.zeros_like(result))
 
 
-def test_misfits_are_refused(attend):
+def test_mismatched_shapes_are_refused(attend):
     value, locations, weights = random_inputs()
     with pytest.raises(ValueError, match="value has 16 keys"):
         attend(value, [(3, 4)], locations, weights)
@@ -275,7 +290,7 @@ def test_misfits_are_refused(attend):
         attend(value, SHAPES, locations, weights[..., :1])
 
 
-def test_misfits_of_packed_rows_are_refused(attend_packed):
+def test_mismatched_rows_per_map_is_refused(attend_packed):
     value, locations, weights = random_inputs()
     rows = (locations.flatten(0, 1), weights.flatten(0, 1))
     for rows_per_map in [(5, 4), (10,), (3, 3, 4)]:

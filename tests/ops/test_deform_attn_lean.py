@@ -1,4 +1,4 @@
-"""What only the lean backend promises: little memory, chunks, shapes that depend on no data."""
+"""Properties of the lean backend only: saved tensors, chunks, data-independent shapes."""
 
 from functools import partial
 
@@ -31,38 +31,38 @@ def run(rows_per_map=ROWS, **options):
 
 
 @pytest.mark.parametrize("num_bytes", [1, 6000, 10**4])
-def test_chunks_change_nothing(monkeypatch, num_bytes):
+def test_chunk_size_does_not_change_results(monkeypatch, num_bytes):
     expected = run()
     slices = []
     chunks_per_map = deform_attn_lean._chunks_per_map
 
-    def watched(*args):
+    def recorded(*args):
         for index, chunks in chunks_per_map(*args):
             slices.extend(chunks)
             yield index, chunks
 
     for name in ("FORWARD_CHUNK_BYTES", "BACKWARD_CHUNK_BYTES"):
         monkeypatch.setattr(deform_attn_lean, name, {"cpu": num_bytes})
-    monkeypatch.setattr(deform_attn_lean, "_chunks_per_map", watched)
+    monkeypatch.setattr(deform_attn_lean, "_chunks_per_map", recorded)
     for result, want in zip(run(), expected):
         torch.testing.assert_close(result, want)
     assert len(slices) > 4  # two maps with rows, forward and backward
 
 
-def test_backward_repeats_exactly():
+def test_backward_is_bit_exact():
     for first, second in zip(run(), run()):
         assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_only_the_inputs_are_saved(dtype):
+def test_backward_saves_only_the_inputs(dtype):
     inputs = make_inputs(dtype=dtype)
     output = attend(inputs[0], SHAPES, *inputs[1:], ROWS)
     saved = output.grad_fn.saved_tensors
     assert [tensor.data_ptr() for tensor in saved] == [tensor.data_ptr() for tensor in inputs]
 
 
-def test_a_second_derivative_is_refused():
+def test_second_derivative_is_refused():
     value, locations, weights = make_inputs()
     output = attend(value, SHAPES, locations, weights, ROWS)
     (grad,) = torch.autograd.grad(output.square().sum(), locations, create_graph=True)
@@ -76,7 +76,7 @@ def test_float16_locations_are_refused():
         attend(value, SHAPES, locations.half(), weights, ROWS)
 
 
-def test_autocast_does_not_reach_it():
+def test_autocast_does_not_change_results():
     expected = run()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         results = run()
@@ -84,7 +84,7 @@ def test_autocast_does_not_reach_it():
         assert torch.equal(result, want)
 
 
-def test_shapes_depend_on_no_data():
+def test_shapes_do_not_depend_on_data():
     fake_tensor = pytest.importorskip("torch._subclasses.fake_tensor")
     with fake_tensor.FakeTensorMode():
         output, *grads = run()

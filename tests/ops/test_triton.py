@@ -1,4 +1,4 @@
-"""The Triton backend where there is no GPU: under Triton's interpreter, and compiled for one."""
+"""The Triton backend without a GPU: interpreted, and compiled for a GPU."""
 
 import importlib.util
 import os
@@ -14,9 +14,9 @@ from projects.bevformer import ops
 from projects.bevformer.ops import deform_attn_triton
 
 ROOT = Path(__file__).parents[2]
-# Every kind of place on four levels, rows that differ from map to map, and what has its own branch.
+# All kinds of places on four levels, uneven rows per map, and the cases that have their own branch.
 SELECTION = (
-    "triton and (values_and_gradients and map0-4 or one_sample or bfloat16 or not_a_number "
+    "triton and (values_and_gradients and map0-4 or one_sample or bfloat16 or nan_location "
     "or no_queries or packed_rows)"
 )
 
@@ -26,7 +26,7 @@ def attend(value, locations):
     return ops.multi_scale_deformable_attn(value, [(2, 2)], locations, weights, "triton")
 
 
-def test_on_a_cpu_it_is_refused(monkeypatch):
+def test_cpu_tensors_are_refused(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     installed = importlib.util.find_spec("triton") is not None
     with pytest.raises(ValueError, match="CUDA devices" if installed else "not installed"):
@@ -41,7 +41,7 @@ def test_on_a_cpu_it_is_refused(monkeypatch):
         (3, torch.float32, torch.float32, "power of two"),
     ],
 )
-def test_what_it_does_not_take_is_refused(
+def test_unsupported_tensors_are_refused(
     monkeypatch, channels, value_dtype, location_dtype, reason
 ):
     pytest.importorskip("triton")
@@ -53,28 +53,28 @@ def test_what_it_does_not_take_is_refused(
 
 @pytest.fixture
 def reason_on_a_gpu(monkeypatch):
-    """Function: why Triton does not run on a pretended GPU. The machine is one that has all it needs."""
+    """Function: why Triton is unsupported on a fake GPU of a machine that has everything it needs."""
     monkeypatch.setattr(deform_attn_triton.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(deform_attn_triton.os.path, "isfile", lambda path: True)
     monkeypatch.setattr(deform_attn_triton.shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.delenv("CC", raising=False)
-    cached = (deform_attn_triton._why_not_compiled, deform_attn_triton._why_not_on)
+    cached = (deform_attn_triton._missing_compiler, deform_attn_triton._unsupported_gpu)
 
     def reason():
         for function in cached:
             function.cache_clear()
         cuda = torch.device("cuda", 0)
         value = SimpleNamespace(shape=(1, 4, 1, 32), device=cuda, dtype=torch.float32)
-        return deform_attn_triton.why_not(value, SimpleNamespace(dtype=torch.float32))
+        return deform_attn_triton.unsupported_reason(value, SimpleNamespace(dtype=torch.float32))
 
     yield reason
     for function in cached:
         function.cache_clear()
 
 
-def test_what_triton_needs_is_named(reason_on_a_gpu, monkeypatch):
+def test_missing_requirement_is_named(reason_on_a_gpu, monkeypatch):
     assert reason_on_a_gpu() is None
     with monkeypatch.context() as patch:
         patch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
@@ -88,20 +88,20 @@ def test_what_triton_needs_is_named(reason_on_a_gpu, monkeypatch):
     assert "names icc" in reason_on_a_gpu()
 
 
-def test_the_interpreter_needs_no_compiler(reason_on_a_gpu, monkeypatch):
+def test_interpreter_needs_no_compiler(reason_on_a_gpu, monkeypatch):
     monkeypatch.setattr(deform_attn_triton.shutil, "which", lambda name: None)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert reason_on_a_gpu() is None
 
 
-def test_the_machine_is_searched_once(reason_on_a_gpu, monkeypatch):
+def test_compiler_check_is_cached(reason_on_a_gpu, monkeypatch):
     assert reason_on_a_gpu() is None
     monkeypatch.setattr(deform_attn_triton.shutil, "which", lambda name: None)
-    assert deform_attn_triton._why_not_compiled() is None
+    assert deform_attn_triton._missing_compiler() is None
 
 
 @pytest.mark.slow
-def test_it_agrees_under_the_interpreter():
+def test_agrees_with_the_other_backends_when_interpreted():
     pytest.importorskip("triton")
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "tests/ops/test_deform_attn.py", "-k", SELECTION],
@@ -116,10 +116,10 @@ def test_it_agrees_under_the_interpreter():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["forward_kernel", "backward_kernel"])
-def test_its_kernels_compile_for_a_gpu(name):
-    """The interpreter takes what the compiler refuses; the compiler needs no GPU."""
+def test_kernels_compile_for_a_gpu(name):
+    """The interpreter accepts code that the compiler rejects; compiling needs no GPU."""
     pytest.importorskip("triton")
-    # In a process of its own: Triton decides on import whether its functions are interpreted.
+    # In a subprocess: Triton decides on import whether its functions are interpreted.
     script = f"""
 import triton
 from triton.backends.compiler import GPUTarget

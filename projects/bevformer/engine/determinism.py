@@ -7,9 +7,7 @@ from mmcv.ops import ModulatedDeformConv2d
 
 from projects.bevformer import compat
 from projects.bevformer.model.mm.deform_conv import TorchvisionDCNv2
-from projects.bevformer.ops.backends import ENVIRONMENT_VARIABLE, PREFERENCE
-
-_UNREPEATABLE_BACKENDS = ("mmcv", "triton", "reference")  # their gradients are atomic additions
+from projects.bevformer.ops.backends import ENVIRONMENT_VARIABLE, PREFERENCE, get_backend
 
 
 def make_deterministic():
@@ -39,7 +37,7 @@ def unrepeatable_parts(cfg, detector):
     if hasattr(backbone, "maxpool") and getattr(backbone, "frozen_stages", 0) < 0:
         parts.append("max-pooling behind the stem, which trains")
     backend = _attention_backend(cfg)
-    if backend in _UNREPEATABLE_BACKENDS:
+    if not get_backend(backend, ENVIRONMENT_VARIABLE).repeatable:  # a config was checked before
         parts.append(f"deformable attention by {backend!r} (`lean` repeats exactly)")
     for step in cfg.data.train.get("pipeline", []):
         if step["type"] == "GlobalRotScaleTransImage" and step.get("only_gt"):

@@ -2,7 +2,7 @@
 
 Mixed precision is `fp16 = dict(loss_scale=512. | "dynamic", dtype="float16" | "bfloat16")` in a config,
 the memory layout of the convolutions is `channels_last = True`, TF32 is `tf32 = True | False`, and
-`deform_attn_backend = "lean"` names who computes deformable attention in this process.
+`deform_attn_backend = "lean"` selects the implementation of its deformable attention.
 """
 
 import torch
@@ -52,10 +52,11 @@ def autocast_dtype(fp16, device, logger):
 
 
 def set_compute_format(detector, cfg, device, logger):
-    """Give a detector the precision and the memory layout of a config, and the process TF32 and backend.
+    """Set the precision, memory layout and attention backend of a detector, and TF32 for the process.
 
     Args:
-        detector: BEVFormer; its `autocast_dtype` and the strides of its 4D weights are set.
+        detector: BEVFormer; its `autocast_dtype`, the strides of its 4D weights and the default
+            backend of its attention modules are set.
         cfg: mmcv.Config with `fp16`, `channels_last`, `tf32` and `deform_attn_backend`, or without.
             Without `tf32` the flags stay as they are, and versions of torch differ: 1.10 uses TF32 for
             matrix products, 1.12 and later do not.
@@ -64,7 +65,7 @@ def set_compute_format(detector, cfg, device, logger):
     Raises:
         ValueError: an unknown key or dtype in `fp16`, an unknown backend, or `tf32` is no bool.
     """
-    set_default_backend(cfg.get("deform_attn_backend"))
+    set_default_backend(cfg.get("deform_attn_backend"), detector)
     detector.autocast_dtype = autocast_dtype(cfg.get("fp16"), device, logger)
     if cfg.get("channels_last", False):
         detector.to(memory_format=torch.channels_last)

@@ -1,31 +1,36 @@
-"""The bird's-eye-view grid: where its cells lie.
+"""The bird's-eye-view grid: positions of its cells.
 
 Shape legend: Q BEV queries (= Hb * Wb, row-major), D pillar heights.
 Row 0 lies at y_min, column 0 at x_min; rows grow with +y (forward), columns with +x (right).
 """
 
+from __future__ import annotations
+
+from typing import Sequence
+
 import torch
 from einops import rearrange, repeat
+from torch import Tensor
 
 
-def check_range(name, limits):
-    """Check a box in space as configs give it.
+def check_range(name: str, limits: Sequence[float]) -> None:
+    """Check a box in space from a config.
 
     Args:
         name: of the config's key, for the message.
         limits: (x_min, y_min, z_min, x_max, y_max, z_max), metres.
 
     Raises:
-        ValueError: not six numbers, or a minimum is not below its maximum.
+        ValueError: not six numbers, or a minimum that is not below its maximum.
     """
     if len(limits) != 6 or any(low >= high for low, high in zip(limits[:3], limits[3:])):
         raise ValueError(
-            f"{name} must be (x_min, y_min, z_min, x_max, y_max, z_max) in metres, each minimum below "
-            f"its maximum, got {tuple(limits)}"
+            f"{name} must be (x_min, y_min, z_min, x_max, y_max, z_max) in metres, each minimum "
+            f"below its maximum, got {tuple(limits)}"
         )
 
 
-def cell_centres(bev_h, bev_w, device=None):
+def cell_centres(bev_h: int, bev_w: int, device: torch.device | None = None) -> Tensor:
     """Centres of the BEV cells as fractions of the grid.
 
     Args:
@@ -42,7 +47,9 @@ def cell_centres(bev_h, bev_w, device=None):
     return rearrange(torch.stack((grid_x, grid_y), dim=-1), "h w xy -> (h w) xy")
 
 
-def cell_points(bev_h, bev_w, pc_range, device=None):
+def cell_points(
+    bev_h: int, bev_w: int, pc_range: Sequence[float], device: torch.device | None = None
+) -> Tensor:
     """Centres of the BEV cells on the ground plane.
 
     Args:
@@ -56,17 +63,23 @@ def cell_points(bev_h, bev_w, pc_range, device=None):
     """
     x_min, y_min, _, x_max, y_max, _ = pc_range
     x, y = cell_centres(bev_h, bev_w, device).unbind(dim=-1)
-    # Use Python scalars: a tensor of the limits would have to be copied to the device.
+    # Use Python scalars: a tensor of the limits would trigger a copy to the device and a sync.
     return torch.stack((x * (x_max - x_min) + x_min, y * (y_max - y_min) + y_min), dim=-1)
 
 
-def pillar_points(bev_h, bev_w, num_heights, pc_range, device=None):
+def pillar_points(
+    bev_h: int,
+    bev_w: int,
+    num_heights: int,
+    pc_range: Sequence[float],
+    device: torch.device | None = None,
+) -> Tensor:
     """Points on the vertical pillar over every BEV cell.
 
     Args:
         bev_h: rows of the grid, along y.
         bev_w: columns of the grid, along x.
-        num_heights: D, points a pillar; they span z_min + 0.5 m to z_max - 0.5 m evenly.
+        num_heights: D, points per pillar, evenly spaced from z_min + 0.5 m to z_max - 0.5 m.
         pc_range: (x_min, y_min, z_min, x_max, y_max, z_max), metres, lidar frame.
         device: of the result.
 

@@ -1,21 +1,28 @@
-"""BEV features resampled on a grid that is turned, scaled or mirrored.
+"""Resampling of BEV features on a rotated, scaled or mirrored grid.
 
 Shape legend: B batch, Q BEV queries (= Hb * Wb), C channels.
 """
 
+from __future__ import annotations
+
+from typing import Sequence
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from torch import Tensor
 
 from projects.bevformer.geometry.bev_grid import cell_points
 from projects.bevformer.geometry.precision import full_precision
 from projects.bevformer.transfer import upload
 
 
-def warp_bev(bev, target_from_source, bev_hw, pc_range):
-    """Move each sample's BEV features by a linear map of the ground plane.
+def warp_bev(
+    bev: Tensor, target_from_source: Tensor, bev_hw: tuple[int, int], pc_range: Sequence[float]
+) -> Tensor:
+    """Warp each sample's BEV features by a linear map of the ground plane.
 
-    What lies at p in the given features lies at `target_from_source` @ p in the result.
+    A feature at p moves to `target_from_source` @ p.
 
     Args:
         bev: (B, Q, C) BEV features.
@@ -24,11 +31,11 @@ def warp_bev(bev, target_from_source, bev_hw, pc_range):
         pc_range: (x_min, y_min, z_min, x_max, y_max, z_max), metres, lidar frame.
 
     Returns:
-        (B, Q, C) features, bilinear between cell centres; zero beyond the border of the grid. The
-        input is not edited.
+        (B, Q, C) features, bilinear between cell centres, zero outside the grid. The input is not
+        modified.
 
     Raises:
-        ValueError: Q is not Hb * Wb, or there is not one map a sample.
+        ValueError: Q is not Hb * Wb, or there is not one map per sample.
     """
     bev_h, bev_w = bev_hw
     if bev.shape[1] != bev_h * bev_w or target_from_source.shape != (len(bev), 2, 2):
@@ -40,7 +47,7 @@ def warp_bev(bev, target_from_source, bev_hw, pc_range):
     with full_precision(bev.device):
         targets = cell_points(bev_h, bev_w, pc_range, bev.device)  # (Q, 2)
         source_from_target = upload(torch.inverse(target_from_source.float()), bev.device)
-        # Written out instead of as a matrix product: a product may run in TF32, which is off by cells.
+        # Not a matrix product, which may run in TF32 and be off by cells.
         sources = (source_from_target[:, None] * targets[:, None, :]).sum(dim=-1)  # (B, Q, 2)
         x, y = sources.unbind(dim=-1)
         fractions = torch.stack(((x - x_min) / (x_max - x_min), (y - y_min) / (y_max - y_min)), -1)

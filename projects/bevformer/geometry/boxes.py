@@ -1,18 +1,23 @@
-"""The box conventions, the box code of the network, and the conversions between them.
+"""Box conventions, the box code of the network, and the conversions between them.
 
-The silent error of this stack: mmdet3d changed its box convention between 0.17 (which the official
-weights speak) and 1.0.0rc0 (which this project's environment speaks).
+A silent source of errors: mmdet3d changed its box convention between 0.17, which the official
+weights use, and 1.0.0rc0, which the installed version uses.
 
     "wlh_negyaw"  mmdet3d <= 0.17     [x, y, z, w, l, h, yaw_old, ...]
     "lwh_yaw"     mmdet3d >= 1.0rc0   [x, y, z, l, w, h, yaw, ...],   yaw = -yaw_old - pi/2
 
-The network code speaks the old one; everything outside the network speaks the new one. Targets are
-converted once on the way in, decoded boxes once on the way out. See docs/coordinate_frames.md.
+The network uses the old convention; everything outside it uses the new one. Targets are converted
+once on the way in, decoded boxes once on the way out. See docs/coordinate_frames.md.
 """
 
-import math
+from __future__ import annotations
 
+import math
+from typing import Any, TypeVar
+
+import numpy as np
 import torch
+from torch import Tensor
 
 BOX_CONVENTION_OLD = "wlh_negyaw"
 BOX_CONVENTION_NEW = "lwh_yaw"
@@ -22,27 +27,30 @@ BOX_CONVENTION_NEW = "lwh_yaw"
 CX, CY, LOG_W, LOG_L, CZ, LOG_H, SIN, COS, VX, VY = range(10)
 CODE_SIZE = 10
 
+_Boxes = TypeVar("_Boxes", Tensor, "np.ndarray[Any, Any]")
 
-def _swap_convention(boxes):
+
+def _swap_convention(boxes: _Boxes) -> _Boxes:
     if boxes.shape[-1] < 7:
         raise ValueError(
-            f"boxes must have at least 7 columns (x, y, z, 3 sizes, yaw), got shape {tuple(boxes.shape)}"
+            "boxes must have at least 7 columns (x, y, z, 3 sizes, yaw), got shape "
+            f"{tuple(boxes.shape)}"
         )
-    swapped = boxes.clone() if torch.is_tensor(boxes) else boxes.copy()
+    swapped = boxes.clone() if isinstance(boxes, Tensor) else boxes.copy()
     swapped[..., 3] = boxes[..., 4]
     swapped[..., 4] = boxes[..., 3]
     swapped[..., 6] = -boxes[..., 6] - math.pi / 2
     return swapped
 
 
-def old_to_new_boxes(boxes):
+def old_to_new_boxes(boxes: _Boxes) -> _Boxes:
     """Convert mmdet3d <= 0.17 boxes to the mmdet3d >= 1.0rc0 convention.
 
     Args:
-        boxes: (..., 7 or more) tensor or array [x, y, z, w, l, h, yaw_old, ...], radians and metres.
+        boxes: (..., 7 or more) [x, y, z, w, l, h, yaw_old, ...], radians and metres.
 
     Returns:
-        A new (..., same) tensor or array [x, y, z, l, w, h, yaw, ...]; further columns unchanged.
+        A new (..., same) [x, y, z, l, w, h, yaw, ...]; further columns unchanged.
 
     Raises:
         ValueError: fewer than 7 columns.
@@ -50,16 +58,16 @@ def old_to_new_boxes(boxes):
     return _swap_convention(boxes)
 
 
-def new_to_old_boxes(boxes):
+def new_to_old_boxes(boxes: _Boxes) -> _Boxes:
     """Convert mmdet3d >= 1.0rc0 boxes to the mmdet3d <= 0.17 convention.
 
-    The map is its own inverse; two names keep the direction readable where it is used.
+    The conversion is its own inverse; two names make the direction clear at the call.
 
     Args:
-        boxes: (..., 7 or more) tensor or array [x, y, z, l, w, h, yaw, ...], radians and metres.
+        boxes: (..., 7 or more) [x, y, z, l, w, h, yaw, ...], radians and metres.
 
     Returns:
-        A new (..., same) tensor or array [x, y, z, w, l, h, yaw_old, ...]; further columns unchanged.
+        A new (..., same) [x, y, z, w, l, h, yaw_old, ...]; further columns unchanged.
 
     Raises:
         ValueError: fewer than 7 columns.
@@ -67,15 +75,15 @@ def new_to_old_boxes(boxes):
     return _swap_convention(boxes)
 
 
-def encode_boxes(boxes):
-    """Turn boxes into the code that the network regresses.
+def encode_boxes(boxes: Tensor) -> Tensor:
+    """Encode boxes as the network regresses them.
 
     Args:
         boxes: (..., 9) old convention, gravity centre: x, y, z, w, l, h, yaw_old, vx, vy.
 
     Returns:
         (..., 10) box code, columns CX ... VY. A box of size zero gives -inf, an unknown (NaN)
-        velocity stays NaN: the loss leaves such rows out.
+        velocity stays NaN: the loss skips such rows.
 
     Source: DETR3D (arXiv 2110.06922), section 3.3; the column order is the official weights'.
     """
@@ -85,7 +93,7 @@ def encode_boxes(boxes):
     )
 
 
-def decode_boxes(code):
+def decode_boxes(code: Tensor) -> Tensor:
     """Inverse of `encode_boxes`.
 
     Args:

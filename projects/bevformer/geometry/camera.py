@@ -3,12 +3,29 @@
 Shape legend: B batch, N cameras, Q BEV queries, D pillar heights.
 """
 
+from __future__ import annotations
+
+import numpy as np
 import torch
+from torch import Tensor
 
 from projects.bevformer.geometry.precision import full_precision
 
 
-def project_to_cameras(points_lidar, lidar2img, image_hw, eps=1e-5):
+def image_scaling(from_hw: tuple[int, int], to_hw: tuple[int, int]) -> np.ndarray:
+    """(4, 4) matrix to left-multiply `lidar2img` and `cam2img` with when an image is resized.
+
+    The ratios are those of the sizes, which may have been rounded.
+
+    Args:
+        from_hw, to_hw: height and width before and after, pixels.
+    """
+    return np.diag([to_hw[1] / from_hw[1], to_hw[0] / from_hw[0], 1.0, 1.0])
+
+
+def project_to_cameras(
+    points_lidar: Tensor, lidar2img: Tensor, image_hw: tuple[int, int], eps: float = 1e-5
+) -> tuple[Tensor, Tensor]:
     """Project lidar-frame points into every camera.
 
     Args:

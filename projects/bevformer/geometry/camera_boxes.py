@@ -1,18 +1,21 @@
-"""Boxes as one camera sees them: a turn, a projected centre, a depth and a size.
+"""3D boxes in a camera frame: rotation, projected centre, depth and size.
 
-Shape legend: G boxes. The camera frame is x right, y down, z ahead; a box has its length along its own
-x axis, its width along y and its height along z.
+Shape legend: G boxes. The camera frame is x right, y down, z forward. In the frame of a box its
+length lies along x, its width along y and its height along z.
 """
+
+from __future__ import annotations
 
 import itertools
 
 import torch
+from torch import Tensor
 
 from projects.bevformer.transfer import constant
 
 
-def quaternion_to_matrix(quaternion):
-    """Rotation matrices of quaternions of any length but zero.
+def quaternion_to_matrix(quaternion: Tensor) -> Tensor:
+    """Rotation matrices of quaternions of any non-zero length.
 
     Args:
         quaternion: (G, 4) w, x, y, z.
@@ -29,27 +32,27 @@ def quaternion_to_matrix(quaternion):
     return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
 
 
-def unproject(points_uv, inverse_intrinsics):
-    """Rays of pixels, at depth 1.
+def unproject(points_uv: Tensor, inverse_intrinsics: Tensor) -> Tensor:
+    """Rays through pixels, at depth 1.
 
     Args:
         points_uv: (G, 2) pixels.
-        inverse_intrinsics: (G, 3, 3) inverted camera matrices; inverting them on a GPU would force a
-            sync.
+        inverse_intrinsics: (G, 3, 3) inverted camera matrices; inverting them on a GPU would force
+            a sync.
 
     Returns:
-        (G, 3) camera frame; times the depth it is the point.
+        (G, 3) camera frame; multiplied by a depth, the point at that depth.
     """
     homogeneous = torch.cat((points_uv, torch.ones_like(points_uv[:, :1])), dim=-1)
-    # Sums instead of matrix products throughout: a product may run in TF32.
+    # Sums instead of matrix products in this file: a product may run in TF32.
     return (inverse_intrinsics * homogeneous[:, None, :]).sum(dim=-1)
 
 
-def viewing_rotation(rays):
-    """The frame of an observer who turns to look along a ray, and keeps upright.
+def viewing_rotation(rays: Tensor) -> Tensor:
+    """Frame of an upright observer who looks along a ray.
 
     Args:
-        rays: (G, 3) camera frame, any length but zero, not straight up or down.
+        rays: (G, 3) camera frame, any non-zero length, not straight up or down.
 
     Returns:
         (G, 3, 3) observer to camera: columns right, down, along the ray.
@@ -64,12 +67,12 @@ def viewing_rotation(rays):
     return torch.stack((torch.cross(down, ahead, dim=-1), down, ahead), dim=-1)
 
 
-def compose(first, second):
-    """(G, 3, 3) x (G, 3, 3) -> (G, 3, 3) rotations: first the second, then the first."""
-    return (first[..., :, :, None] * second[..., None, :, :]).sum(dim=-2)
+def compose(left: Tensor, right: Tensor) -> Tensor:
+    """(G, 3, 3) x (G, 3, 3) -> (G, 3, 3) rotations; `right` is applied first."""
+    return (left[..., :, :, None] * right[..., None, :, :]).sum(dim=-2)
 
 
-def box_corners(rotation, center, size_wlh):
+def box_corners(rotation: Tensor, center: Tensor, size_wlh: Tensor) -> Tensor:
     """Corners of boxes.
 
     Args:
@@ -84,10 +87,10 @@ def box_corners(rotation, center, size_wlh):
     width, length, height = size_wlh.unbind(dim=-1)
     half_lwh = torch.stack((length, width, height), dim=-1) / 2
     offsets = signs * half_lwh[:, None, :]  # (G, 8, 3) box frame
-    turned = (rotation[:, None] * offsets[:, :, None, :]).sum(dim=-1)
-    return turned + center[:, None, :]
+    rotated = (rotation[:, None] * offsets[:, :, None, :]).sum(dim=-1)
+    return rotated + center[:, None, :]
 
 
-def _signs(dtype):
-    """(8, 3) of +-1, one row for each corner."""
+def _signs(dtype: torch.dtype) -> Tensor:
+    """(8, 3) of +-1, one row per corner."""
     return torch.tensor(list(itertools.product((1, -1), repeat=3)), dtype=dtype)

@@ -1,10 +1,15 @@
 """Rigid transforms between the frames of a vehicle that moves; float64 NumPy arrays."""
 
+from __future__ import annotations
+
+from typing import Sequence
+
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.transform import Rotation
 
 
-def pose_matrix(rotation_wxyz, translation):
+def pose_matrix(rotation_wxyz: Sequence[float], translation: ArrayLike) -> NDArray[np.float64]:
     """`src2dst` of a quaternion and a translation, as the tables and the info files give them.
 
     Args:
@@ -21,10 +26,10 @@ def pose_matrix(rotation_wxyz, translation):
     return matrix
 
 
-def inverse_poses(src2dst):
+def inverse_poses(src2dst: NDArray[np.float64]) -> NDArray[np.float64]:
     """(..., 4, 4) rigid transforms -> their inverses `dst2src`.
 
-    Unlike np.linalg.inv it wakes no threads, which would go on spinning on the cores of other workers.
+    Avoids np.linalg.inv, whose BLAS threads keep spinning on cores that other workers need.
     """
     rotations = np.swapaxes(src2dst[..., :3, :3], -1, -2)
     inverses = np.zeros_like(src2dst)
@@ -34,7 +39,9 @@ def inverse_poses(src2dst):
     return inverses
 
 
-def adjacent_to_current(lidar2global_adjacent, lidar2global_current):
+def adjacent_to_current(
+    lidar2global_adjacent: NDArray[np.float64], lidar2global_current: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """Where a place seen from the lidar of an adjacent frame lies for the lidar of the current one.
 
     Args:
@@ -47,7 +54,7 @@ def adjacent_to_current(lidar2global_adjacent, lidar2global_current):
     return inverse_poses(lidar2global_current) @ lidar2global_adjacent
 
 
-def check_frame_offsets(frames):
+def check_frame_offsets(frames: Sequence[int]) -> None:
     """Check which frames around the current one a model fuses.
 
     Args:

@@ -1,15 +1,18 @@
-"""Where mixed precision must not reach."""
+"""Full precision within autocast."""
+
+from __future__ import annotations
 
 import contextlib
+from typing import ContextManager
 
 import torch
 
 
-def full_precision(device):
-    """Context manager: no autocast inside, for maths that half precision would spoil."""
+def full_precision(device: torch.device) -> ContextManager[object]:
+    """Context manager that disables autocast, for maths that needs float32."""
     if device.type == "meta":  # has no autocast
         return contextlib.nullcontext()
-    # The dtype is unused but checked, even here: torch 1.10 refuses bfloat16 on GPUs without it, and
-    # warns of float16 on a CPU.
+    # The dtype is unused but checked: torch 1.10 rejects bfloat16 on GPUs that lack it and warns
+    # about float16 on a CPU.
     dtype = torch.bfloat16 if device.type == "cpu" else torch.float16
     return torch.autocast(device_type=device.type, dtype=dtype, enabled=False)

@@ -3,15 +3,21 @@
 Everything is computed element by element, so that a row does not depend on the number of rows.
 """
 
+from __future__ import annotations
+
 import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
 
 
-def normalise(quaternions):
+def normalise(quaternions: Array) -> Array:
     """(N, 4) of any length but 0 -> (N, 4) of length 1."""
-    return quaternions / np.linalg.norm(quaternions, axis=1, keepdims=True)
+    lengths: Array = np.linalg.norm(quaternions, axis=1, keepdims=True)
+    return quaternions / lengths
 
 
-def multiply(left, right):
+def multiply(left: Array, right: Array) -> Array:
     """(N, 4) products: `right` is applied first."""
     w, x, y, z = left.T
     a, b, c, d = right.T
@@ -26,25 +32,26 @@ def multiply(left, right):
     )
 
 
-def rotate(quaternions, vectors):
+def rotate(quaternions: Array, vectors: Array) -> Array:
     """Turn vectors (N, 3) by unit quaternions (N, 4)."""
     axis = quaternions[:, 1:]
     twice = 2 * np.cross(axis, vectors)
     return vectors + quaternions[:, :1] * twice + np.cross(axis, twice)
 
 
-def rotate_back(quaternions, vectors):
+def rotate_back(quaternions: Array, vectors: Array) -> Array:
     """The inverse of `rotate`."""
     return rotate(quaternions * [1, -1, -1, -1], vectors)
 
 
-def about_z(angles_rad):
+def about_z(angles_rad: Array) -> Array:
     """(N,) angles -> (N, 4)."""
     zeros = np.zeros(len(angles_rad))
     return np.stack((np.cos(angles_rad / 2), zeros, zeros, np.sin(angles_rad / 2)), axis=1)
 
 
-def yaws(quaternions):
+def yaws(quaternions: Array) -> Array:
     """Heading of the turned x axis in the x-y plane, rad, of (N, 4) quaternions of any length."""
     w, x, y, z = quaternions.T
-    return np.arctan2(2 * (x * y + w * z), w * w + x * x - y * y - z * z)
+    angles: Array = np.arctan2(2 * (x * y + w * z), w * w + x * x - y * y - z * z)
+    return angles

@@ -23,9 +23,14 @@ class DeformableAttention(BaseModule):
         query_dims: channels of the input that predicts offsets and weights; None is C.
         output_proj: has an output projection.
 
+    Attributes:
+        default_backend: see `ops.set_default_backend`; subclasses pass it to ops.
+
     Raises:
         ValueError: C is not a multiple of M.
     """
+
+    default_backend = None
 
     def __init__(
         self,

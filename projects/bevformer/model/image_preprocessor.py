@@ -10,6 +10,7 @@ from einops import rearrange
 from mmdet.models.builder import MODELS
 from torch import nn
 
+from projects.bevformer.geometry.camera import image_scaling
 from projects.bevformer.ops import distort_colors
 from projects.bevformer.transfer import upload
 
@@ -95,8 +96,7 @@ class ImagePreprocessor(nn.Module):
             B new metas with the size, the camera matrices and `img_norm_cfg` of the result.
         """
         scaled_hw, padded_hw = self._sizes(image_hw)
-        # The true ratios, in case the size was rounded.
-        scaling = np.diag([scaled_hw[1] / image_hw[1], scaled_hw[0] / image_hw[0], 1.0, 1.0])
+        scaling = image_scaling(image_hw, scaled_hw)
         return [self._describe(meta, scaling, scaled_hw, padded_hw) for meta in img_metas]
 
     def _sizes(self, image_hw):

@@ -1,23 +1,34 @@
-"""Colour changes of batches of images, on whatever device these lie.
+"""Colour distortion of batches of images, on any device.
 
-Shape legend: M images, H height, W width. Channels are blue, green, red; values 0 ... 255, and may
-leave that range.
+Shape legend: M images, H height, W width. Channels are blue, green, red; values are 0 ... 255 and
+may leave that range.
 """
 
+from __future__ import annotations
+
 import torch
+from torch import Tensor
 
 
-def distort_colors(images, brightness, contrast_first, saturation, hue, contrast_last, channels):
+def distort_colors(
+    images: Tensor,
+    brightness: Tensor,
+    contrast_first: Tensor,
+    saturation: Tensor,
+    hue: Tensor,
+    contrast_last: Tensor,
+    channels: Tensor,
+) -> Tensor:
     """Change brightness, contrast, saturation, hue and the order of the channels.
 
     Args:
         images: (M, 3, H, W) float32.
         brightness: (M,) added; 0 for no change.
-        contrast_first: (M,) factor before the change of hue and saturation; 1 for no change.
+        contrast_first: (M,) factor before hue and saturation change; 1 for no change.
         saturation: (M,) factor; 1 for no change.
         hue: (M,) degrees added; 0 for no change.
-        contrast_last: (M,) factor after it; 1 for no change.
-        channels: (M, 3) int64, which channel becomes the first, the second and the third.
+        contrast_last: (M,) factor after that; 1 for no change.
+        channels: (M, 3) int64, the channels that become the first, second and third.
 
     Returns:
         (M, 3, H, W) float32.
@@ -32,12 +43,12 @@ def distort_colors(images, brightness, contrast_first, saturation, hue, contrast
     return images.gather(1, channels[:, :, None, None].expand_as(images))
 
 
-def _each(numbers):
-    """(M,) -> (M, 1, 1, 1): one number an image."""
+def _each(numbers: Tensor) -> Tensor:
+    """(M,) -> (M, 1, 1, 1): one number per image."""
     return numbers[:, None, None, None]
 
 
-def bgr_to_hsv(images):
+def bgr_to_hsv(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Hue, saturation and value of a batch.
 
     Args:
@@ -68,7 +79,7 @@ def bgr_to_hsv(images):
     return torch.where(hue < 0, hue + 360.0, hue), saturation, value
 
 
-def hsv_to_bgr(hue, saturation, value):
+def hsv_to_bgr(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
     """Inverse of `bgr_to_hsv`; a saturation above 1 gives negative channels.
 
     Args:

@@ -1,11 +1,11 @@
 """Triton kernels of deform_attn_triton.
 
-A program handles BLOCK consecutive (row, head) pairs. Its reads of the value are whole rows of
-CHANNELS contiguous numbers; consecutive pairs are the heads of one row, which lie side by side, then
-those of the next row of the same map, so that the maps pass through the L2 cache one after the other.
+A program handles BLOCK consecutive (row, head) pairs. It reads the value in rows of CHANNELS
+contiguous numbers. Consecutive pairs are the adjacent heads of one row, then those of the next row
+of the same map, so that the maps go through the L2 cache one after the other.
 
 Shape legend: V maps, S keys, M = HEADS, C = CHANNELS, R rows, L = len(LEVELS), P = POINTS. LEVELS
-holds (h, w, first key) of each level.
+holds (h, w, first key) per level.
 """
 
 import triton
@@ -14,12 +14,12 @@ import triton.language as tl
 
 @triton.jit
 def _place(locations, weights, sample, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, valid):
-    """Where samples lie on a level.
+    """Locate samples on a level.
 
     Returns:
         Column and row of the first of four cells (-1 where it is left of or above the level), the
         fractions of the way to the second ones, the attention weight, and whether any of the four
-        cells can be on the level. A NaN is on no level, and its fractions keep it.
+        cells can be on the level. A NaN is never on the level, but stays in the fractions.
     """
     x = tl.load(locations + 2 * sample, mask=valid, other=0.0) * WIDTH - 0.5
     y = tl.load(locations + 2 * sample + 1, mask=valid, other=0.0) * HEIGHT - 0.5
@@ -94,9 +94,9 @@ def forward_kernel(
                     corner % 2,
                 )
                 cell = head_of_map + (LEVELS[level][2] + key) * (HEADS * CHANNELS)
-                there = tl.load(cell[:, None] + channel, mask=on_level[:, None], other=0.0)
+                content = tl.load(cell[:, None] + channel, mask=on_level[:, None], other=0.0)
                 weight = attention * weight_x * weight_y
-                total += weight[:, None] * there.to(tl.float32)
+                total += weight[:, None] * content.to(tl.float32)
             sample += 1
     pointer = output + pair.to(tl.int64)[:, None] * CHANNELS + channel
     tl.store(pointer, total, mask=valid[:, None])
@@ -150,8 +150,8 @@ def backward_kernel(
                 )
                 cell = head_of_map + (LEVELS[level][2] + key) * (HEADS * CHANNELS)
                 offset = cell[:, None] + channel
-                there = tl.load(value + offset, mask=on_level[:, None], other=0.0)
-                dot = tl.sum(grad * there.to(tl.float32), axis=1)
+                content = tl.load(value + offset, mask=on_level[:, None], other=0.0)
+                dot = tl.sum(grad * content.to(tl.float32), axis=1)
                 grad_attention += weight_x * weight_y * dot
                 grad_x += (2 * (corner % 2) - 1) * weight_y * dot
                 grad_y += (2 * (corner // 2) - 1) * weight_x * dot

@@ -1,54 +1,69 @@
-"""Multi-scale deformable attention in plain PyTorch that keeps nothing but its inputs for backward.
+"""Multi-scale deformable attention in plain PyTorch that saves only its inputs for backward.
 
-A (row, head) pair is a bag of L * P * 4 entries: the four cells around each of its samples, with the
-bilinear weight times the attention weight. `F.embedding_bag` sums such bags without ever writing
-the samples out. Backward computes indices and weights anew; the gradient of the value is an
-embedding bag too, with the entries sorted by cell, so it needs no atomic additions and repeats
-exactly. Rows are handled in chunks, which bounds what is alive at any time.
+A (row, head) pair is a bag of L * P * 4 entries: the four cells around each of its samples,
+weighted by bilinear weight times attention weight. `F.embedding_bag` sums such bags without
+materialising the samples. Backward recomputes indices and weights; the gradient of the value is an
+embedding bag too, with the entries sorted by cell, so it needs no atomic additions and is bit-exact
+from run to run. Rows are processed in chunks, which bounds the peak memory.
 
 Speed and memory were measured on CPUs (docs/performance.md). It runs on any device; on a GPU it has
 not been measured.
 
-Shape legend: V maps, S keys, M heads, C channels per head, R rows, N rows of a chunk, L levels,
-P points, K = M * L * P samples of a row.
+Shape legend: V maps, S keys, M heads, C channels per head, R rows, N rows per chunk, L levels,
+P points, K = M * L * P samples per row.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, fields, replace
+from typing import Any, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from projects.bevformer.ops.backends import LevelShapes, RowsPerMap
 from projects.bevformer.transfer import constant
 
-# What a chunk may allocate, by device. On a CPU the forward pass is fastest while a chunk is in the
-# cache; in backward every chunk adds to a whole gradient map, so they are fewer and larger. A GPU needs
-# more rows at a time to be busy.
+# Bytes that a chunk may allocate, by device. On a CPU the forward pass is fastest while a chunk
+# fits in the cache; in backward every chunk adds to the whole gradient map, so chunks are fewer and
+# larger. A GPU needs more rows at a time to be busy.
 FORWARD_CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
 BACKWARD_CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 256 * 2**20}
-# What a sample allocates in float32: the tensors of `_Corners` and their temporaries, and in backward
-# the sorted entries.
+# Bytes that a sample allocates in float32: the tensors of `_Corners` and their temporaries, and in
+# backward the sorted entries.
 FORWARD_BYTES_PER_SAMPLE = 96
 BACKWARD_BYTES_PER_SAMPLE = 320
 
-_NOWHERE = 1e9  # distance of a second cell that is not there
+_NOWHERE = 1e9  # distance to a second cell that does not exist
 
 
-def why_not(value, locations):
-    """None, or why these tensors cannot be computed."""
+def unsupported_reason(value: Tensor, locations: Tensor) -> str | None:
+    """None, or why these tensors are not supported."""
     if locations.dtype not in (torch.float32, torch.float64):
-        return f"sampling locations in {locations.dtype} are off by cells: give them in float32"
+        return f"sampling locations in {locations.dtype} are off by cells: pass them in float32"
     return None
 
 
-def attend(value, shapes, locations, weights, rows_per_map):
+def attend(
+    value: Tensor, shapes: LevelShapes, locations: Tensor, weights: Tensor, rows_per_map: RowsPerMap
+) -> Tensor:
     """`packed_multi_scale_deformable_attn` with checked arguments."""
-    return _LeanAttention.apply(value, locations, weights, shapes, rows_per_map)
+    arguments = (value, locations, weights, shapes, rows_per_map)
+    return _LeanAttention.apply(*arguments)  # type: ignore[no-untyped-call, no-any-return]
 
 
 class _LeanAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, value, locations, weights, shapes, rows_per_map):
+    def forward(
+        ctx: Any,
+        value: Tensor,
+        locations: Tensor,
+        weights: Tensor,
+        shapes: LevelShapes,
+        rows_per_map: RowsPerMap,
+    ) -> Tensor:
         ctx.save_for_backward(value, locations, weights)
         ctx.shapes, ctx.rows_per_map = shapes, rows_per_map
         heads, channels = value.shape[2:]
@@ -65,7 +80,7 @@ class _LeanAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_output):
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         value, locations, weights = ctx.saved_tensors
         wants_value, wants_locations, wants_weights = ctx.needs_input_grad[:3]
         heads, channels = value.shape[2:]
@@ -77,8 +92,8 @@ class _LeanAttention(torch.autograd.Function):
         max_samples = budget // BACKWARD_BYTES_PER_SAMPLE
         for index, chunks in _chunks_per_map(ctx.rows_per_map, grid, max_samples):
             table = value[index].to(locations.dtype).reshape(-1, channels)  # (S*M, C)
-            if wants_value:
-                # In float32 this is the gradient itself, in half precision a float32 copy to add up.
+            if grad_value is not None:
+                # A view of the gradient in float32, a float32 accumulator in half precision.
                 grad_table = grad_value[index].view(-1, channels).to(locations.dtype)
             for rows in chunks:
                 corners = _Corners.of(locations[rows], weights[rows], grid)
@@ -87,9 +102,9 @@ class _LeanAttention(torch.autograd.Function):
                     corners.differentiate(
                         table, grad_bags, grad_locations[rows], grad_weights[rows]
                     )
-                if wants_value:
+                if grad_value is not None:
                     grad_table.add_(corners.scatter(grad_bags, table.shape[0]))
-            if wants_value and value.dtype != locations.dtype:
+            if grad_value is not None and value.dtype != locations.dtype:
                 grad_value[index] = grad_table.view(value.shape[1:])
         return (
             grad_value,
@@ -100,8 +115,10 @@ class _LeanAttention(torch.autograd.Function):
         )
 
 
-def _chunks_per_map(rows_per_map, grid, max_samples):
-    """Yield for each map that has rows its index and the slices of rows to handle at a time."""
+def _chunks_per_map(
+    rows_per_map: RowsPerMap, grid: _Grid, max_samples: int
+) -> Iterator[tuple[int, list[slice]]]:
+    """Yield the index of each map that has rows, and its chunks of rows as slices."""
     step = max(1, max_samples // max(1, len(grid.origin)))
     start = 0
     for index, rows in enumerate(rows_per_map):
@@ -113,32 +130,32 @@ def _chunks_per_map(rows_per_map, grid, max_samples):
 
 @dataclass(frozen=True)
 class _Grid:
-    """Numbers of the levels, repeated for each sample of a row.
+    """Constants of the levels, repeated for each sample of a row.
 
     Attributes:
         size: (K, 2) width and height.
         minus_half: (K, 2) filled with -0.5.
-        last: (K, 2) int32, the last column and row that a first cell may have.
-        second: (K, 2) where the second cell lies, seen from the first: 1; nowhere in a level that
-            is one cell wide or high.
-        stride: (K, 2) int32, steps of the table from column to column and from row to row.
-        step: (K, 2) int32, the same to the second cell.
-        origin: (K,) int32, the sample's head in the first cell of its level.
+        last: (K, 2) int32, the largest column and row of a first cell.
+        second: (K, 2) distance from the first cell to the second: 1, or _NOWHERE in a level that is
+            one cell wide or high.
+        stride: (K, 2) int32, table rows from one column to the next and from one row to the next.
+        step: (K, 2) int32, table rows from the first cell to the second.
+        origin: (K,) int32, table row of the sample's head in the first cell of its level.
     """
 
-    size: torch.Tensor
-    minus_half: torch.Tensor
-    last: torch.Tensor
-    second: torch.Tensor
-    stride: torch.Tensor
-    step: torch.Tensor
-    origin: torch.Tensor
+    size: Tensor
+    minus_half: Tensor
+    last: Tensor
+    second: Tensor
+    stride: Tensor
+    step: Tensor
+    origin: Tensor
 
     @classmethod
-    def of(cls, shapes, locations):
-        """For tensors like `locations` (R, M, L, P, 2); kept on their device."""
+    def of(cls, shapes: LevelShapes, locations: Tensor) -> _Grid:
+        """For tensors like `locations` (R, M, L, P, 2); cached on their device."""
         heads, _, points = locations.shape[1:4]
-        shapes, dtype = tuple(map(tuple, shapes)), locations.dtype
+        shapes, dtype = tuple((h, w) for h, w in shapes), locations.dtype
         return constant(
             ("deformable attention grid", shapes, heads, points, dtype),
             lambda: cls._build(shapes, heads, points, dtype),
@@ -146,10 +163,10 @@ class _Grid:
         )
 
     @classmethod
-    def _build(cls, shapes, heads, points, dtype):
-        def per_sample(pairs, dtype):
-            pairs = torch.tensor(pairs, dtype=dtype).reshape(1, len(shapes), 1, 2)
-            return pairs.expand(heads, -1, points, 2).reshape(-1, 2)
+    def _build(cls, shapes: LevelShapes, heads: int, points: int, dtype: torch.dtype) -> _Grid:
+        def per_sample(pairs: Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:
+            per_level = torch.tensor(pairs, dtype=dtype).reshape(1, len(shapes), 1, 2)
+            return per_level.expand(heads, -1, points, 2).reshape(-1, 2)
 
         starts, end = [], 0
         for h, w in shapes:
@@ -173,7 +190,7 @@ class _Grid:
             origin=origin.expand(heads, len(shapes), points).reshape(-1),
         )
 
-    def to(self, device):
+    def to(self, device: torch.device | str) -> _Grid:
         """The same tables on another device."""
         return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
@@ -182,34 +199,34 @@ class _Grid:
 class _Corners:
     """The four cells around each sample of a chunk.
 
-    The first cell of an axis is the one at or below the sample, moved into the level; the second
-    follows it. A cell weighs max(0, 1 - distance), which is the bilinear weight inside the level
-    and needs no masks outside it.
+    The first cell along an axis is the one at or below the sample, clamped to the level; the second
+    is the next one. The weight of a cell is max(0, 1 - distance): the bilinear weight inside the
+    level, without masks outside it.
 
     Attributes:
-        grid: _Grid.
+        grid: constants of the levels.
         attention: (N, K) attention weights.
         distance: (N, K, 2) from the first cell to the sample, in cells.
         first, second: (N, K, 2) weights of the two columns and rows.
-        index: (N, K, 4) int32 row of the table (S*M, C), in the order of `weight`.
+        index: (N, K, 4) int32 rows of the table (S*M, C), in the order of `weight`.
         weight: (N, K, 4) of (first row, first column), (first, second), (second, first), (second,
             second), times `attention`.
     """
 
     grid: _Grid
-    attention: torch.Tensor
-    distance: torch.Tensor
-    first: torch.Tensor
-    second: torch.Tensor
-    index: torch.Tensor
-    weight: torch.Tensor
+    attention: Tensor
+    distance: Tensor
+    first: Tensor
+    second: Tensor
+    index: Tensor
+    weight: Tensor
 
     @classmethod
-    def of(cls, locations, weights, grid):
+    def of(cls, locations: Tensor, weights: Tensor, grid: _Grid) -> _Corners:
         """For locations (N, M, L, P, 2) and weights (N, M, L, P)."""
         rows, samples = locations.shape[0], grid.origin.shape[0]
         pixels = torch.addcmul(grid.minus_half, locations.reshape(rows, samples, 2), grid.size)
-        # Clamping as integers: whatever a NaN becomes, it is an index of the level.
+        # Clamp as integers: whatever a NaN is cast to, the index stays within the level.
         cell = pixels.to(torch.int32).clamp_(min=0)
         torch.minimum(cell, grid.last, out=cell)
         distance = pixels.sub_(cell)
@@ -232,7 +249,7 @@ class _Corners:
             torch.mul(weight_row, second_column, out=weight[..., corner + 1])
         return cls(grid, attention, distance, first, second, index, weight)
 
-    def sum(self, table, heads):
+    def sum(self, table: Tensor, heads: int) -> Tensor:
         """(N*M, C) attended values from a table (S*M, C)."""
         bags = self.index.shape[0] * heads
         return F.embedding_bag(
@@ -242,19 +259,21 @@ class _Corners:
             per_sample_weights=self.weight.view(bags, -1),
         )
 
-    def differentiate(self, table, grad_bags, grad_locations, grad_weights):
+    def differentiate(
+        self, table: Tensor, grad_bags: Tensor, grad_locations: Tensor, grad_weights: Tensor
+    ) -> None:
         """Write the gradients of locations (N, M, L, P, 2) and weights (N, M, L, P).
 
         Args:
             table: (S*M, C).
             grad_bags: (N*M, C).
-            grad_locations, grad_weights: written.
+            grad_locations, grad_weights: outputs.
         """
         entries, bags = self.index.numel(), grad_bags.shape[0]
         number = torch.arange(bags, dtype=torch.int32, device=table.device)
-        # What autograd calls for `per_sample_weights`; asked through autograd, torch 1.10 also computes
-        # the gradient of the table, or refuses if that needs none.
-        dots = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        # What autograd calls for `per_sample_weights`. Through autograd, torch 1.10 would also
+        # compute the gradient of the table, or fail if that needs none.
+        dots: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
             grad_bags,
             table,
             self.index.view(-1),
@@ -284,7 +303,7 @@ class _Corners:
         grad.mul_(self.attention[..., None]).mul_(self.grid.size)
         grad_locations.copy_(grad.view_as(grad_locations))
 
-    def scatter(self, grad_bags, num_rows):
+    def scatter(self, grad_bags: Tensor, num_rows: int) -> Tensor:
         """Gradient of a table (S*M, C) with `num_rows` rows from that of the bags (N*M, C)."""
         bag_size = self.index.numel() // grad_bags.shape[0]
         sorted_index, order = self.index.view(-1).sort()
@@ -298,7 +317,7 @@ class _Corners:
         )
 
 
-def _slope(distance):
-    """Derivative of max(0, 1 - |distance|); at the kinks that towards larger distance."""
+def _slope(distance: Tensor) -> Tensor:
+    """Derivative of max(0, 1 - |distance|); the right-hand one at the kinks."""
     cell = distance.floor()
     return (cell == -1).to(distance.dtype).sub_((cell == 0).to(distance.dtype))

@@ -1,37 +1,46 @@
-"""Multi-scale deformable attention on `F.grid_sample`: what the other backends are compared with.
+"""Multi-scale deformable attention on `F.grid_sample`: the oracle of the other backends.
 
-It is also what an exported graph holds. Shape legend: see deform_attn.
+Exported graphs contain this one. Shape legend: see deform_attn.
 """
+
+from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from torch import Tensor
+
+from projects.bevformer.ops.backends import LevelShapes, RowsPerMap
 
 
-def why_not(value, locations):
-    """It computes everything."""
+def unsupported_reason(value: Tensor, locations: Tensor) -> str | None:
+    """Supports all tensors."""
     return None
 
 
-def attend(value, shapes, locations, weights, rows_per_map):
+def attend(
+    value: Tensor, shapes: LevelShapes, locations: Tensor, weights: Tensor, rows_per_map: RowsPerMap
+) -> Tensor:
     """`packed_multi_scale_deformable_attn` with checked arguments."""
-    # grid_sample wants one dtype for maps and points, and points in half precision are off by cells.
+    # grid_sample needs maps and points in one dtype, and points in half precision are off by cells.
     value = value.to(locations.dtype)
     weights = weights.to(locations.dtype)
     if len(set(rows_per_map)) == 1:
         return _attend_evenly(value, shapes, locations, weights)
     per_map = zip(value.split(1), locations.split(rows_per_map), weights.split(rows_per_map))
-    return torch.cat([_attend_evenly(value, shapes, *rows) for value, *rows in per_map])
+    return torch.cat([_attend_evenly(one, shapes, *rows) for one, *rows in per_map])
 
 
-def _attend_evenly(value, shapes, locations, weights):
+def _attend_evenly(
+    value: Tensor, shapes: LevelShapes, locations: Tensor, weights: Tensor
+) -> Tensor:
     """The same for maps that all have R / V rows.
 
-    Levels are summed one by one, so that no (..., L * P) tensor of samples is ever stacked.
+    Levels are added one by one, so that no (..., L * P) tensor of samples is ever stacked.
     """
     maps = value.shape[0]
-    grids = 2 * locations - 1  # grid_sample counts from -1 to 1
-    output = 0
+    grids = 2 * locations - 1  # grid_sample's coordinates run from -1 to 1
+    output: Tensor = 0  # type: ignore[assignment]
     level_values = value.split([h * w for h, w in shapes], dim=1)
     for level, (h, w) in enumerate(shapes):
         level_maps = rearrange(level_values[level], "v (h w) m c -> (v m) c h w", h=h, w=w)

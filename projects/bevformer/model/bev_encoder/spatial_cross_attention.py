@@ -91,7 +91,12 @@ class MSDeformableAttention3D(DeformableAttention):
             self.value_proj(context.image_features), "b n s (m c) -> (b n) s m c", m=self.num_heads
         )
         return packed_multi_scale_deformable_attn(
-            values, shapes, locations, weights, visible.lengths
+            values,
+            shapes,
+            locations,
+            weights,
+            visible.lengths,
+            default_backend=self.default_backend,
         )
 
 

@@ -74,7 +74,9 @@ class TemporalSelfAttention(DeformableAttention):
         reference = rearrange(context.reference_bev, "b t q xy -> (b t) q 1 1 1 xy")
         locations = sampling_locations(reference, offsets, [context.bev_hw])
         values = rearrange(self.value_proj(values), "b t q (m c) -> (b t) q m c", m=self.num_heads)
-        attended = multi_scale_deformable_attn(values, [context.bev_hw], locations, weights)
+        attended = multi_scale_deformable_attn(
+            values, [context.bev_hw], locations, weights, default_backend=self.default_backend
+        )
         # 3. average over the frames
         mean = rearrange(attended, "(b t) q c -> b t q c", t=FRAMES).mean(dim=1)
         return self.dropout(self.output_proj(mean)) + query

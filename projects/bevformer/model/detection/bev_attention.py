@@ -58,7 +58,9 @@ class CustomMSDeformableAttention(DeformableAttention):
         reference = rearrange(reference_xy.float(), "b o xy -> b o 1 1 1 xy")
         locations = sampling_locations(reference, offsets, [context.bev_hw])
         values = rearrange(self.value_proj(context.bev), "b q (m c) -> b q m c", m=self.num_heads)
-        attended = multi_scale_deformable_attn(values, [context.bev_hw], locations, weights)
+        attended = multi_scale_deformable_attn(
+            values, [context.bev_hw], locations, weights, default_backend=self.default_backend
+        )
         return self.dropout(self.output_proj(attended)) + query
 
 

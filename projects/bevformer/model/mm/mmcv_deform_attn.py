@@ -11,8 +11,8 @@ from projects.bevformer.ops import register_backend
 from projects.bevformer.transfer import constant
 
 
-def why_not(value, locations):
-    """None, or why these tensors cannot be computed."""
+def unsupported_reason(value, locations):
+    """None, or why these tensors are not supported."""
     if not mmcv_has_cuda_operators():
         return "this mmcv-full was compiled without CUDA: install one that was compiled with it"
     if not value.is_cuda:
@@ -54,4 +54,4 @@ def _starts(shapes):
     return sizes.cumsum(0) - sizes
 
 
-register_backend("mmcv", attend, why_not)
+register_backend("mmcv", attend, unsupported_reason)
