@@ -11,7 +11,7 @@ from tiny_bevformer_v2 import CLASSES, MONO_STRIDES, mono_head_config, mono_obje
 
 from projects.bevformer.geometry.camera_boxes import quaternion_to_matrix, viewing_rotation
 from projects.bevformer.model.v2.dd3d_losses import giou_from_sides
-from projects.bevformer.model.v2.dd3d_targets import LocationTargets
+from projects.bevformer.model.v2.dd3d_targets import LocationAssigner
 
 CHANNELS = 16
 HW = (32, 64)  # pixels
@@ -34,9 +34,8 @@ def features(images=1, seed=0):
 def assign(objects, **options):
     level_hw = [(HW[0] // s, HW[1] // s) for s in MONO_STRIDES]
     options = dict(sizes_of_interest=INTERESTS, **options)
-    return LocationTargets.assign(
-        objects, level_hw, MONO_STRIDES, CLASSES, torch.device("cpu"), **options
-    )
+    assigner = LocationAssigner(MONO_STRIDES, CLASSES, **options)
+    return assigner(objects, level_hw, torch.device("cpu"))
 
 
 def boxes_only(boxes):

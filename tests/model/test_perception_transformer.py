@@ -214,7 +214,7 @@ def test_attentions_that_initialise_themselves_are_not_overwritten(kind, calls):
 @pytest.mark.parametrize("samples", [(0,), (0, 1, 2)])
 def test_metas_of_another_batch_are_rejected(samples):
     metas = [make_meta(0), make_meta(1)]
-    with pytest.raises(ValueError, match="lidar2img of the metas is of 2 and 2"):
+    with pytest.raises(ValueError, match="lidar2img of 2 and 2"):
         context_of(make_transformer(), samples, metas=metas)
 
 
@@ -223,10 +223,10 @@ def test_metas_of_another_batch_are_rejected(samples):
     [
         (
             dict(num_feature_levels=1),
-            "gives 2 levels of 16 channels, the transformer takes at most 1",
+            "gives 2 levels of 16 channels, num_feature_levels of the transformer is 1",
         ),
-        (dict(num_cams=1), "images of 2 cameras, num_cams of the transformer is 1"),
-        (dict(num_cams=6), "images of 2 cameras, num_cams of the transformer is 6"),
+        (dict(num_cams=1), "images of 2 cameras .* num_cams of the transformer is 1"),
+        (dict(num_cams=6), "images of 2 cameras .* num_cams of the transformer is 6"),
     ],
 )
 def test_features_without_embeddings_are_refused(options, message):
@@ -238,7 +238,7 @@ def test_features_without_embeddings_are_refused(options, message):
 def test_features_of_another_width_are_rejected():
     transformer, frame = make_transformer(), Frame.from_metas([make_meta()])
     feats = [feat[:, :, :8] for feat in image_features(0)]
-    with pytest.raises(ValueError, match=r"gives 2 levels of 8 channels.* 16 \(embed_dims\)"):
+    with pytest.raises(ValueError, match="gives 2 levels of 8 channels.* embed_dims 16"):
         transformer.frame_context(feats, torch.zeros(*BEV_HW, 16), torch.zeros(1, 20, 16), frame)
 
 

@@ -88,7 +88,7 @@ def test_points_not_divisible_by_heights_are_rejected(frame_context, bev_query):
 def test_wrong_number_of_levels_is_rejected(frame_context, bev_query):
     context = frame_context()
     fewer = replace(context, image_shapes=context.image_shapes[:1])
-    with pytest.raises(ValueError, match="is 2, but the neck gives 1 levels"):
+    with pytest.raises(ValueError, match="is 2, num_outs of the neck 1"):
         make_attention()(bev_query(), fewer)
 
 

@@ -127,9 +127,9 @@ def test_metas_without_timestamp_are_not_checked():
 
 
 def test_two_frames_of_a_scene_in_one_batch_are_rejected():
-    with pytest.raises(ValueError, match="2 frames from 1 scenes"):
+    with pytest.raises(ValueError, match="2 frames .* of different scenes.* of 1"):
         BEVState().updated([pose("a"), pose("a")], bevs(1, 2))
-    with pytest.raises(ValueError, match="max_scenes=1"):
+    with pytest.raises(ValueError, match=r"max_scenes \(1\)"):
         BEVState().updated([pose("a"), pose("b")], bevs(1, 2), max_scenes=1)
 
 

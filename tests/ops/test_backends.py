@@ -8,8 +8,8 @@ import torch
 from tiny_bevformer import build_detector, training_batch
 
 from projects.bevformer import ops, plugin  # noqa: F401, registers the network
+from projects.bevformer.model.detection.bev_attention import CustomMSDeformableAttention
 from projects.bevformer.model.detection.context import ObjectContext
-from projects.bevformer.model.detection.layer import CustomMSDeformableAttention
 from projects.bevformer.ops import backends
 
 

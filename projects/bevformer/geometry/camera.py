@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from projects.bevformer.geometry.precision import full_precision
 
 
-def image_scaling(from_hw: tuple[int, int], to_hw: tuple[int, int]) -> np.ndarray:
+def image_scaling(from_hw: tuple[int, int], to_hw: tuple[int, int]) -> NDArray[np.float64]:
     """(4, 4) matrix to left-multiply `lidar2img` and `cam2img` with when an image is resized.
 
     The ratios are those of the sizes, which may have been rounded.

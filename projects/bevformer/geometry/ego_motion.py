@@ -11,6 +11,7 @@ from typing import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from projects.bevformer.geometry.can_bus import CAN_POSITION, CAN_YAW_DEG, CAN_YAW_RAD
@@ -18,7 +19,9 @@ from projects.bevformer.geometry.precision import full_precision
 from projects.bevformer.transfer import upload
 
 
-def relative_can_bus(can_bus: np.ndarray, previous: np.ndarray | None) -> np.ndarray:
+def relative_can_bus(
+    can_bus: NDArray[np.float64], previous: NDArray[np.float64] | None
+) -> NDArray[np.float64]:
     """The `can_bus` vector of a frame relative to the frame before it.
 
     Args:
@@ -95,7 +98,7 @@ def bev_shift(delta_xy_global: Tensor, ego_yaw_rad: Tensor, pc_range: Sequence[f
 
 def rotate_bev(
     bev: Tensor,
-    delta_yaw_deg: Tensor | np.ndarray | Sequence[float],
+    delta_yaw_deg: Tensor | NDArray[np.float64] | Sequence[float],
     bev_hw: tuple[int, int],
     center: Sequence[float] | None = None,
 ) -> Tensor:

@@ -13,7 +13,6 @@ class BEVHead(BaseModule):
 
     def forward(self, bev):
         """(B, Q, C) BEV features -> whatever `loss` and `results` take."""
-        raise NotImplementedError
 
     def loss(self, outputs, metas, targets):
         """Losses of a batch.
@@ -26,8 +25,6 @@ class BEVHead(BaseModule):
         Returns:
             dict of tensors; those with "loss" in their name are added up, the others only logged.
         """
-        raise NotImplementedError
 
     def results(self, outputs, metas):
         """B results on the CPU that pickle; the evaluator of the head's name receives them."""
-        raise NotImplementedError

@@ -10,6 +10,7 @@ from typing import Any, Mapping, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from projects.bevformer.geometry.can_bus import CAN_SIZE
@@ -53,7 +54,7 @@ class Frame:
     def from_metas(
         cls,
         metas: Sequence[Mapping[str, Any]],
-        previous: Sequence[np.ndarray | None] | None = None,
+        previous: Sequence[NDArray[np.float64] | None] | None = None,
         device: str | torch.device = "cpu",
     ) -> Frame:
         """The only reader of metas.
@@ -106,7 +107,7 @@ def _all_none_or_some(flags: list[bool]) -> bool | Tensor:
     return flags[0] if len(set(flags)) == 1 else torch.tensor(flags)
 
 
-def _planar_maps(matrices: list[np.ndarray | None]) -> Tensor | None:
+def _planar_maps(matrices: list[NDArray[np.float64] | None]) -> Tensor | None:
     """B (3, 3) matrices or None -> (B, 2, 2) on the CPU, or None where no sample has one."""
     if all(matrix is None for matrix in matrices):
         return None

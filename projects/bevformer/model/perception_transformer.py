@@ -168,21 +168,17 @@ class PerceptionTransformer(BaseModule):
     def _check_features(self, feats, frame):
         """Raise ValueError where the features do not fit the frame or the embeddings."""
         batch, cameras, channels = feats[0].shape[:3]
-        if (batch, cameras) != tuple(frame.lidar2img.shape[:2]):
+        described, known = tuple(frame.lidar2img.shape[:2]), len(self.cams_embeds)
+        if (batch, cameras) != described or (self.use_cams_embeds and cameras != known):
             raise ValueError(
-                f"the images are of {batch} samples and {cameras} cameras, lidar2img of the metas is of "
-                "{} and {}".format(*frame.lidar2img.shape[:2])
+                f"there are images of {cameras} cameras and {batch} samples, lidar2img of {described[1]} and "
+                f"{described[0]}, and num_cams of the transformer is {known}: they must be equal"
             )
-        if self.use_cams_embeds and cameras != len(self.cams_embeds):
+        levels, width = len(self.level_embeds), self.embed_dims
+        if len(feats) > levels or channels != width:
             raise ValueError(
-                f"there are images of {cameras} cameras, num_cams of the transformer is "
-                f"{len(self.cams_embeds)}: they must be equal"
-            )
-        if len(feats) > len(self.level_embeds) or channels != self.embed_dims:
-            raise ValueError(
-                f"the neck gives {len(feats)} levels of {channels} channels, the transformer takes at most "
-                f"{len(self.level_embeds)} (num_feature_levels) of {self.embed_dims} (embed_dims): set "
-                "num_outs and out_channels of the neck accordingly"
+                f"the neck gives {len(feats)} levels of {channels} channels, num_feature_levels of the "
+                f"transformer is {levels}, embed_dims {width}: set num_outs and out_channels of the neck"
             )
 
     def decode(self, bev, bev_hw, object_queries, reg_branches, num_groups=1):

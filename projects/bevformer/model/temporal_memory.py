@@ -10,6 +10,7 @@ from typing import Any, Mapping, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 Metas = Sequence[Mapping[str, Any]]
@@ -28,7 +29,7 @@ class SceneState:
 
     bevs: Tensor
     row: int
-    can_bus: np.ndarray
+    can_bus: NDArray[np.float64]
     timestamp: float | None
 
     def alone(self) -> SceneState:
@@ -44,7 +45,7 @@ class BEVState:
 
     scenes: Mapping[str, SceneState] = field(default_factory=dict)
 
-    def read(self, metas: Metas) -> tuple[Tensor | None, list[np.ndarray | None]]:
+    def read(self, metas: Metas) -> tuple[Tensor | None, list[NDArray[np.float64] | None]]:
         """Return the previous BEV and ego pose of each sample.
 
         Args:
@@ -78,12 +79,11 @@ class BEVState:
         state = self.scenes.get(meta["scene_token"])
         if state is None or meta.get("prev_bev_exists") is False:
             return None
-        timestamp = meta.get("timestamp")
-        if None not in (timestamp, state.timestamp) and timestamp < state.timestamp:
+        now, before = meta.get("timestamp"), state.timestamp
+        if now is not None and before is not None and now < before:
             raise ValueError(
-                f"sample {meta.get('sample_idx')} at {timestamp} s is older than the previous frame of its "
-                f"scene {meta['scene_token']} at {state.timestamp} s: frames of a scene must come in time "
-                "order; call reset_memory() or set prev_bev_exists=False in the meta to start anew"
+                f"sample {meta.get('sample_idx')} at {now} s is older than the previous frame of its scene, "
+                f"at {before} s: call reset_memory() or set prev_bev_exists=False in the meta to start anew"
             )
         return state
 
@@ -102,8 +102,8 @@ class BEVState:
         limit = 2 * len(tokens) if max_scenes is None else max_scenes
         if len(set(tokens)) != len(tokens) or limit < len(tokens):
             raise ValueError(
-                f"a batch of {len(tokens)} frames from {len(set(tokens))} scenes with max_scenes={limit}: "
-                "the frames of a batch must be of different scenes, and max_scenes at least as many"
+                f"the {len(tokens)} frames of a batch must be of different scenes, at most max_scenes "
+                f"({limit}): they are of {len(set(tokens))}"
             )
         scenes: dict[str, SceneState] = {
             token: state.alone() for token, state in self.scenes.items() if token not in tokens

@@ -57,9 +57,9 @@ class FrameContext:
 
         Source: the original computes the pair once, before its layer loop, from the BEV queries.
         """
-        if self.prev_and_current is not None and self.has_prev is None:
+        if self.prev_and_current is None:
+            return torch.stack((query, query), dim=1)
+        if self.has_prev is None:
             return self.prev_and_current
         query_twice = torch.stack((query, query), dim=1)
-        if self.prev_and_current is None:
-            return query_twice
         return torch.where(self.has_prev[:, None, None, None], self.prev_and_current, query_twice)

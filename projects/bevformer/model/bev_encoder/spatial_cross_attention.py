@@ -59,13 +59,11 @@ class MSDeformableAttention3D(DeformableAttention):
         heights = visible.reference_uv.shape[1]
         if len(shapes) != levels:
             raise ValueError(
-                f"num_levels of MSDeformableAttention3D is {levels}, but the neck gives {len(shapes)} "
-                "levels: num_levels and num_outs of the neck must be equal"
+                f"num_levels of MSDeformableAttention3D is {levels}, num_outs of the neck {len(shapes)}"
             )
         if self.num_points % heights != 0:
             raise ValueError(
-                f"num_points ({self.num_points}) must be divisible by the number of points in a "
-                f"pillar ({heights})"
+                f"num_points ({self.num_points}) must be divisible by num_points_in_pillar ({heights})"
             )
         # 1. predict offsets and weights once per query, not once per camera, and pack them;
         #    point p of a level belongs to height p % D: the points are laid out (P / D, D)

@@ -7,7 +7,6 @@ import torch
 from mmdet.models.builder import DETECTORS, build_head
 
 from projects.bevformer.geometry.bev_warp import warp_bev
-from projects.bevformer.geometry.poses import check_frame_offsets
 from projects.bevformer.model.bevformer import BEVFormer, QueueBEV, eval_no_grad
 from projects.bevformer.model.frame import Frame
 from projects.bevformer.published import published
@@ -66,7 +65,6 @@ class BEVFormerV2(BEVFormer):
         self.num_mono_levels = num_mono_levels
         self.mono_loss_weight = mono_loss_weight
         self.frames = tuple(frames)
-        check_frame_offsets(self.frames)
         fused = self.pts_bbox_head.transformer.frames
         if fused != self.frames:
             raise ValueError(f"frames of the model are {self.frames}, of its transformer {fused}")
@@ -125,7 +123,7 @@ class BEVFormerV2(BEVFormer):
         """Losses of all heads, those of the perspective head with `_mono` behind their name.
 
         Args:
-            queue: QueueBEV; its metas hold `mono_objects`, {camera: dict}, see LocationTargets.assign.
+            queue: QueueBEV; its metas hold `mono_objects`, {camera: dict}, see LocationAssigner.
             targets: as in BEVFormer.
 
         Raises:

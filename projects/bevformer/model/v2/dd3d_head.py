@@ -13,7 +13,7 @@ from mmdet.models.builder import HEADS
 from torch import nn
 
 from projects.bevformer.model.v2.dd3d_losses import FCOS2DLoss, FCOS3DLoss, mean_of_known
-from projects.bevformer.model.v2.dd3d_targets import LocationTargets
+from projects.bevformer.model.v2.dd3d_targets import LocationAssigner
 from projects.bevformer.published import published
 
 NUM_ATTRIBUTES = 3
@@ -256,7 +256,7 @@ class NuscenesDD3D(BaseModule):
         fcos2d_loss_cfg: arguments of FCOS2DLoss.
         fcos3d_cfg: arguments of FCOS3DHead.
         fcos3d_loss_cfg: arguments of FCOS3DLoss.
-        target_assign_cfg: arguments of LocationTargets.assign: center_sample, pos_radius,
+        target_assign_cfg: arguments of LocationAssigner: center_sample, pos_radius,
             sizes_of_interest.
         nusc_loss_weight: dict(attr_loss_weight=..., speed_loss_weight=...).
 
@@ -287,7 +287,7 @@ class NuscenesDD3D(BaseModule):
             raise ValueError(f"sizes_of_interest must hold {len(strides)} pairs, one a stride")
         self.num_classes = num_classes
         self.strides = list(strides)
-        self.target_assign_cfg = dict(target_assign_cfg)
+        self.assigner = LocationAssigner(self.strides, num_classes, **target_assign_cfg)
         self.attr_loss_weight = nusc_loss_weight["attr_loss_weight"]
         self.speed_loss_weight = nusc_loss_weight["speed_loss_weight"]
         self.fcos2d_head = FCOS2DHead(num_classes, in_channels, strides, **fcos2d_cfg)
@@ -325,7 +325,7 @@ class NuscenesDD3D(BaseModule):
 
         Args:
             feats: L tensors (I, C, h, w), one level a stride.
-            objects: I dicts of arrays, see `LocationTargets.assign`.
+            objects: I dicts of arrays, see LocationAssigner.
 
         Returns:
             dict of losses.
@@ -339,14 +339,8 @@ class NuscenesDD3D(BaseModule):
                 f"got features of {len(feats)} levels and {len(feats[0])} images"
             )
         predicted = self(feats)
-        targets = LocationTargets.assign(
-            objects,
-            [feat.shape[-2:] for feat in feats],
-            self.strides,
-            self.num_classes,
-            feats[0].device,
-            **self.target_assign_cfg,
-        )
+        level_hw = [feat.shape[-2:] for feat in feats]
+        targets = self.assigner(objects, level_hw, feats[0].device)
         at = {name: values.index_select(0, targets.positive) for name, values in predicted.items()}
         of_class = targets.positive_labels[:, None, None].expand(-1, at["box3d"].shape[1], 1)
         losses = self.fcos2d_loss(predicted["logits"], at["distances"], at["centerness"], targets)

@@ -9,6 +9,7 @@ G ground truths of all images.
 
 import math
 from dataclasses import dataclass
+from typing import Sequence
 
 import numpy as np
 import torch
@@ -71,18 +72,51 @@ class LocationTargets:
     speed: torch.Tensor
 
     @classmethod
-    def assign(
-        cls,
-        objects,
-        level_hw,
-        strides,
-        num_classes,
-        device,
-        sizes_of_interest,
-        center_sample=True,
-        pos_radius=1.5,
-    ):
-        """Give each location the smallest object that it lies in and that is for its level.
+    def from_arrays(cls, floats, integers, background):
+        """From arrays by name, (3, P) positive, label, attribute, and labels (I * S,) of no object."""
+        device = background.device
+        count = integers.shape[1]
+        widths = [math.prod(shape) for shape in _FLOATS.values()]
+        columns = [floats[name].reshape(count, width) for name, width in zip(_FLOATS, widths)]
+        table = np.concatenate(columns, axis=1).astype(np.float32)
+        positive, labels, attribute = upload(torch.from_numpy(integers), device).unbind()
+        parts = upload(torch.from_numpy(table), device).split(widths, dim=1)
+        tensors = {
+            name: part.reshape(count, *shape) for part, (name, shape) in zip(parts, _FLOATS.items())
+        }
+        return cls(
+            labels=background.scatter(0, positive, labels),
+            positive=positive,
+            positive_labels=labels,
+            attribute=attribute,
+            weight_sum=reduce_mean(tensors["centerness"].sum()).clamp(min=1e-6),
+            **tensors,
+        )
+
+
+@dataclass(frozen=True)
+class LocationAssigner:
+    """Gives each location the smallest object that it lies in and that is for its level.
+
+    Attributes:
+        strides: pixels between the locations of each level.
+        num_classes: K.
+        sizes_of_interest: L pairs, least and largest distance to a side of the box that a level is for,
+            pixels.
+        center_sample: only locations near the middle of the 2D box count.
+        pos_radius: how near, in strides, along each axis.
+
+    Source: FCOS (arXiv 2006.09214), section 3.
+    """
+
+    strides: Sequence[int]
+    num_classes: int
+    sizes_of_interest: Sequence[Sequence[float]]
+    center_sample: bool = True
+    pos_radius: float = 1.5
+
+    def __call__(self, objects, level_hw, device):
+        """Assign the objects of I images.
 
         Args:
             objects: I dicts of arrays, one entry for each of the image's objects: bbox (4,) x1, y1, x2,
@@ -90,18 +124,10 @@ class LocationTargets:
                 size_wlh (3,) metres; attribute, -1 unknown; speed m/s, NaN unknown; and intrinsics
                 (3, 3) of the image.
             level_hw: L pairs (h, w).
-            strides: pixels between the locations of each level.
-            num_classes: K.
             device: of the result.
-            sizes_of_interest: L pairs, least and largest distance to a side of the box that a level
-                is for, pixels.
-            center_sample: only locations near the middle of the 2D box count.
-            pos_radius: so near, in strides, along each axis.
 
         Returns:
             LocationTargets.
-
-        Source: FCOS (arXiv 2006.09214), section 3.
         """
         # 1. all objects of all images in one list
         counts = [len(image["label"]) for image in objects]
@@ -114,8 +140,8 @@ class LocationTargets:
         # 2. which of them may own which location
         num_locations = sum(h * w for h, w in level_hw)
         start, found = image_of * num_locations, []
-        for hw, stride, limits in zip(level_hw, strides, sizes_of_interest):
-            reach = pos_radius * stride if center_sample else np.inf
+        for hw, stride, limits in zip(level_hw, self.strides, self.sizes_of_interest):
+            reach = self.pos_radius * stride if self.center_sample else np.inf
             numbers, points, owner = _candidates(boxes, hw, stride, limits, reach)
             found.append((start[owner] + numbers, points, owner))
             start = start + hw[0] * hw[1]
@@ -141,29 +167,9 @@ class LocationTargets:
             **{name: every[name][owner] for name in ("rotation", "center", "size_wlh", "speed")},
         }
         integers = np.stack((positive, every["label"][owner], every["attribute"][owner]))
-        return cls._on_device(floats, integers, len(objects) * num_locations, num_classes, device)
-
-    @classmethod
-    def _on_device(cls, floats, integers, num_locations, num_classes, device):
-        """From arrays by name and (3, P) positive, label, attribute."""
-        count = integers.shape[1]
-        widths = [math.prod(shape) for shape in _FLOATS.values()]
-        columns = [floats[name].reshape(count, width) for name, width in zip(_FLOATS, widths)]
-        table = np.concatenate(columns, axis=1).astype(np.float32)
-        positive, labels, attribute = upload(torch.from_numpy(integers), device).unbind()
-        parts = upload(torch.from_numpy(table), device).split(widths, dim=1)
-        tensors = {
-            name: part.reshape(count, *shape) for part, (name, shape) in zip(parts, _FLOATS.items())
-        }
-        background = torch.full((num_locations,), num_classes, device=device)
-        return cls(
-            labels=background.scatter(0, positive, labels),
-            positive=positive,
-            positive_labels=labels,
-            attribute=attribute,
-            weight_sum=reduce_mean(tensors["centerness"].sum()).clamp(min=1e-6),
-            **tensors,
-        )
+        shape = (len(objects) * num_locations,)
+        background = torch.full(shape, self.num_classes, device=device)
+        return LocationTargets.from_arrays(floats, integers, background)
 
 
 def _candidates(boxes, hw, stride, limits, reach):
