@@ -23,7 +23,6 @@ def network():
     return [one for one in measure_package() if one.room == "model"]
 
 
-@pytest.mark.xfail(strict=False, reason="the checks of the network are being moved to its edges")
 def test_validation_share_of_the_network():
     assert share(network()) <= MAX_VALIDATION_SHARE
 
@@ -34,9 +33,6 @@ def test_file_lengths():
     assert not too_long
 
 
-@pytest.mark.xfail(
-    strict=False, reason="the methods between detector and encoder are being narrowed"
-)
 def test_arguments_of_the_network_methods():
     methods = [method for one in network() for method in one.widths]
     assert not [(width, name) for width, name in methods if width > MAX_ARGUMENTS]
@@ -48,7 +44,6 @@ def test_code_lines_of_the_package():
     assert sum(one.code for one in rooms) <= MAX_CODE_LINES
 
 
-@pytest.mark.xfail(strict=False, reason="the path from detector to encoder is being shortened")
 def test_calls_from_train_step_to_the_attention_backend(monkeypatch):
     """Depth of the stack in functions of the package, both ends included, on the shortest path.
 

@@ -60,7 +60,8 @@ class Measures:
         lines: all lines.
         code: lines without blanks, comments and docstrings.
         validation: those of the code lines that belong to `raise` and `assert` statements, to `if`
-            blocks that only raise, and to functions named check* or _check*.
+            blocks that only put a message together and raise it, and to functions named check* or
+            _check*.
         widths: (number of arguments besides self, "Class.method") of the methods.
         imports: dotted names of what the file imports from the package, at any depth.
     """
@@ -127,7 +128,12 @@ def _validates(node):
     if isinstance(node, _FUNCTIONS):
         return node.name.lstrip("_").startswith("check")
     if isinstance(node, ast.If):
-        return not node.orelse and all(isinstance(child, ast.Raise) for child in node.body)
+        *message, last = node.body  # the parts of a message may be put together before it is raised
+        return (
+            not node.orelse
+            and isinstance(last, ast.Raise)
+            and all(isinstance(child, (ast.Assign, ast.Raise)) for child in message)
+        )
     return isinstance(node, (ast.Raise, ast.Assert))
 
 

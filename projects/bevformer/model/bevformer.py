@@ -152,10 +152,8 @@ class BEVFormer(Base3DDetector):
         if self.data_preprocessor is not None:
             return self.data_preprocessor(img, img_metas)
         if img.dtype == torch.uint8:
-            raise ValueError(
-                "the pipeline ends with uint8 images, and the model has no data_preprocessor that makes "
-                "the backbone's input of them: set model.data_preprocessor, see configs/config.py"
-            )
+            what = "the pipeline ends with uint8 images, which need a data_preprocessor"
+            raise ValueError(f"{what}: set model.data_preprocessor, see configs/config.py")
         return img
 
     def describe(self, img_metas, img):
@@ -194,10 +192,8 @@ class BEVFormer(Base3DDetector):
         takes = getattr(self.img_neck, "in_channels", None)
         gives = [stage.shape[1] for stage in stages]
         if isinstance(takes, (list, tuple)) and list(takes) != gives:
-            raise ValueError(
-                f"img_neck.in_channels is {list(takes)}, but the backbone gives {gives} channels: set "
-                "it so, or change out_indices of the backbone"
-            )
+            what = f"img_neck.in_channels is {list(takes)}, but the backbone gives {gives} channels"
+            raise ValueError(f"{what}: set it so, or change out_indices of the backbone")
         levels = [
             rearrange(level, "(b n) c h w -> b n c h w", b=len(img))
             for level in self.img_neck(stages)

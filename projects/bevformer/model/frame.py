@@ -72,12 +72,10 @@ class Frame:
                 different numbers of cameras, or `can_bus` is not of 18 numbers.
         """
         for meta in metas:
-            missing = [key for key in ("lidar2img", "img_shape", "can_bus") if key not in meta]
-            if missing:
-                raise ValueError(
-                    f"the meta of sample {meta.get('sample_idx')} has no {', '.join(missing)}: add "
-                    "it to meta_keys of the pipeline's last step"
-                )
+            for key in ("lidar2img", "img_shape", "can_bus"):
+                if key not in meta:
+                    sample = meta.get("sample_idx")
+                    raise ValueError(f"the meta of {sample} has no {key}: add it to meta_keys")
         if previous is None:
             has_prev = [bool(meta.get("prev_bev_exists", True)) for meta in metas]
             can_bus = [np.asarray(meta["can_bus"], dtype=np.float64) for meta in metas]
@@ -85,8 +83,7 @@ class Frame:
             has_prev = [pose is not None for pose in previous]
             can_bus = [relative_can_bus(m["can_bus"], pose) for m, pose in zip(metas, previous)]
         if any(vector.shape != (CAN_SIZE,) for vector in can_bus):
-            shapes = [vector.shape for vector in can_bus]
-            raise ValueError(f"can_bus must hold {CAN_SIZE} numbers, got shapes {shapes}")
+            raise ValueError(f"can_bus must hold {CAN_SIZE} numbers, got {can_bus}")
         host_can_bus = torch.from_numpy(np.stack(can_bus))
         device = torch.device(device)
         flips = [bool(meta.get("image_flip")) for meta in metas]
@@ -131,9 +128,7 @@ def _padded_image_hw(metas: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
     """The one padded image size, (height, width) pixels, of all cameras and samples."""
     sizes = {tuple(shape[:2]) for meta in metas for shape in meta["img_shape"]}
     if len(sizes) != 1:
-        raise ValueError(
-            f"all images of a batch must be padded to one size, got {sorted(sizes)}: "
-            "set PadMultiViewImage(size=...) in the pipeline"
-        )
+        what = f"all images of a batch must be padded to one size, got {sorted(sizes)}"
+        raise ValueError(f"{what}: set PadMultiViewImage(size=...) in the pipeline")
     height, width = sizes.pop()
     return height, width

@@ -36,12 +36,9 @@ class ImagePreprocessor(nn.Module):
 
     def __init__(self, mean, std, to_rgb=True, scale=1.0, size_divisor=1):
         super().__init__()
-        if len(mean) != 3 or len(std) != 3:
-            raise ValueError(f"mean and std must be three numbers each, got {mean} and {std}")
-        if min(*std, scale, size_divisor) <= 0:
-            raise ValueError(
-                f"std ({std}), scale ({scale}) and size_divisor ({size_divisor}) must be positive"
-            )
+        if len(mean) != 3 or len(std) != 3 or min(*std, scale, size_divisor) <= 0:
+            what = f"std ({std}), scale ({scale}), size_divisor ({size_divisor}) positive"
+            raise ValueError(f"mean ({mean}) and std must be three numbers each, {what}")
         self.img_norm_cfg = {
             "mean": np.array(mean, dtype=np.float32),
             "std": np.array(std, dtype=np.float32),
@@ -67,11 +64,9 @@ class ImagePreprocessor(nn.Module):
             ValueError: the images are not uint8 with the channels last.
         """
         if images.dtype != torch.uint8 or images.dim() != 5 or images.shape[-1] != 3:
-            raise ValueError(
-                f"data_preprocessor takes (B, N, H, W, 3) uint8 images, got {tuple(images.shape)} "
-                f"{images.dtype}: end the pipelines with ByteImageFormatBundle3D, without steps that "
-                "distort, normalise or pad, or set model.data_preprocessor=None"
-            )
+            what = f"(B, N, H, W, 3) uint8 images, got {tuple(images.shape)} {images.dtype}"
+            how = "end the pipelines with ByteImageFormatBundle3D, or set model.data_preprocessor=None"
+            raise ValueError(f"data_preprocessor takes {what}: {how}")
         batch, _, height, width, _ = images.shape
         images = rearrange(images, "b n h w c -> (b n) c h w").float()
         if "color_distortion" in img_metas[0]:

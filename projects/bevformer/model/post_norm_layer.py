@@ -29,9 +29,7 @@ class PostNormLayer(BaseModule):
         inner = [c["deformable_attention"] for c in attn_cfgs if c.get("deformable_attention")]
         widths = {cfg.get("embed_dims", 256) for cfg in [*attn_cfgs, *inner]}
         if len(widths) != 1:
-            raise ValueError(
-                f"the attentions of a layer have embed_dims {sorted(widths)}: set one for all"
-            )
+            raise ValueError(f"attentions with embed_dims {sorted(widths)}: set one for all")
         embed_dims = widths.pop()
         for cfg in attn_cfgs:
             check_heads(embed_dims, cfg.get("num_heads", 1))

@@ -81,10 +81,9 @@ class BEVState:
             return None
         now, before = meta.get("timestamp"), state.timestamp
         if now is not None and before is not None and now < before:
-            raise ValueError(
-                f"sample {meta.get('sample_idx')} at {now} s is older than the previous frame of its scene, "
-                f"at {before} s: call reset_memory() or set prev_bev_exists=False in the meta to start anew"
-            )
+            what = f"sample {meta.get('sample_idx')} at {now} s is older than the previous frame"
+            how = "call reset_memory() or set prev_bev_exists=False in the meta to start anew"
+            raise ValueError(f"{what} of its scene, at {before} s: {how}")
         return state
 
     def updated(self, metas: Metas, bevs: Tensor, max_scenes: int | None = None) -> BEVState:
@@ -101,9 +100,9 @@ class BEVState:
         tokens = [meta["scene_token"] for meta in metas]
         limit = 2 * len(tokens) if max_scenes is None else max_scenes
         if len(set(tokens)) != len(tokens) or limit < len(tokens):
+            what = f"the {len(tokens)} frames of a batch must be of different scenes"
             raise ValueError(
-                f"the {len(tokens)} frames of a batch must be of different scenes, at most max_scenes "
-                f"({limit}): they are of {len(set(tokens))}"
+                f"{what}, at most max_scenes ({limit}): they are of {len(set(tokens))}"
             )
         scenes: dict[str, SceneState] = {
             token: state.alone() for token, state in self.scenes.items() if token not in tokens

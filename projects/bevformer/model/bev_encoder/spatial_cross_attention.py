@@ -58,13 +58,10 @@ class MSDeformableAttention3D(DeformableAttention):
         visible, shapes, levels = context.visible, context.image_shapes, self.num_groups
         heights = visible.reference_uv.shape[1]
         if len(shapes) != levels:
-            raise ValueError(
-                f"num_levels of MSDeformableAttention3D is {levels}, num_outs of the neck {len(shapes)}"
-            )
+            raise ValueError(f"num_levels is {levels}, num_outs of the neck {len(shapes)}: set one")
         if self.num_points % heights != 0:
-            raise ValueError(
-                f"num_points ({self.num_points}) must be divisible by num_points_in_pillar ({heights})"
-            )
+            what = f"num_points ({self.num_points}) must be divisible by num_points_in_pillar"
+            raise ValueError(f"{what} ({heights})")
         # 1. predict offsets and weights once per query, not once per camera, and pack them;
         #    point p of a level belongs to height p % D: the points are laid out (P / D, D)
         offsets = rearrange(

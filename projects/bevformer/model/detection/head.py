@@ -93,9 +93,7 @@ class BEVFormerHead(BaseModule):
         if not loss_cls.get("use_sigmoid", False):
             raise ValueError("BEVFormerHead needs a sigmoid classification loss: use_sigmoid=True")
         if num_query < 1 or group_detr < 1:
-            raise ValueError(
-                f"num_query ({num_query}) and group_detr ({group_detr}) must be at least 1"
-            )
+            raise ValueError(f"num_query ({num_query}), group_detr ({group_detr}) must be >= 1")
         self.num_classes = num_classes
         self.in_channels = in_channels
         self.bev_h, self.bev_w = bev_h, bev_w

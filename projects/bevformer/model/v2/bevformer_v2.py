@@ -86,9 +86,7 @@ class BEVFormerV2(BEVFormer):
         """
         offsets = {tuple(queue) for queue in img_metas}
         if offsets != {self.frames}:
-            raise ValueError(
-                f"frames of the dataset are {offsets.pop()}, of the model {self.frames}"
-            )
+            raise ValueError(f"frames of the dataset are {offsets}, of the model {self.frames}")
         head, current = self.pts_bbox_head, self.frames.index(0)
         metas = [[queue[offset] for queue in img_metas] for offset in self.frames]
         # 1. visible queries of all frames, with a single device sync
@@ -138,10 +136,11 @@ class BEVFormerV2(BEVFormer):
     def _mono_losses(self, feats, metas):
         """Losses of the perspective head on the cameras that see an object."""
         if "mono_objects" not in metas[0]:
-            raise ValueError(
-                "fcos3d_bbox_head needs objects in the single images: set mono_cfg of the dataset and "
-                "end its pipeline with DD3DMapper, or set fcos3d_bbox_head=None"
+            what = (
+                "fcos3d_bbox_head needs objects in the single images: set mono_cfg of the dataset"
             )
+            how = "and end its pipeline with DD3DMapper, or set fcos3d_bbox_head=None"
+            raise ValueError(f"{what} {how}")
         pairs = [(b, camera) for b, meta in enumerate(metas) for camera in meta["mono_objects"]]
         objects = [metas[b]["mono_objects"][camera] for b, camera in pairs]
         num_cameras = feats[0].shape[1]

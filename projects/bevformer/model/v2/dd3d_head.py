@@ -334,10 +334,8 @@ class NuscenesDD3D(BaseModule):
             ValueError: not one level a stride, or not one dict an image.
         """
         if len(feats) != len(self.strides) or len(feats[0]) != len(objects):
-            raise ValueError(
-                f"NuscenesDD3D has {len(self.strides)} strides and {len(objects)} images with objects, "
-                f"got features of {len(feats)} levels and {len(feats[0])} images"
-            )
+            expected = f"{len(self.strides)} levels of {len(objects)} images"
+            raise ValueError(f"need {expected}, got {len(feats)} of {len(feats[0])}")
         predicted = self(feats)
         level_hw = [feat.shape[-2:] for feat in feats]
         targets = self.assigner(objects, level_hw, feats[0].device)
