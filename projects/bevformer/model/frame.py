@@ -23,8 +23,8 @@ from projects.bevformer.transfer import upload
 class Frame:
     """One time step of B streams; below it the network takes tensors only.
 
-    `motion` and a tensor in `has_prev` or `exists` normally stay on the CPU, where the metas are; what the
-    network needs of them is uploaded without a sync.
+    `can_bus`, `motion` and a tensor in `has_prev` or `exists` normally stay on the CPU, where the metas are;
+    what the network needs of them is uploaded without a sync.
 
     Attributes:
         lidar2img: (B, N, 4, 4) float32, lidar points to pixels of the padded image.
@@ -84,14 +84,14 @@ class Frame:
             can_bus = [relative_can_bus(m["can_bus"], pose) for m, pose in zip(metas, previous)]
         if any(vector.shape != (CAN_SIZE,) for vector in can_bus):
             raise ValueError(f"can_bus must hold {CAN_SIZE} numbers, got {can_bus}")
-        host_can_bus = torch.from_numpy(np.stack(can_bus))
+        stacked = torch.from_numpy(np.stack(can_bus))
         device = torch.device(device)
         flips = [bool(meta.get("image_flip")) for meta in metas]
         return cls(
             lidar2img=upload(_stack_lidar2img(metas), device),
             image_hw=_padded_image_hw(metas),
-            can_bus=upload(host_can_bus.float(), device),
-            motion=EgoMotion.from_can_bus(host_can_bus),
+            can_bus=stacked.float(),
+            motion=EgoMotion.from_can_bus(stacked),
             has_prev=_all_none_or_some(has_prev),
             exists=_all_none_or_some([bool(meta.get("frame_exists", True)) for meta in metas]),
             image_flip=upload(torch.tensor(flips), device) if any(flips) else None,

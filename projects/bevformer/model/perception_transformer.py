@@ -120,7 +120,8 @@ class PerceptionTransformer(BaseModule):
         # 1. add the CAN-bus embedding to the BEV queries
         queries = repeat(bev_queries, "h w c -> b (h w) c", b=batch)
         if self.use_can_bus:
-            queries = queries + self.can_bus_mlp(frame.can_bus.to(queries.dtype))[:, None, :]
+            can_bus = upload(frame.can_bus.to(queries.dtype), device)
+            queries = queries + self.can_bus_mlp(can_bus)[:, None, :]
 
         # 2. align the previous BEV: rotate its features, shift its reference points
         prev_and_current = None
