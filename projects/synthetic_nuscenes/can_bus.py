@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from projects.synthetic_nuscenes.poses import quaternion
+from projects.bevformer.geometry.rotations import quaternion_from_matrix
 from projects.synthetic_nuscenes.world import MARGIN_S
 
 POSE_RATE_HZ = 50.0
@@ -59,7 +59,7 @@ class _State:
     def pose(self):
         return {
             "accel": self._acceleration,
-            "orientation": quaternion(self._pose[:3, :3]),
+            "orientation": quaternion_from_matrix(self._pose[:3, :3]).tolist(),
             "pos": self._pose[:3, 3].tolist(),
             "rotation_rate": [0.0, 0.0, self._yaw_rate],
             "utime": self._utime,
@@ -69,7 +69,7 @@ class _State:
     def imu(self):
         return {
             "linear_accel": self._acceleration,
-            "q": quaternion(self._pose[:3, :3]),
+            "q": quaternion_from_matrix(self._pose[:3, :3]).tolist(),
             "rotation_rate": [0.0, 0.0, self._yaw_rate],
             "utime": self._utime,
         }

@@ -10,7 +10,7 @@ from typing import Optional, Sequence, Tuple
 import cv2
 from tqdm import tqdm
 
-from projects.bevformer.nuscenes.spec import CAMERAS
+from projects.synthetic_nuscenes.cameras import NUSCENES_RIG, CameraMount
 from projects.synthetic_nuscenes.recording import LIDAR_CHANNEL, SceneTask, record, scene_rig
 from projects.synthetic_nuscenes.schema import TableWriter
 from projects.synthetic_nuscenes.tables_only import TablesTask, make_scene, write_tables
@@ -62,11 +62,12 @@ def create_data_set(
     workers: Optional[int] = None,
     force: bool = False,
     show_progress: bool = True,
+    cameras: Sequence[CameraMount] = NUSCENES_RIG,
 ) -> Path:
     """Write a synthetic data set in the nuScenes layout.
 
-    The bytes depend on the version, seed, image_hw, frames_per_scene and scenes alone; the content
-    of a scene on its name, the seed, image_hw and frames_per_scene.
+    The bytes depend only on the version, seed, image_hw, frames_per_scene, scenes and cameras; the
+    content of a scene on its name, the seed, image_hw, frames_per_scene and cameras.
 
     Args:
         out_dir: data root; `out_dir/can_bus` holds the CAN bus.
@@ -78,6 +79,7 @@ def create_data_set(
         workers: processes; None for one per CPU core, 1 for none but this one.
         force: replace a data set that is in out_dir; other files there are left alone.
         show_progress: draw a progress bar of the key frames.
+        cameras: the rig; `cameras.camera_ring` makes others than nuScenes' six.
 
     Returns:
         out_dir as a Path.
@@ -89,14 +91,18 @@ def create_data_set(
     scenes = tuple(scene_names(version) if scenes is None else scenes)
     workers = (os.cpu_count() or 1) if workers is None else workers
     _check(version, seed, image_hw, frames_per_scene, scenes, workers)
+    cameras = tuple(cameras)
+    channels = [mount.channel for mount in cameras]
+    if not channels or len(set(channels)) != len(channels):
+        raise ValueError(f"cameras must have different names, at least one, got {channels}")
     root = _empty_folder(Path(out_dir), force)
-    for channel in (*CAMERAS, LIDAR_CHANNEL):
+    for channel in (*channels, LIDAR_CHANNEL):
         (root / "samples" / channel).mkdir(parents=True)
     for name in ("maps", "can_bus", version):
         (root / name).mkdir()
 
     tasks = [
-        SceneTask(root, seed, scene, tuple(image_hw), frames_per_scene, (first, stop))
+        SceneTask(root, seed, scene, tuple(image_hw), frames_per_scene, (first, stop), cameras)
         for scene in scenes
         for first, stop in _portions(frames_per_scene)
     ]
@@ -106,9 +112,10 @@ def create_data_set(
             frames[task.scene] += recorded
             bar.update(len(recorded))
 
-    tables = TableWriter(seed, image_hw)
+    tables = TableWriter(seed, image_hw, channels)
     for scene in scenes:
-        tables.add_scene(scene, scene_rig(seed, scene, tuple(image_hw)), frames[scene])
+        rig = scene_rig(seed, scene, tuple(image_hw), cameras)
+        tables.add_scene(scene, rig, frames[scene])
     tables.write(root / version)
     return root
 

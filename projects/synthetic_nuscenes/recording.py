@@ -6,12 +6,12 @@ Files below the data root: samples/<channel>/..., maps/<scene>.png, can_bus/<sce
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Optional, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
 
-from projects.synthetic_nuscenes.cameras import SensorRig, draw_rig
+from projects.synthetic_nuscenes.cameras import NUSCENES_RIG, CameraMount, SensorRig, draw_rig
 from projects.synthetic_nuscenes.can_bus import write_can_bus
 from projects.synthetic_nuscenes.ground import drivable_mask
 from projects.synthetic_nuscenes.lidar import scan
@@ -55,7 +55,7 @@ class Observation:
         x, y, yaw_rad: on the ground, global frame.
         attribute: name, or None.
         lidar_points: returns on its surface.
-        pixels: area in all six pictures, pixels.
+        pixels: area in the images of all cameras, pixels.
         visible_share: part of what the cameras would see of it if nothing hid it, 0 to 1.
     """
 
@@ -97,6 +97,7 @@ class SceneTask:
         image_hw: height and width of the pictures.
         frame_count: key frames of the whole scene.
         frames: (first, stop), the key frames of this task.
+        mounts: the cameras.
     """
 
     root: Path
@@ -105,6 +106,7 @@ class SceneTask:
     image_hw: Tuple[int, int]
     frame_count: int
     frames: Tuple[int, int]
+    mounts: Tuple[CameraMount, ...] = NUSCENES_RIG
 
 
 @dataclass(frozen=True)
@@ -115,15 +117,20 @@ class _Stage:
 
 
 @functools.lru_cache(maxsize=1)
-def _stage(seed, scene, image_hw, frame_count):
+def _stage(seed, scene, image_hw, frame_count, mounts):
     """The scene, ready to be recorded; kept, because a process records many frames of it."""
     world = build_world(scene, seed, (frame_count - 1) * KEY_FRAME_PERIOD_S)
-    return _Stage(world, Renderer(world, seed), scene_rig(seed, scene, image_hw))
+    return _Stage(world, Renderer(world, seed), scene_rig(seed, scene, image_hw, mounts))
 
 
-def scene_rig(seed, scene, image_hw):
+def scene_rig(
+    seed: int,
+    scene: str,
+    image_hw: Tuple[int, int],
+    mounts: Sequence[CameraMount] = NUSCENES_RIG,
+) -> SensorRig:
     """The calibrated sensors of a scene."""
-    return draw_rig(image_hw, scene_generator(seed, scene, "rig"))
+    return draw_rig(image_hw, scene_generator(seed, scene, "rig"), mounts)
 
 
 def log_name(seed, scene):
@@ -142,7 +149,7 @@ def record(task):
     Returns:
         list of Frame.
     """
-    stage = _stage(task.seed, task.scene, task.image_hw, task.frame_count)
+    stage = _stage(task.seed, task.scene, task.image_hw, task.frame_count, task.mounts)
     first, stop = task.frames
     if first == 0:
         # The devkit counts map rows from the top, along -y.

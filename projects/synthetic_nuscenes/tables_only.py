@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from projects.bevformer.geometry.rotations import quaternion_from_matrix
 from projects.bevformer.nuscenes.spec import CAMERAS
 from projects.synthetic_nuscenes.catalogue import KINDS, draw_size
-from projects.synthetic_nuscenes.poses import quaternion
 from projects.synthetic_nuscenes.recording import (
     ANNOTATION_RANGE_M,
     LIDAR_CHANNEL,
@@ -25,7 +25,6 @@ from projects.synthetic_nuscenes.recording import (
 )
 from projects.synthetic_nuscenes.schema import (
     RADARS,
-    SENSORS,
     TABLES,
     fixed_tables,
     make_token,
@@ -86,7 +85,7 @@ def write_tables(folder, seed, scene_rows):
                 files[table].write(separators[table] + ",\n".join(rows))
                 separators[table] = ",\n"
 
-        for table, rows in fixed_tables(seed).items():
+        for table, rows in fixed_tables(seed, CAMERAS).items():
             write(table, [json.dumps(row) for row in rows])
         logs = []
         for rows_of_table, log_token in scene_rows:
@@ -177,7 +176,7 @@ def _chain(tokens):
 
 def _add_sensors(rows, task, token, drive, log, samples, start_us):
     rig = scene_rig(task.seed, task.scene, _IMAGE_HW)
-    for channel in SENSORS:
+    for channel in _RECORDS:
         calibration = token("calibrated_sensor", task.scene, channel)
         sensor2ego, intrinsic = np.eye(4), []
         if channel in CAMERAS:
@@ -188,7 +187,7 @@ def _add_sensors(rows, task, token, drive, log, samples, start_us):
         rows["calibrated_sensor"].append(
             json.dumps({"token": calibration, "sensor_token": token("sensor", channel),
                         "translation": sensor2ego[:3, 3].tolist(),
-                        "rotation": quaternion(sensor2ego[:3, :3]), "camera_intrinsic": intrinsic})
+                        "rotation": quaternion_from_matrix(sensor2ego[:3, :3]).tolist(), "camera_intrinsic": intrinsic})
         )  # fmt: skip
 
         delay_s = rig.cameras[channel].delay_s if channel in CAMERAS else 0.0

@@ -58,3 +58,21 @@ def check_frame_offsets(frames):
     """
     if 0 not in frames or list(frames) != sorted(set(frames)):
         raise ValueError(f"frames must be in time order and contain 0, got {tuple(frames)}")
+
+
+def rigid_transforms(rotations, translations) -> np.ndarray:
+    """Rigid transforms `src2dst` from their parts.
+
+    Args:
+        rotations: (..., 3, 3) src to dst.
+        translations: (..., 3) origin of src in dst, metres.
+
+    Returns:
+        (..., 4, 4) float64, acts on column vectors.
+    """
+    rotations = np.asarray(rotations, dtype=np.float64)
+    matrices = np.zeros(rotations.shape[:-2] + (4, 4))
+    matrices[..., :3, :3] = rotations
+    matrices[..., :3, 3] = translations
+    matrices[..., 3, 3] = 1.0
+    return matrices

@@ -3,6 +3,8 @@
 Everything is computed element by element, so that a row does not depend on the number of rows.
 """
 
+import math
+
 import numpy as np
 
 
@@ -48,3 +50,45 @@ def yaws(quaternions):
     """Heading of the turned x axis in the x-y plane, rad, of (N, 4) quaternions of any length."""
     w, x, y, z = quaternions.T
     return np.arctan2(2 * (x * y + w * z), w * w + x * x - y * y - z * z)
+
+
+def matrices_about_z(angles_rad) -> np.ndarray:
+    """(...) angles about +z, counter-clockwise -> (..., 3, 3) matrices that act on column vectors."""
+    cos, sin = np.cos(angles_rad), np.sin(angles_rad)
+    zero, one = np.zeros_like(cos), np.ones_like(cos)
+    rows = [cos, -sin, zero, sin, cos, zero, zero, zero, one]
+    return np.stack(rows, axis=-1).reshape(np.shape(angles_rad) + (3, 3))
+
+
+def matrix_from_angles(z_rad: float, y_rad: float, x_rad: float) -> np.ndarray:
+    """(3, 3) rotation about x, then about y, then about z, all of them fixed axes."""
+    about_x, about_y, about_z = (
+        np.insert([math.cos(angle / 2), 0.0, 0.0], axis, math.sin(angle / 2))[None]
+        for axis, angle in ((1, x_rad), (2, y_rad), (3, z_rad))
+    )
+    w, x, y, z = multiply(multiply(about_z, about_y), about_x)[0]
+    # q v q* as a product of the two matrices that multiply by q from the left and by q* from the right.
+    left = np.array([[w, -x, -y, -z], [x, w, -z, y], [y, z, w, -x], [z, -y, x, w]])
+    right = np.array([[w, x, y, z], [-x, w, -z, y], [-y, z, w, -x], [-z, -y, x, w]])
+    return (left @ right)[1:, 1:]
+
+
+def quaternion_from_matrix(rotation) -> np.ndarray:
+    """(3, 3) rotation matrix -> (4,) unit quaternion with w >= 0.
+
+    Source: M. Day, Converting a Rotation Matrix to a Quaternion, with the branch whose root is largest.
+    """
+    m = np.asarray(rotation, dtype=np.float64)
+    a, b, c = np.diag(m)
+    x, y, z = m[2, 1] - m[1, 2], m[0, 2] - m[2, 0], m[1, 0] - m[0, 1]
+    xy, xz, yz = m[1, 0] + m[0, 1], m[0, 2] + m[2, 0], m[2, 1] + m[1, 2]
+    if c < 0 and a > b:
+        square, quaternion = 1 + a - b - c, [x, 1 + a - b - c, xy, xz]
+    elif c < 0:
+        square, quaternion = 1 - a + b - c, [y, xy, 1 - a + b - c, yz]
+    elif a < -b:
+        square, quaternion = 1 - a - b + c, [z, xz, yz, 1 - a - b + c]
+    else:
+        square, quaternion = 1 + a + b + c, [1 + a + b + c, x, y, z]
+    quaternion = np.array(quaternion) * (0.5 / math.sqrt(square))
+    return -quaternion if quaternion[0] < 0 else quaternion
