@@ -10,7 +10,7 @@ from typing import Dict, Sequence, Tuple
 
 import numpy as np
 
-from projects.bevformer.geometry.poses import rigid_transforms
+from projects.bevformer.geometry.poses import rigid_matrix
 from projects.bevformer.geometry.rotations import matrix_from_angles
 
 # nuScenes images are this wide; intrinsics scale with the image.
@@ -126,12 +126,12 @@ def draw_rig(
         axis = matrix_from_angles(mount.yaw_deg / 180 * math.pi, 0.0, 0.0)
         rotation = axis @ _tilt(rng, 0.5) @ _CAMERA_TO_FORWARD
         translation = np.array(mount.position_m) + rng.normal(0.0, 0.01, 3)
-        camera2ego = rigid_transforms(rotation, translation)
+        camera2ego = rigid_matrix(rotation, translation)
         focal = mount.focal_px * scale * (1.0 + np.clip(rng.normal(0.0, 0.006), -0.02, 0.02))
         center_x = (_PRINCIPAL_POINT[0] + rng.normal(0.0, 8.0)) * scale
         center_y = height / 2 + (_PRINCIPAL_POINT[1] - 450.0 + rng.normal(0.0, 8.0)) * scale
         intrinsic = np.array([[focal, 0.0, center_x], [0.0, focal, center_y], [0.0, 0.0, 1.0]])
         cameras[mount.channel] = Camera(intrinsic, camera2ego, mount.delay_ms / 1e3)
     lidar_position = np.array([0.94, 0.0, 1.84]) + rng.normal(0.0, 0.01, 3)
-    lidar2ego = rigid_transforms(_tilt(rng, 0.4) @ _LIDAR_TO_FORWARD, lidar_position)
+    lidar2ego = rigid_matrix(_tilt(rng, 0.4) @ _LIDAR_TO_FORWARD, lidar_position)
     return SensorRig((height, width), cameras, lidar2ego)

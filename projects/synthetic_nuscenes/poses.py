@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from projects.bevformer.geometry.poses import rigid_transforms
+from projects.bevformer.geometry.poses import rigid_matrix
 from projects.bevformer.geometry.rotations import matrices_about_z
 
 
 def planar_pose(x, y, yaw_rad) -> np.ndarray:
     """body2world of upright bodies at (x, y) on the ground, z = 0; metres, all arguments (...)."""
     translation = np.stack([x, y, np.zeros_like(x)], axis=-1)
-    return rigid_transforms(matrices_about_z(yaw_rad), translation)
+    return rigid_matrix(matrices_about_z(yaw_rad), translation)
 
 
 def inverse(pose: np.ndarray) -> np.ndarray:
@@ -19,4 +19,4 @@ def inverse(pose: np.ndarray) -> np.ndarray:
     images of data sets that exist.
     """
     rotation = pose[:3, :3].T
-    return rigid_transforms(rotation, -rotation @ pose[:3, 3])
+    return rigid_matrix(rotation, -rotation @ pose[:3, 3])

@@ -1,4 +1,4 @@
-"""What the network gets: pixels, matrices, motion and visibility agree with the files and the tables."""
+"""The network's input: pixels, matrices, motion and visibility agree with the files and the tables."""
 
 import cv2
 import numpy as np
@@ -10,6 +10,7 @@ from scipy.spatial.transform import Rotation
 from projects.bevformer import plugin  # noqa: F401
 from projects.bevformer.datasets import TemporalNuScenesDataset
 from projects.bevformer.datasets.fused_frames import CustomNuScenesDatasetV2
+from projects.bevformer.engine import pictures
 from projects.bevformer.engine.bev_inputs import (
     InputFrame,
     build_preprocessor,
@@ -95,6 +96,7 @@ def test_the_queue(dataset, sample):
     assert indices == ([2, 3] if dataset.test_mode else sorted(set(indices)))
     assert [frame.has_history for frame in sample.frames] == [i > 0 for i in range(len(indices))]
     assert len(sample.ground_truth["boxes_3d"]) == len(sample.ground_truth["labels_3d"]) > 0
+    assert sample.cameras == CAMERAS
 
 
 def test_pixels_are_those_of_the_file(dataset, sample, synthetic_root):
@@ -226,3 +228,26 @@ def test_frames_at_offsets(ann_file, synthetic_root, split):
     assert sample(1, (0,))[0] == [1]
     with pytest.raises(ValueError, match="queues that end with frame 0"):
         sample(1, (0, 1))
+
+
+def test_pictures_of_the_input(dataset, preprocessor, tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "build_preprocessor", lambda cfg: preprocessor)
+    np.random.seed(0)
+    drawn = pictures.draw_network_inputs(bev_config(), dataset, 2, tmp_path)
+    assert drawn == [0, 3]
+    tokens = [dataset.data_infos[index]["token"] for index in drawn]
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"{token}_{kind}.png" for token in tokens for kind in ("queue", "cameras", "bev")
+    }
+    if not dataset.test_mode:
+        dataset.cat2id = {}
+        assert pictures.draw_network_inputs(bev_config(), dataset, 2, tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("total", "count", "indices"),
+    [(5, 3, [0, 2, 4]), (5, 1, [0]), (3, 3, [0, 1, 2]), (3, 9, [0, 1, 2]), (3, None, [0, 1, 2]),
+     (3, 0, [0, 1, 2]), (0, 2, [])],
+)  # fmt: skip
+def test_spaced(total, count, indices):
+    assert pictures.spaced(total, count) == indices

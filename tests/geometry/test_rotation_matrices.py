@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from projects.bevformer.geometry.poses import inverse_poses, rigid_transforms
+from projects.bevformer.geometry.poses import inverse_poses, rigid_matrix
 from projects.bevformer.geometry.rotations import (
     matrices_about_z,
     matrix_from_angles,
@@ -44,8 +44,8 @@ def test_quaternion_from_matrix(rotation):
     np.testing.assert_allclose(again, rotation, atol=1e-12)
 
 
-def test_rigid_transforms_move_points():
+def test_rigid_matrix_moves_points():
     turn = matrices_about_z(np.array([0.0, np.pi / 2]))
-    poses = rigid_transforms(turn, [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    poses = rigid_matrix(turn, [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
     np.testing.assert_allclose(poses @ [1, 0, 0, 1], [[2, 2, 3, 1], [4, 6, 6, 1]], atol=1e-15)
     np.testing.assert_allclose(inverse_poses(poses) @ poses, [np.eye(4)] * 2, atol=1e-12)

@@ -60,19 +60,11 @@ def check_frame_offsets(frames):
         raise ValueError(f"frames must be in time order and contain 0, got {tuple(frames)}")
 
 
-def rigid_transforms(rotations, translations) -> np.ndarray:
-    """Rigid transforms `src2dst` from their parts.
-
-    Args:
-        rotations: (..., 3, 3) src to dst.
-        translations: (..., 3) origin of src in dst, metres.
-
-    Returns:
-        (..., 4, 4) float64, acts on column vectors.
-    """
-    rotations = np.asarray(rotations, dtype=np.float64)
-    matrices = np.zeros(rotations.shape[:-2] + (4, 4))
-    matrices[..., :3, :3] = rotations
-    matrices[..., :3, 3] = translations
-    matrices[..., 3, 3] = 1.0
-    return matrices
+def rigid_matrix(rotation, translation) -> np.ndarray:
+    """(..., 3, 3) rotations and (..., 3) translations -> (..., 4, 4), acting on column vectors."""
+    rotation = np.asarray(rotation, dtype=np.float64)
+    matrix = np.zeros((*rotation.shape[:-2], 4, 4))
+    matrix[..., :3, :3] = rotation
+    matrix[..., :3, 3] = translation
+    matrix[..., 3, 3] = 1.0
+    return matrix

@@ -1,12 +1,14 @@
 """The bird's-eye view of a sample: boxes, headings, speeds and the ego vehicle, in metres."""
 
+from typing import Any, Mapping, Optional, Sequence
+
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from pyquaternion import Quaternion
 
+from projects.bevformer.geometry.poses import inverse_poses, pose_matrix
 from projects.bevformer.nuscenes.spec import CLASSES
 from projects.bevformer.visualization.boxes import (
     BOTTOM_FACE,
@@ -34,16 +36,16 @@ _SHORT_NAMES = {
 
 
 def draw_bev(
-    info,
-    predictions,
-    ground_truth,
-    score_threshold=0.3,
-    points_lidar=None,
-    class_names=CLASSES,
-):
+    info: Mapping[str, Any],
+    predictions: Optional[Mapping[str, Any]],
+    ground_truth: Optional[Mapping[str, Any]],
+    score_threshold: float = 0.3,
+    points_lidar: Optional[np.ndarray] = None,
+    class_names: Sequence[str] = CLASSES,
+) -> Figure:
     """Draw one sample from above, the lidar in the middle, x to the right and y upwards.
 
-    A tick leaves each box through its front; an arrow is the way an object moves in one second.
+    A tick leaves each box through its front; an arrow shows where an object moves in one second.
 
     Args:
         info: an entry of the info file (`token`, `timestamp` in microseconds, `lidar2ego_*`).
@@ -90,7 +92,9 @@ def _prepare_axes(axes, info):
 
 
 def _draw_ego(axes, info):
-    lidar2ego = Quaternion(info["lidar2ego_rotation"]).rotation_matrix
+    ego2lidar = inverse_poses(
+        pose_matrix(info["lidar2ego_rotation"], info["lidar2ego_translation"])
+    )
     rear, front, half_width = _EGO_REAR_M, _EGO_FRONT_M, _EGO_HALF_WIDTH_M
     corners_ego = [
         (rear, half_width),
@@ -100,8 +104,7 @@ def _draw_ego(axes, info):
     ]
     heading_ego = [((rear + front) / 2, 0.0), (front + 1.0, 0.0)]
     points_ego = np.array([(x, y, 0.0) for x, y in corners_ego + heading_ego])
-    # Row vectors times lidar2ego are column vectors times its inverse.
-    points_lidar = (points_ego - info["lidar2ego_translation"]) @ lidar2ego
+    points_lidar = points_ego @ ego2lidar[:3, :3].T + ego2lidar[:3, 3]
     outline, heading = points_lidar[:4, :2], points_lidar[4:, :2]
     axes.add_collection(
         PolyCollection([outline], facecolors="#f5d5d0", edgecolors=_EGO_COLOR, linewidths=1.2)
