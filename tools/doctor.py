@@ -77,7 +77,8 @@ def diagnose_data_and_config(args, environment):
     from tqdm import tqdm
 
     from projects.bevformer.doctor.config import check_config, info_files_of, read_config
-    from projects.bevformer.doctor.data_set import check_data_set, check_info_files
+    from projects.bevformer.doctor.data_set import check_data_set
+    from projects.bevformer.doctor.info_files import check_info_files
 
     cfg, data_root, info_files = None, args.data_root, {}
     if args.config is not None:
