@@ -15,8 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from projects.bevformer.doctor.environment import check_environment, inspect_environment
+from projects.bevformer.doctor.environment import check_environment  # noqa: E402
 from projects.bevformer.doctor.findings import BROKEN, OK, WARNING, warning  # noqa: E402
+from projects.bevformer.doctor.machine import inspect_environment  # noqa: E402
 
 
 def parse_args(argv=None):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from projects.bevformer.doctor.environment import Environment
+from projects.bevformer.doctor.machine import Environment
 
 ROOT = Path(__file__).parents[2]
 
