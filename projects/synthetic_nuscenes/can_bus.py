@@ -43,7 +43,7 @@ def write_can_bus(folder, world, first_timestamp_us):
 
 
 class _State:
-    """Motion of the ego vehicle at one time; vectors are in the ego frame, but for the position."""
+    """Motion of the ego vehicle at one time; vectors are in the ego frame, except for the position."""
 
     def __init__(self, world, time_s, utime):
         s, rate, rate_change = (float(value) for value in world.ego.along(time_s))
@@ -97,7 +97,7 @@ class _State:
 
 
 def _statistics(rows):
-    """What a meta file says about one kind of message."""
+    """Statistics of one kind of message, for the meta file."""
     utimes = np.array([row["utime"] for row in rows])
     timespan = float(utimes[-1] - utimes[0]) / 1e6
     return {

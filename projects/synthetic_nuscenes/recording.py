@@ -1,4 +1,4 @@
-"""Drives through one scene and writes what its sensors see.
+"""Record one scene: the files of all sensors, and the objects around.
 
 Files below the data root: samples/<channel>/..., maps/<scene>.png, can_bus/<scene>_<message>.json.
 """
@@ -72,7 +72,7 @@ class Observation:
 
     @property
     def noticed(self):
-        """Whether any sensor saw it."""
+        """Whether any sensor detected it."""
         return self.lidar_points > 0 or self.pixels >= 1.0
 
 
@@ -88,13 +88,13 @@ class Frame:
 
 @dataclass(frozen=True)
 class SceneTask:
-    """What to record: a scene of a data set, and which of its key frames.
+    """A scene of a data set, and the range of its key frames to record.
 
     Attributes:
         root: folder of the data set.
         seed: of the data set.
         scene: "scene-NNNN".
-        image_hw: height and width of the pictures.
+        image_hw: height and width of the images.
         frame_count: key frames of the whole scene.
         frames: (first, stop), the key frames of this task.
         mounts: the cameras.
@@ -118,7 +118,7 @@ class _Stage:
 
 @functools.lru_cache(maxsize=1)
 def _stage(seed, scene, image_hw, frame_count, mounts):
-    """The scene, ready to be recorded; kept, because a process records many frames of it."""
+    """The scene, ready to be recorded; cached, because a process records many of its frames."""
     world = build_world(scene, seed, (frame_count - 1) * KEY_FRAME_PERIOD_S)
     return _Stage(world, Renderer(world, seed), scene_rig(seed, scene, image_hw, mounts))
 
@@ -134,7 +134,7 @@ def scene_rig(
 
 
 def log_name(seed, scene):
-    """Name of the log file of a scene; every scene is a drive of its own."""
+    """Name of the log of a scene; each scene has its own."""
     return f"synthetic-{seed}-{scene}"
 
 
@@ -227,7 +227,7 @@ def _observe(world, time_s, ego2global, poses, lidar_points, seen, unhidden):
 
 
 def _write_image(path, image):
-    """Write a grey or BGR picture; the extension says the format."""
+    """Write a grey or BGR image in the format of its extension."""
     options = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY] if path.suffix == ".jpg" else []
     if not cv2.imwrite(str(path), np.ascontiguousarray(image), options):
         raise OSError(f"cannot write {path}: is the disk full, or the folder read-only?")

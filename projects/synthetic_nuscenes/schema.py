@@ -1,4 +1,4 @@
-"""Writes the 13 tables of the nuScenes schema."""
+"""Write the 13 tables of the nuScenes schema."""
 
 import hashlib
 import json
@@ -53,13 +53,13 @@ TABLES = (
 
 
 def make_token(seed, *parts):
-    """32 hexadecimal digits that depend on the seed and the parts."""
+    """A token of 32 hexadecimal digits, the hash of the seed and the parts."""
     text = "/".join(str(part) for part in (seed, *parts))
     return hashlib.md5(text.encode()).hexdigest()
 
 
 def fixed_tables(seed: int, cameras: Sequence[str]) -> Dict[str, List[dict]]:
-    """Rows of the tables that are the same whatever was recorded, by table."""
+    """Rows of the tables that do not depend on the recording, by table."""
     modalities = {
         **dict.fromkeys(cameras, "camera"),
         LIDAR_CHANNEL: "lidar",
@@ -95,7 +95,7 @@ def fixed_tables(seed: int, cameras: Sequence[str]) -> Dict[str, List[dict]]:
 
 
 def visibility_token(visible_share):
-    """Tokens of the levels of an object of which the cameras see so much, or of several objects."""
+    """Visibility tokens of objects by the share of them that the cameras see; scalar or array."""
     return np.digitize(visible_share, _VISIBILITY_BOUNDS) + 1
 
 

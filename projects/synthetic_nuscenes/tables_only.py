@@ -1,8 +1,8 @@
-"""The tables of a large data set without its pictures, to measure tools on: rows like those of nuScenes.
+"""The tables of a large data set without its images, for benchmarks: rows like those of nuScenes.
 
-A scene is a bent road on which the ego vehicle and other inhabitants move at steady speeds; nobody looks
-out for anybody. Lidar points and visibility follow from size, distance and a share that is drawn for
-each object. Sensors record at the rates of nuScenes, so that there are as many rows.
+A scene is a bent road on which the ego vehicle and other objects move at steady speeds and ignore each
+other. Lidar points and visibility follow from size, distance and a share drawn for each object. Sensors
+record at the rates of nuScenes, which gives as many rows.
 
 Shape legend: F key frames, R records of a sensor, K objects.
 """
@@ -60,7 +60,7 @@ _BEAM_STEP_RAD, _AZIMUTH_STEP_RAD = np.radians(1.33), np.radians(0.33)
 
 @dataclass(frozen=True)
 class TablesTask:
-    """One scene to make up."""
+    """One scene to generate."""
 
     seed: int
     scene: str
@@ -103,7 +103,7 @@ def write_tables(folder, seed, scene_rows):
 
 
 def make_scene(task, can_bus_folder):
-    """Make up one scene, and write its CAN bus poses.
+    """Generate one scene, and write its CAN bus poses.
 
     Returns:
         rows: {table: list of JSON objects as text}.
@@ -142,7 +142,7 @@ def make_scene(task, can_bus_folder):
 
 
 class _Drive:
-    """The way of the ego vehicle, and the road that goes on before and behind it."""
+    """The path of the ego vehicle, and the road that continues ahead of it and behind it."""
 
     _MARGIN_M, _STEP_M = 150.0, 0.5
 

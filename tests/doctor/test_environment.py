@@ -55,7 +55,7 @@ def test_torchvision_of_another_stack():
     assert finding.line().startswith("[warning] torchvision: 0.26.0 is not the tested 0.25.0")
 
 
-def test_tested_versions_are_those_of_the_requirements():
+def test_tested_versions_match_the_requirements():
     assert doctor.TESTED_MMCV == compat.TESTED_MMCV
     pins = (ROOT / "requirements" / "openmmlab.txt").read_text()
     for packages, marker in ((doctor.OLD_PACKAGES, '< "3.10"'), (doctor.NEW_PACKAGES, '>= "3.10"')):

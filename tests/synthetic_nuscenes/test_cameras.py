@@ -17,7 +17,7 @@ def _rig(image_hw=(450, 800), seed=0):
     return draw_rig(image_hw, np.random.default_rng(seed))
 
 
-def test_cameras_look_where_their_names_say():
+def test_camera_headings_match_their_names():
     rig = _rig()
     assert tuple(rig.cameras) == CAMERAS
     for channel, camera in rig.cameras.items():
@@ -44,7 +44,7 @@ def test_intrinsics_scale_with_the_image():
     assert focal == pytest.approx(1266, rel=0.03)
 
 
-def test_rigs_differ_between_scenes_and_not_between_calls():
+def test_rigs_depend_only_on_the_generator():
     first, again, other = _rig(seed=1), _rig(seed=1), _rig(seed=2)
     for channel in CAMERAS:
         np.testing.assert_array_equal(

@@ -31,7 +31,7 @@ def _digests(root):
     }
 
 
-def test_tables_have_the_rows_of_nuscenes(nusc):
+def test_tables_have_rows_like_nuscenes(nusc):
     assert len(nusc.category) == 23
     assert sorted(row["name"] for row in nusc.attribute) == sorted(ATTRIBUTES)
     assert len(nusc.visibility) == 4
@@ -63,7 +63,7 @@ def test_chains_run_through_all_rows(nusc):
         assert all(400_000 < gap < 600_000 for gap in np.diff(times))  # no frame is left out
 
 
-def test_velocities_are_those_of_the_world(nusc):
+def test_velocities_match_the_attributes(nusc):
     speeds = {"moving": [], "parked": []}
     for annotation in nusc.sample_annotation:
         names = [nusc.get("attribute", token)["name"] for token in annotation["attribute_tokens"]]
@@ -130,14 +130,14 @@ def _as_prediction(nusc, annotation):
     }
 
 
-def test_same_seed_same_bytes_whatever_the_number_of_processes(tmp_path):
+def test_bytes_depend_on_the_seed_not_on_the_processes(tmp_path):
     scenes = ("scene-0061", "scene-0916")
     one = create_data_set(tmp_path / "one", seed=5, scenes=scenes, workers=1, **TINY)
     two = create_data_set(tmp_path / "two", seed=5, scenes=scenes, workers=2, **TINY)
     assert _digests(one) == _digests(two)
 
 
-def test_a_scene_depends_on_its_name_and_the_seed_alone(tmp_path):
+def test_a_scene_depends_only_on_its_name_and_the_seed(tmp_path):
     both = create_data_set(
         tmp_path / "a", seed=5, scenes=("scene-0061", "scene-0103"), workers=1, **TINY
     )
@@ -236,7 +236,7 @@ def test_tool_writes_a_data_set(monkeypatch, tmp_path, capsys):
     assert str(tmp_path / "new") in capsys.readouterr().out
 
 
-def test_tool_takes_a_number_of_scenes(monkeypatch, tmp_path, capsys):
+def test_tool_accepts_a_number_of_scenes(monkeypatch, tmp_path, capsys):
     _run_tool(
         monkeypatch, "--out-dir", tmp_path / "new", "--tables-only", "--frames-per-scene", 1,
         "--scenes", 2, "--workers", 1,

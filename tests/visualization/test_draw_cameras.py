@@ -50,7 +50,7 @@ def is_grey(pixel):
     return pixel[0] == pixel[1] == pixel[2]
 
 
-def test_views_lie_as_the_cameras_do(sample):
+def test_nuscenes_cameras_are_arranged_in_two_rows(sample):
     info, data_root = sample
     for i, name in enumerate(ORIGIN):
         image = np.full((100, 200, 3), 100 + 10 * i, dtype=np.uint8)
@@ -92,7 +92,7 @@ def test_any_rig_is_arranged_by_heading(make_sample, make_boxes, headings_deg, r
 
 
 @pytest.mark.parametrize(("kind", "color"), [("ground_truth", GREEN), ("predictions", BLUE)])
-def test_box_ahead_lands_on_hand_computed_pixels(sample, make_boxes, kind, color):
+def test_box_ahead_is_drawn_at_hand_computed_pixels(sample, make_boxes, kind, color):
     info, data_root = sample
     given = {"ground_truth": None, "predictions": None}
     given[kind] = make_boxes(CAR_AHEAD, scores=[0.9] if kind == "predictions" else None)
@@ -151,7 +151,7 @@ def test_straddling_box_is_drawn(sample, make_boxes):
     assert drawn(picture, "CAM_BACK").any()
 
 
-def test_near_plane_cut_is_on_the_segment():
+def test_near_plane_cut_lies_on_the_segment():
     start, end = np.array([2.0, 4.0, -1.0]), np.array([6.0, 0.0, 1.0])
     np.testing.assert_allclose(clip_to_near_plane(start, end, near=0.5), [[5.0, 1.0, 0.5], end])
     np.testing.assert_allclose(clip_to_near_plane(end, start, near=0.5), [end, [5.0, 1.0, 0.5]])

@@ -48,7 +48,7 @@ def write_json(path, results):
     return path
 
 
-def test_json_boxes_are_brought_to_the_lidar_frame(infos, tmp_path):
+def test_json_boxes_are_transformed_to_the_lidar_frame(infos, tmp_path):
     path = write_json(tmp_path / "results_nusc.json", {"second": [global_record()]})
     results = load_results(path, infos)
     assert list(results) == ["second"]
@@ -65,7 +65,7 @@ def test_json_with_unknown_velocity(infos, tmp_path):
     assert np.isnan(boxes["boxes_3d"].tensor[0, 7:].numpy()).all()
 
 
-def test_detections_survive_the_way_to_the_global_frame_and_back(infos, make_boxes, tmp_path):
+def test_global_frame_round_trip_keeps_detections(infos, make_boxes, tmp_path):
     tilted = [0.7, 0.05, -0.04, 0.71]  # of the lidar; boxes stay upright in its frame only roughly
     infos = [dict(info, lidar2ego_rotation=tilted, token=f"t{i}") for i, info in enumerate(infos)]
     rows = np.random.default_rng(0).normal(0, 5, (2, 7, 9))
@@ -118,7 +118,7 @@ def test_pickle_results_are_in_the_order_of_the_infos(infos, make_boxes, tmp_pat
         ("a.txt", b"", "neither .pkl"),
     ],
 )
-def test_wrong_files_are_explained(infos, tmp_path, name, content, message):
+def test_wrong_files_are_refused(infos, tmp_path, name, content, message):
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message):

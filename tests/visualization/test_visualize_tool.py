@@ -96,7 +96,7 @@ def test_samples_are_evenly_spaced(run):
     ]
 
 
-def test_json_of_a_part_draws_that_part(run, tmp_path):
+def test_json_of_some_samples_draws_those(run, tmp_path):
     path = tmp_path / "results_nusc.json"
     path.write_text(json.dumps({"meta": {}, "results": {"s1": [], "s3": []}}))
     assert [token for token, _ in run(str(path))] == ["s1", "s3"]
