@@ -1,6 +1,7 @@
 """Rigid transforms between the frames of a vehicle that moves; float64 NumPy arrays."""
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.transform import Rotation
 
 
@@ -60,11 +61,11 @@ def check_frame_offsets(frames):
         raise ValueError(f"frames must be in time order and contain 0, got {tuple(frames)}")
 
 
-def rigid_matrix(rotation, translation) -> np.ndarray:
+def rigid_matrix(rotation: ArrayLike, translation: ArrayLike) -> NDArray[np.float64]:
     """(..., 3, 3) rotations and (..., 3) translations -> (..., 4, 4), acting on column vectors."""
-    rotation = np.asarray(rotation, dtype=np.float64)
-    matrix = np.zeros((*rotation.shape[:-2], 4, 4))
-    matrix[..., :3, :3] = rotation
+    turn = np.asarray(rotation, dtype=np.float64)
+    matrix = np.zeros((*turn.shape[:-2], 4, 4))
+    matrix[..., :3, :3] = turn
     matrix[..., :3, 3] = translation
     matrix[..., 3, 3] = 1.0
     return matrix
