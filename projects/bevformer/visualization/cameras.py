@@ -12,10 +12,12 @@ from projects.bevformer.io import join_root, read_image
 from projects.bevformer.visualization.boxes import (
     FRONT_FACE,
     REAR_FACE,
+    Annotations,
     DrawableBoxes,
+    Info,
     drawable_boxes,
     sample_title,
-)
+)  # fmt: skip
 
 MAX_VIEW_WIDTH = 800  # pixels; the three views of a row of nuScenes make a picture of about 2400
 NEAR_PLANE_M = 0.1
@@ -32,7 +34,7 @@ _REAR_EDGES = tuple(zip(REAR_FACE, REAR_FACE[1:] + REAR_FACE[:1]))
 _EDGES = _FRONT_EDGES + _REAR_EDGES + tuple(zip(REAR_FACE, FRONT_FACE))
 
 
-def camera_rows(info: Mapping[str, Any]) -> List[List[str]]:
+def camera_rows(info: Info) -> List[List[str]]:
     """Arrange the cameras of a sample as someone in the car sees their images.
 
     Args:
@@ -54,9 +56,9 @@ def camera_rows(info: Mapping[str, Any]) -> List[List[str]]:
 
 
 def draw_cameras(
-    info: Mapping[str, Any],
-    predictions: Optional[Mapping[str, Any]],
-    ground_truth: Optional[Mapping[str, Any]],
+    info: Info,
+    predictions: Optional[Annotations],
+    ground_truth: Optional[Annotations],
     data_root: Optional[str],
     score_threshold: float = 0.3,
 ) -> np.ndarray:
@@ -85,7 +87,7 @@ def draw_cameras(
 
 
 def draw_views(
-    info: Mapping[str, Any],
+    info: Info,
     views: Mapping[str, Tuple[np.ndarray, np.ndarray]],
     box_sets: Sequence[DrawableBoxes],
 ) -> np.ndarray:
@@ -104,12 +106,11 @@ def draw_views(
     return np.concatenate([_header(picture.shape[1], info, box_sets), picture])
 
 
-def _draw_view(camera_name, image, lidar2img, box_sets):
+def _draw_view(
+    camera_name: str, image: np.ndarray, lidar2img: np.ndarray, box_sets: Sequence[DrawableBoxes]
+) -> np.ndarray:
     scale = min(1.0, MAX_VIEW_WIDTH / image.shape[1])
-    if scale < 1.0:
-        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    else:
-        image = image.copy()
+    image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     lidar2img = np.diag([scale, scale, 1.0, 1.0]) @ lidar2img
     line_width = max(1, round(image.shape[1] / 400))
     for boxes in box_sets:
@@ -126,7 +127,7 @@ def draw_caption(image: np.ndarray, text: str) -> None:
     _put_text(image, text, (pad, height + pad), font_scale, _TEXT_COLOR)
 
 
-def _header(width, info, box_sets):
+def _header(width: int, info: Info, box_sets: Sequence[DrawableBoxes]) -> np.ndarray:
     """A strip of the picture's width: token and time, then the title of each colour."""
     header = np.full((max(12, width // 60), width, 3), _BACKGROUND, dtype=np.uint8)
     texts = [("  ".join(sample_title(info)), _TEXT_COLOR)]
@@ -145,22 +146,13 @@ def _put_text(image, text, origin, font_scale, color_bgr):
 
 def arrange(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
     """Rows of images -> one image: cells of the largest image's size, each image in the corner of one."""
-    views = [view for row in rows for view in row]
-    cell_height = max(view.shape[0] for view in views)
-    cell_width = max(view.shape[1] for view in views)
-    picture = np.full(
-        (
-            len(rows) * (cell_height + _GAP) - _GAP,
-            max(map(len, rows)) * (cell_width + _GAP) - _GAP,
-            3,
-        ),
-        _BACKGROUND,
-        dtype=np.uint8,
-    )
+    shapes = [view.shape for row in rows for view in row]
+    step_y, step_x = (max(shape[i] for shape in shapes) + _GAP for i in (0, 1))
+    size = (len(rows) * step_y - _GAP, max(map(len, rows)) * step_x - _GAP, 3)
+    picture = np.full(size, _BACKGROUND, dtype=np.uint8)
     for i, row in enumerate(rows):
         for j, view in enumerate(row):
-            top, left = i * (cell_height + _GAP), j * (cell_width + _GAP)
-            picture[top : top + view.shape[0], left : left + view.shape[1]] = view
+            picture[i * step_y :, j * step_x :][: view.shape[0], : view.shape[1]] = view
     return picture
 
 

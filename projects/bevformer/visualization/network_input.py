@@ -3,7 +3,7 @@
 Images are uint8 in BGR. Shape legend: T frames, Hb, Wb rows and columns of the BEV grid.
 """
 
-from typing import Any, Mapping, Optional, Sequence, Tuple
+from typing import Mapping, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from projects.bevformer.nuscenes.spec import CLASSES
 from projects.bevformer.visualization.bev import draw_bev
+from projects.bevformer.visualization.boxes import Annotations, Info
 from projects.bevformer.visualization.cameras import arrange, camera_rows, draw_caption
 
 QUEUE_VIEW_WIDTH = 320  # pixels
@@ -23,9 +24,7 @@ _TICK_M = 1.5
 _COUNT_COLORS = ("#4d4d4d", "#f7f7f7", "#fdd49e", "#fc8d59")
 
 
-def draw_queue(
-    info: Mapping[str, Any], queue: Sequence[Tuple[str, Mapping[str, np.ndarray]]]
-) -> np.ndarray:
+def draw_queue(info: Info, queue: Sequence[Tuple[str, Mapping[str, np.ndarray]]]) -> np.ndarray:
     """A row of small images per frame, the oldest frame first.
 
     Args:
@@ -47,8 +46,8 @@ def draw_queue(
 
 
 def draw_input_bev(
-    info: Mapping[str, Any],
-    ground_truth: Optional[Mapping[str, Any]],
+    info: Info,
+    ground_truth: Optional[Annotations],
     seen: Mapping[str, np.ndarray],
     pc_range: Sequence[float],
     track: np.ndarray,

@@ -2,7 +2,7 @@
 
 import os.path as osp
 from pathlib import Path
-from typing import Any, Mapping, Optional, Sequence, Tuple, Union
+from typing import Optional, Sequence, Tuple, Union
 
 import cv2
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from projects.bevformer.io import join_root
 from projects.bevformer.nuscenes.spec import CLASSES
 from projects.bevformer.visualization.bev import draw_bev
+from projects.bevformer.visualization.boxes import Annotations, Info
 from projects.bevformer.visualization.cameras import draw_cameras
 
 _LIDAR_COLUMNS = 5  # x, y, z, intensity, ring: float32 each in a nuScenes file
@@ -17,9 +18,9 @@ _LIDAR_COLUMNS = 5  # x, y, z, intensity, ring: float32 each in a nuScenes file
 
 def draw_sample(
     out_dir: Union[str, Path],
-    info: Mapping[str, Any],
-    predictions: Optional[Mapping[str, Any]],
-    ground_truth: Optional[Mapping[str, Any]],
+    info: Info,
+    predictions: Optional[Annotations],
+    ground_truth: Optional[Annotations],
     data_root: Optional[str],
     score_threshold: float = 0.3,
     class_names: Sequence[str] = CLASSES,
