@@ -50,9 +50,7 @@ def check_data_set(
         return [broken(data_root, "is not a folder", "unpack nuScenes there, or pass --data-root")]
     versions = [version for version in SPLITS if osp.isdir(osp.join(data_root, version))]
     if not versions:
-        remedy = (
-            "unpack the metadata there, or pass --data-root; make demo makes a synthetic data set"
-        )
+        remedy = "unpack the metadata there, or pass --data-root; make demo writes a synthetic one"
         return [broken(data_root, f"holds none of {', '.join(SPLITS)}", remedy)]
     has_file = _file_listing(data_root)
     findings = []
@@ -66,13 +64,8 @@ def check_data_set(
         frames = sum(len(scene.times_us) for scene in scenes)
         findings.append(ok(folder, f"{len(scenes)} scenes, {frames} key frames, tables whole"))
         if all(scene.split is None for scene in scenes):
-            findings.append(
-                broken(
-                    folder,
-                    f"none of its scenes, such as {scenes[0].name}, is in a split of the devkit",
-                    "check which version the tables are of",
-                )
-            )
+            text = f"none of its scenes, such as {scenes[0].name}, is in a split of the devkit"
+            findings.append(broken(folder, text, "check which version the tables are of"))
             continue
         findings += _check_presence(version, scenes, osp.join(data_root, "samples"), has_file)
         findings += _check_can_bus(data_root, canbus, scenes)
@@ -105,15 +98,13 @@ def _read_scenes(folder: str) -> List[_Scene]:
     samples: Dict[str, List[Dict[str, Any]]] = defaultdict(list)
     for sample in sorted(tables["sample"], key=lambda sample: sample["timestamp"]):
         samples[sample["scene_token"]].append(sample)
-    return [
-        _Scene(
-            scene["name"],
-            split_of.get(scene["name"]),
-            [sample["timestamp"] for sample in samples[scene["token"]]],
-            [image for sample in samples[scene["token"]] for image in images[sample["token"]]],
-        )
-        for scene in tables["scene"]
-    ]
+    scenes = []
+    for scene in tables["scene"]:
+        own = samples[scene["token"]]
+        times_us = [sample["timestamp"] for sample in own]
+        shots = [image for sample in own for image in images[sample["token"]]]
+        scenes.append(_Scene(scene["name"], split_of.get(scene["name"]), times_us, shots))
+    return scenes
 
 
 def _split_of_scene(version: str) -> Dict[str, str]:
@@ -151,12 +142,9 @@ def _check_presence(
             yield warning(where, text, remedy)
             continue
         missing = [[path for path, _ in scene.images if not has_file(path)] for scene in members]
-        absent, partial = [], []
-        for scene, paths in zip(members, missing):
-            if len(paths) == len(scene.images):
-                absent.append(scene.name)
-            elif paths:
-                partial.append((scene, paths))
+        pairs = list(zip(members, missing))
+        absent = [scene.name for scene, paths in pairs if len(paths) == len(scene.images)]
+        partial = [pair for pair in pairs if 0 < len(pair[1]) < len(pair[0].images)]
         if len(absent) == len(members):
             text = f"none of the images of its {len(members)} scenes is under {folder}"
             yield broken(where, text, "unpack the image archives there")
@@ -179,31 +167,28 @@ def _check_presence(
 def _check_can_bus(
     data_root: str, canbus: Optional[str], scenes: Sequence[_Scene]
 ) -> List[Finding]:
-    from projects.bevformer.nuscenes.can_bus import (
-        SCENES_WITHOUT_CAN_BUS,
-        SceneCanBus,
-        find_can_bus_folder,
-    )
+    from projects.bevformer.nuscenes import can_bus
 
     if canbus is None:
         beside = osp.dirname(osp.abspath(data_root))
         folders = (f for f in (data_root, beside) if osp.isdir(osp.join(f, "can_bus")))
         canbus = next(folders, data_root)
     try:
-        folder = find_can_bus_folder(canbus)
+        folder = can_bus.find_can_bus_folder(canbus)
     except OSError as error:
         return [broken("CAN bus", error_line(error), "")]
     findings = []
     good, without, absent = 0, 0, 0
     for scene in scenes:
         path = osp.join(folder, f"{scene.name}_pose.json")
-        if scene.name in SCENES_WITHOUT_CAN_BUS:
+        if scene.name in can_bus.SCENES_WITHOUT_CAN_BUS:
             without += 1
         elif scene.split in ("test", None) and not osp.isfile(path):
             absent += 1
         else:
             try:
-                SceneCanBus(folder, scene.name).check_overlap(scene.times_us[0], scene.times_us[-1])
+                messages = can_bus.SceneCanBus(folder, scene.name)
+                messages.check_overlap(scene.times_us[0], scene.times_us[-1])
                 good += 1
             except (ValueError, OSError) as error:
                 findings.append(broken("CAN bus", error_line(error), ""))

@@ -1,5 +1,6 @@
 """What is on this machine: installed packages, imports that fail, GPUs and shared memory."""
 
+import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -34,21 +35,13 @@ def _load_choose_stack() -> ModuleType:
 choose_stack = _load_choose_stack()
 
 # Module -> modules without which it cannot import, so that one cause is one finding.
+_NEED_NUMPY = (
+    *("cv2", "scipy", "matplotlib", "shapely", "numba", "trimesh", "skimage", "pandas"),
+    *("pyquaternion", "torch"),
+)
 IMPORTS = {
-    "numpy": (),
-    "cv2": ("numpy",),
-    "scipy": ("numpy",),
-    "matplotlib": ("numpy",),
-    "shapely": ("numpy",),
-    "einops": (),
-    "numba": ("numpy",),
-    "networkx": (),
-    "trimesh": ("numpy",),
-    "skimage": ("numpy",),
-    "pandas": ("numpy",),
-    "pyquaternion": ("numpy",),
-    "six": (),
-    "torch": ("numpy",),
+    **dict.fromkeys(("numpy", "einops", "networkx", "six"), ()),
+    **dict.fromkeys(_NEED_NUMPY, ("numpy",)),
     "torchvision": ("torch",),
     "torch.utils.tensorboard": ("torch",),
     "nuscenes.nuscenes": ("numpy", "cv2", "matplotlib", "shapely", "pyquaternion"),
@@ -171,25 +164,21 @@ def inspect_environment() -> Environment:
 def _installed_versions() -> Dict[str, str]:
     versions = {}
     for package in _PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return versions
 
 
 def _try_imports() -> Dict[str, str]:
-    errors = {}
-    unusable = set()
+    errors = {}  # "" for a module whose own needs do not import
     for module, needs in IMPORTS.items():
-        if unusable & set(needs):
-            unusable.add(module)
+        if errors.keys() & set(needs):
+            errors[module] = ""
             continue
         error = _error_of(importlib.import_module, module)
         if error:
             errors[module] = error
-            unusable.add(module)
-    return errors
+    return {module: error for module, error in errors.items() if error}
 
 
 def _error_of(function: Callable, *arguments: Any) -> str:

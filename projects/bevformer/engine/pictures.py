@@ -1,7 +1,7 @@
 """Pictures of samples of a data set, for tools/eval.py, tools/visualize.py and tools/browse_dataset.py."""
 
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
+from typing import Any, List, Mapping, Optional, Sequence, Union
 
 import cv2
 import numpy as np
@@ -10,7 +10,6 @@ from mmcv import Config
 from projects.bevformer.datasets.temporal_nuscenes import TemporalNuScenesDataset
 from projects.bevformer.engine.bev_inputs import (
     InputFrame,
-    NetworkInput,
     build_preprocessor,
     ego_track,
     ground_truth,
@@ -118,6 +117,12 @@ def draw_network_inputs(
     Returns:
         Indices of the samples that were drawn; training skips samples without an object.
     """
+    from projects.bevformer.visualization.boxes import (
+        drawable_boxes,
+    )  # matplotlib is slow to import
+    from projects.bevformer.visualization.cameras import draw_views
+    from projects.bevformer.visualization.network_input import draw_input_bev, draw_queue
+
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     preprocessor = build_preprocessor(cfg)
@@ -126,43 +131,25 @@ def draw_network_inputs(
     drawn = []
     for index in progress_bar(spaced(len(dataset), count), "drawing", "sample"):
         sample = network_input(dataset, index, preprocessor)
-        if sample is not None:
-            _draw_network_input(out_dir, cfg, dataset, index, sample, times_us)
-            drawn.append(index)
+        if sample is None:
+            continue
+        info, last = dataset.data_infos[index], sample.frames[-1]
+        queue = []
+        for frame in sample.frames:
+            seconds = (times_us[frame.token] - times_us[last.token]) / 1e6
+            queue.append((_caption(frame, seconds), dict(zip(sample.cameras, frame.images_bgr))))
+        # The boxes are where the network's matrices put them.
+        views = dict(zip(sample.cameras, zip(last.images_bgr, last.lidar2img)))
+        cameras = draw_views(info, views, drawable_boxes(None, sample.ground_truth, 0.0))
+        seen = dict(zip(sample.cameras, seen_cells(cfg, last)))
+        pc_range = cfg.model.pts_bbox_head.transformer.encoder.pc_range
+        track = ego_track(sample.frames)
+        bev = draw_input_bev(info, sample.ground_truth, seen, pc_range, *track, dataset.CLASSES)
+        cv2.imwrite(str(out_dir / f"{last.token}_queue.png"), draw_queue(info, queue))
+        cv2.imwrite(str(out_dir / f"{last.token}_cameras.png"), cameras)
+        bev.canvas.print_png(str(out_dir / f"{last.token}_bev.png"))
+        drawn.append(index)
     return drawn
-
-
-def _draw_network_input(
-    out_dir: Path,
-    cfg: Config,
-    dataset: TemporalNuScenesDataset,
-    index: int,
-    sample: NetworkInput,
-    times_us: Dict[str, int],
-) -> None:
-    from projects.bevformer.visualization.boxes import drawable_boxes
-    from projects.bevformer.visualization.cameras import draw_views
-    from projects.bevformer.visualization.network_input import draw_input_bev, draw_queue
-
-    info, last = dataset.data_infos[index], sample.frames[-1]
-    queue = []
-    for frame in sample.frames:
-        seconds = (times_us[frame.token] - times_us[last.token]) / 1e6
-        queue.append((_caption(frame, seconds), dict(zip(sample.cameras, frame.images_bgr))))
-    cv2.imwrite(str(out_dir / f"{last.token}_queue.png"), draw_queue(info, queue))
-    # The boxes are where the network's matrices put them.
-    views = dict(zip(sample.cameras, zip(last.images_bgr, last.lidar2img)))
-    cameras = draw_views(info, views, drawable_boxes(None, sample.ground_truth, 0.0))
-    cv2.imwrite(str(out_dir / f"{last.token}_cameras.png"), cameras)
-    bev = draw_input_bev(
-        info,
-        sample.ground_truth,
-        dict(zip(sample.cameras, seen_cells(cfg, last))),
-        cfg.model.pts_bbox_head.transformer.encoder.pc_range,
-        *ego_track(sample.frames),
-        class_names=dataset.CLASSES,
-    )
-    bev.canvas.print_png(str(out_dir / f"{last.token}_bev.png"))
 
 
 def _caption(frame: InputFrame, seconds: float) -> str:
