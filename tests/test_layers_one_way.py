@@ -90,6 +90,27 @@ def test_the_package_imports_neither_tools_nor_tests(file):
     assert not roots & {"tools", "tests", "benchmarks"}
 
 
+# What the synthetic data set may use of this package.
+NEIGHBOUR = PACKAGE.parent / "synthetic_nuscenes"
+SHARED = ("geometry", "nuscenes.spec", "io", "jit")
+
+
+@pytest.mark.parametrize("file", sorted(path.name for path in NEIGHBOUR.glob("*.py")))
+def test_the_synthetic_data_set_uses_little_of_the_package(file):
+    modules = imported_modules((NEIGHBOUR / file).read_text(encoding="utf-8"), NEIGHBOUR.name)
+    shared = tuple(f"{NAME}.{part}" for part in SHARED)
+    forbidden = {
+        module for module in modules if module.startswith(NAME) and not module.startswith(shared)
+    }
+    assert not forbidden
+    assert "pyquaternion" not in modules
+
+
+@pytest.mark.parametrize("file", package_files())
+def test_the_package_does_not_import_the_synthetic_data_set(file):
+    assert not [module for module in modules_of(file) if "synthetic_nuscenes" in module]
+
+
 def packages_that_import_at_their_head(module):
     """The packages of which a file imports a module when it is imported itself."""
     found = set()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from projects.synthetic_nuscenes.cameras import NUSCENES_RIG, camera_ring
 from projects.synthetic_nuscenes.data_set import (
     VERSIONS,
     create_data_set,
@@ -31,7 +32,7 @@ def parse_args():
     parser.add_argument("--out-dir", type=Path, default=Path("data/synthetic"), help="data root")
     parser.add_argument(
         "--tables-only", action="store_true",
-        help="no pictures and no lidar files: tables and CAN bus to measure tools on",
+        help="no images and no lidar files: tables and CAN bus to measure tools on",
     )  # fmt: skip
     parser.add_argument(
         "--version", choices=VERSIONS, help="v1.0-mini, or v1.0-trainval with --tables-only"
@@ -39,7 +40,7 @@ def parse_args():
     parser.add_argument("--seed", type=int, default=0, help="same seed, same bytes")
     parser.add_argument(
         "--image-size", type=image_size, default=(450, 800), metavar="HEIGHTxWIDTH",
-        help="size of the pictures",
+        help="size of the images",
     )  # fmt: skip
     parser.add_argument("--frames-per-scene", type=int, default=40, help="key frames, at 2 Hz")
     group = parser.add_mutually_exclusive_group()
@@ -48,9 +49,16 @@ def parse_args():
         help="only these scenes; a number is the same as --num-scenes",
     )  # fmt: skip
     group.add_argument("--num-scenes", type=int, help="the first scenes of the version's splits")
+    parser.add_argument(
+        "--cameras", type=int, metavar="N",
+        help="a ring of N cameras around the vehicle; nuScenes' six if not given",
+    )  # fmt: skip
     parser.add_argument("--workers", type=int, help="processes; one per CPU core if not given")
     parser.add_argument("--force", action="store_true", help="replace the data set in --out-dir")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.tables_only and args.cameras is not None:
+        parser.error("--cameras does not go with --tables-only, which has the cameras of nuScenes")
+    return args
 
 
 def main():
@@ -59,10 +67,11 @@ def main():
     scenes, count = args.scenes, args.num_scenes
     if scenes and len(scenes) == 1 and scenes[0].isdigit():
         scenes, count = None, int(scenes[0])
-    create = create_tables_only
-    if not args.tables_only:
-        create = functools.partial(create_data_set, image_hw=args.image_size)
     try:
+        create = create_tables_only
+        if not args.tables_only:
+            cameras = NUSCENES_RIG if args.cameras is None else camera_ring(args.cameras)
+            create = functools.partial(create_data_set, image_hw=args.image_size, cameras=cameras)
         root = create(
             args.out_dir,
             version=version,

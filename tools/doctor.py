@@ -15,8 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from projects.bevformer.doctor.environment import check_environment, inspect_environment
+from projects.bevformer.doctor.environment import check_environment  # noqa: E402
 from projects.bevformer.doctor.findings import BROKEN, OK, WARNING, warning  # noqa: E402
+from projects.bevformer.doctor.machine import inspect_environment  # noqa: E402
 
 
 def parse_args(argv=None):
@@ -77,7 +78,8 @@ def diagnose_data_and_config(args, environment):
     from tqdm import tqdm
 
     from projects.bevformer.doctor.config import check_config, info_files_of, read_config
-    from projects.bevformer.doctor.data_set import check_data_set, check_info_files
+    from projects.bevformer.doctor.data_set import check_data_set
+    from projects.bevformer.doctor.info_files import check_info_files
 
     cfg, data_root, info_files = None, args.data_root, {}
     if args.config is not None:

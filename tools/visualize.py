@@ -3,7 +3,7 @@
     python tools/visualize.py CONFIG RESULTS --out-dir DIR [--num-samples N | --samples TOKEN ...]
     python tools/visualize.py CONFIG --ground-truth-only --out-dir DIR
 
-RESULTS is the pickle of `tools/eval.py --out` or a results_nusc.json. Two files a sample:
+RESULTS is the pickle of `tools/eval.py --out` or a results_nusc.json. Two files per sample:
 <token>_bev.png and <token>_camera.png, blue for predictions, green for ground truth.
 """
 
@@ -13,15 +13,14 @@ import sys
 
 sys.path.insert(0, osp.dirname(osp.dirname(osp.abspath(__file__))))
 
-import numpy as np
 from mmcv import DictAction
-from tqdm import tqdm
 
 from projects.bevformer import compat  # noqa: F401
 from projects.bevformer.engine.cli import tool_errors
 from projects.bevformer.engine.config import load_config
 from projects.bevformer.engine.data_loading import build_test_dataset
-from projects.bevformer.visualization import draw_sample, load_results
+from projects.bevformer.engine.pictures import choose_samples, draw_samples
+from projects.bevformer.visualization import load_results
 
 
 def parse_args():
@@ -65,51 +64,13 @@ def parse_args():
     return args
 
 
-def choose_samples(infos, results, tokens, num_samples):
-    """Indices into `infos` of the samples to draw, of those that `results` covers."""
-    index_of = {
-        info["token"]: i
-        for i, info in enumerate(infos)
-        if results is None or info["token"] in results
-    }
-    if tokens is None:
-        indices = list(index_of.values())
-        if 0 < num_samples < len(indices):
-            spaced = np.linspace(0, len(indices) - 1, num_samples).round().astype(int)
-            indices = [indices[i] for i in spaced]
-        return indices
-    missing = [token for token in tokens if token not in index_of]
-    if missing:
-        where = "the test set" if results is None else "both the test set and the results"
-        raise ValueError(
-            f"sample {', '.join(missing)} is not in {where}: check the token and the config"
-        )
-    return [index_of[token] for token in tokens]
-
-
-def ground_truth_of(dataset, index):
-    if "gt_boxes" not in dataset.data_infos[index]:
-        return None
-    annotations = dataset.get_ann_info(index)
-    return {"boxes_3d": annotations["gt_bboxes_3d"], "labels_3d": annotations["gt_labels_3d"]}
-
-
 def visualize(args):
     dataset = build_test_dataset(load_config(args.config, args.cfg_options, args.data_root))
     infos = dataset.data_infos
     results = None if args.ground_truth_only else load_results(args.results, infos, dataset.CLASSES)
     indices = choose_samples(infos, results, args.samples, args.num_samples)
-    for i in tqdm(indices, unit="sample"):
-        info = dataset.info_with_paths(i)
-        draw_sample(
-            args.out_dir,
-            info,
-            predictions=None if results is None else results[info["token"]],
-            ground_truth=ground_truth_of(dataset, i),
-            data_root=dataset.data_root,
-            score_threshold=args.score_thr,
-            class_names=dataset.CLASSES,
-        )
+    found = {i: results[infos[i]["token"]] if results is not None else None for i in indices}
+    draw_samples(dataset, found, args.out_dir, args.score_thr)
     print(f"{2 * len(indices)} pictures in {args.out_dir}")
 
 

@@ -151,6 +151,47 @@ def jpeg_damage(content):
     return None
 
 
+def decode_image(content: bytes, flags: int = -1) -> np.ndarray:
+    """Decode an image, refusing what the decoder would fill in with grey.
+
+    Args:
+        content: bytes of the file.
+        flags: of `cv2.imdecode`; -1 (IMREAD_UNCHANGED) leaves channels and orientation as stored.
+
+    Returns:
+        (H, W, 3) uint8 BGR of a usual image; what `cv2.imdecode` returns for others.
+
+    Raises:
+        ValueError: with what is wrong, such as "is cut off".
+    """
+    import cv2
+
+    damage = jpeg_damage(content)
+    image = None if damage else cv2.imdecode(np.frombuffer(content, dtype=np.uint8), flags)
+    if image is None:
+        raise ValueError(damage or "cannot be decoded")
+    return image
+
+
+def read_image(path: str, flags: int = -1) -> np.ndarray:
+    """Read an image file; arguments and result as in `decode_image`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged or not an image.
+    """
+    if not osp.isfile(path):
+        raise FileNotFoundError(
+            f"camera image {path} does not exist: check data_root, or unpack the images again"
+        )
+    with open(path, "rb") as file:
+        content = file.read()
+    try:
+        return decode_image(content, flags)
+    except ValueError as error:
+        raise ValueError(f"camera image {path} {error}: unpack or download it again") from None
+
+
 @contextlib.contextmanager
 def whole_file(path, mode="w"):
     """Open a file beside `path` that takes its place at the end; until then all is as it was."""

@@ -1,1 +1,1 @@
-"""A small world, its renderer, and a writer of the nuScenes schema: docs/synthetic_world.md."""
+"""A synthetic street world, its renderer, and a writer of the nuScenes schema: docs/synthetic_world.md."""

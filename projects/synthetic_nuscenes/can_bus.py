@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from projects.synthetic_nuscenes.poses import quaternion
+from projects.bevformer.geometry.rotations import quaternion_from_matrix
 from projects.synthetic_nuscenes.world import MARGIN_S
 
 POSE_RATE_HZ = 50.0
@@ -43,7 +43,7 @@ def write_can_bus(folder, world, first_timestamp_us):
 
 
 class _State:
-    """Motion of the ego vehicle at one time; vectors are in the ego frame, but for the position."""
+    """Motion of the ego vehicle at one time; vectors are in the ego frame, except for the position."""
 
     def __init__(self, world, time_s, utime):
         s, rate, rate_change = (float(value) for value in world.ego.along(time_s))
@@ -59,7 +59,7 @@ class _State:
     def pose(self):
         return {
             "accel": self._acceleration,
-            "orientation": quaternion(self._pose[:3, :3]),
+            "orientation": quaternion_from_matrix(self._pose[:3, :3]).tolist(),
             "pos": self._pose[:3, 3].tolist(),
             "rotation_rate": [0.0, 0.0, self._yaw_rate],
             "utime": self._utime,
@@ -69,7 +69,7 @@ class _State:
     def imu(self):
         return {
             "linear_accel": self._acceleration,
-            "q": quaternion(self._pose[:3, :3]),
+            "q": quaternion_from_matrix(self._pose[:3, :3]).tolist(),
             "rotation_rate": [0.0, 0.0, self._yaw_rate],
             "utime": self._utime,
         }
@@ -97,7 +97,7 @@ class _State:
 
 
 def _statistics(rows):
-    """What a meta file says about one kind of message."""
+    """Statistics of one kind of message, for the meta file."""
     utimes = np.array([row["utime"] for row in rows])
     timespan = float(utimes[-1] - utimes[0]) / 1e6
     return {

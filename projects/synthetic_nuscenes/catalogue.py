@@ -1,4 +1,4 @@
-"""What may appear in the world: sizes of the ten classes, colours, and the category names.
+"""Kinds of objects: sizes of the ten classes, colours and category names.
 
 Mean sizes are those of nuScenes, rounded; the spread is about nine per cent of each side.
 """
@@ -14,7 +14,7 @@ _SPREAD_LIMIT = 2.0  # standard deviations
 
 @dataclass(frozen=True)
 class Kind:
-    """One sort of object: its nuScenes category and its mean length, width and height in metres."""
+    """A kind of object: its nuScenes category and its mean length, width and height in metres."""
 
     category: str
     size_lwh: Tuple[float, float, float]

@@ -1,4 +1,4 @@
-"""Makes a whole data set: shares the scenes among processes, then writes the tables."""
+"""Write a whole data set: record the scenes in several processes, then write the tables."""
 
 import functools
 import multiprocessing
@@ -10,7 +10,7 @@ from typing import Optional, Sequence, Tuple
 import cv2
 from tqdm import tqdm
 
-from projects.bevformer.nuscenes.spec import CAMERAS
+from projects.synthetic_nuscenes.cameras import NUSCENES_RIG, CameraMount
 from projects.synthetic_nuscenes.recording import LIDAR_CHANNEL, SceneTask, record, scene_rig
 from projects.synthetic_nuscenes.schema import TableWriter
 from projects.synthetic_nuscenes.tables_only import TablesTask, make_scene, write_tables
@@ -26,7 +26,7 @@ _VAL_EVERY = 5  # of a v1.0-trainval data set, every fifth scene is one of the v
 
 
 def scene_names(version, count=None):
-    """Scenes of a version that the devkit's splits know.
+    """Scenes of a version that are in the devkit's splits.
 
     Args:
         version: one of VERSIONS.
@@ -34,7 +34,7 @@ def scene_names(version, count=None):
             _VAL_EVERY comes from the val split.
 
     Raises:
-        ValueError: unknown version, or more scenes than there are.
+        ValueError: unknown version, or more scenes than it has.
     """
     if version not in VERSIONS:
         raise ValueError(f"version {version!r} is not one of {', '.join(VERSIONS)}")
@@ -62,22 +62,24 @@ def create_data_set(
     workers: Optional[int] = None,
     force: bool = False,
     show_progress: bool = True,
+    cameras: Sequence[CameraMount] = NUSCENES_RIG,
 ) -> Path:
     """Write a synthetic data set in the nuScenes layout.
 
-    The bytes depend on the version, seed, image_hw, frames_per_scene and scenes alone; the content
-    of a scene on its name, the seed, image_hw and frames_per_scene.
+    The bytes depend only on the version, seed, image_hw, frames_per_scene, scenes and cameras; the
+    content of a scene on its name, the seed, image_hw, frames_per_scene and cameras.
 
     Args:
         out_dir: data root; `out_dir/can_bus` holds the CAN bus.
         version: "v1.0-mini" or "v1.0-trainval".
         seed: 0 or more.
-        image_hw: height and width of the pictures.
+        image_hw: height and width of the images.
         frames_per_scene: key frames of each scene, half a second apart.
         scenes: names of the scenes; None for those of `scene_names(version)`.
         workers: processes; None for one per CPU core, 1 for none but this one.
-        force: replace a data set that is in out_dir; other files there are left alone.
+        force: replace a data set that is in out_dir; other files are kept.
         show_progress: draw a progress bar of the key frames.
+        cameras: the rig; `cameras.camera_ring` makes others than nuScenes' six.
 
     Returns:
         out_dir as a Path.
@@ -89,14 +91,18 @@ def create_data_set(
     scenes = tuple(scene_names(version) if scenes is None else scenes)
     workers = (os.cpu_count() or 1) if workers is None else workers
     _check(version, seed, image_hw, frames_per_scene, scenes, workers)
+    cameras = tuple(cameras)
+    channels = [mount.channel for mount in cameras]
+    if not channels or len(set(channels)) != len(channels):
+        raise ValueError(f"cameras must have different names, at least one, got {channels}")
     root = _empty_folder(Path(out_dir), force)
-    for channel in (*CAMERAS, LIDAR_CHANNEL):
+    for channel in (*channels, LIDAR_CHANNEL):
         (root / "samples" / channel).mkdir(parents=True)
     for name in ("maps", "can_bus", version):
         (root / name).mkdir()
 
     tasks = [
-        SceneTask(root, seed, scene, tuple(image_hw), frames_per_scene, (first, stop))
+        SceneTask(root, seed, scene, tuple(image_hw), frames_per_scene, (first, stop), cameras)
         for scene in scenes
         for first, stop in _portions(frames_per_scene)
     ]
@@ -106,9 +112,10 @@ def create_data_set(
             frames[task.scene] += recorded
             bar.update(len(recorded))
 
-    tables = TableWriter(seed, image_hw)
+    tables = TableWriter(seed, image_hw, channels)
     for scene in scenes:
-        tables.add_scene(scene, scene_rig(seed, scene, tuple(image_hw)), frames[scene])
+        rig = scene_rig(seed, scene, tuple(image_hw), cameras)
+        tables.add_scene(scene, rig, frames[scene])
     tables.write(root / version)
     return root
 
@@ -123,9 +130,9 @@ def create_tables_only(
     force: bool = False,
     show_progress: bool = True,
 ) -> Path:
-    """Write the tables and the CAN bus poses of a data set that has no pictures and no lidar files.
+    """Write the tables and the CAN bus poses of a data set without images and lidar files.
 
-    For measuring tools at the size of the real data; see `tables_only`.
+    For benchmarks of the tools at the size of the real data; see `tables_only`.
 
     Args, returns and raises: as `create_data_set`.
     """
@@ -154,7 +161,7 @@ def _run(work, tasks, workers):
     if workers == 1:
         yield from map(work, tasks)
         return
-    # Spawned, not forked: the caller may have threads (torch, OpenMP), which a fork would break.
+    # Spawn instead of fork: threads of the caller (torch, OpenMP) do not survive a fork.
     context = multiprocessing.get_context("spawn")
     with context.Pool(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
         yield from pool.imap(work, tasks)
@@ -187,7 +194,7 @@ def _check(version, seed, image_hw, frames_per_scene, scenes, workers):
 
 
 def _empty_folder(path, force):
-    """Create `path`, or with `force` delete an older data set in it and nothing else."""
+    """Create `path`; with `force`, delete an older data set in it, but no other files."""
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"{path} is a file; name a folder for the data set")
     if path.is_dir() and any(path.iterdir()):

@@ -1,4 +1,4 @@
-"""Furnishes the sides of a road: parked vehicles, construction zones, pavements, scenery."""
+"""What stands along a road: parked vehicles, construction zones, pavements, scenery."""
 
 import numpy as np
 
@@ -20,20 +20,20 @@ _WALKING_TRACKS = (0.6, 1.6, 2.6)  # metres from the furniture strip
 
 
 class Deck:
-    """Draws kinds without putting them back, so that rare ones come as regularly as they should."""
+    """Draws kinds without replacement, so that rare ones appear at their proper rate."""
 
     def __init__(self, kinds, rng):
         self._kinds, self._rng, self._left = kinds, rng, []
 
     def draw(self):
-        """The next kind; an empty deck is shuffled anew."""
+        """The next kind; an empty deck is reshuffled."""
         if not self._left:
             self._left = [self._kinds[index] for index in self._rng.permutation(len(self._kinds))]
         return self._left.pop()
 
 
 class RoadsideDesigner:
-    """Places everything beside the lanes between two stations of a road."""
+    """Places all objects along the lanes between two stations of a road."""
 
     def __init__(self, road, section, crossings, span, times, rng):
         self._road, self._section, self._crossings = road, section, crossings
@@ -42,7 +42,7 @@ class RoadsideDesigner:
         self._objects = []
 
     def furnish(self):
-        """All objects beside the lanes."""
+        """All objects along the lanes."""
         for side in SIDES:
             self._fill_parking(side)
             self._fill_furniture(side)
@@ -200,7 +200,7 @@ class RoadsideDesigner:
             s += rng.uniform(6.0, 15.0)
 
     def _fill_pavement(self, side):
-        """Pedestrians: everybody on one track walks at one speed, so that nobody collides."""
+        """Pedestrians; all on one track walk at the same speed, so they never collide."""
         rng, seconds = self._rng, self._times - self._times[0]
         still_track = rng.integers(len(_WALKING_TRACKS))
         for index, track in enumerate(_WALKING_TRACKS):

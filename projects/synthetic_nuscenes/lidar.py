@@ -72,7 +72,7 @@ def scan(lidar2world, object2world, faces, rng):
 @jit
 def _cast(lidar_from_object, first, corners, normals, centers, radii,
           azimuth, elevation, cos_azimuth, sin_azimuth, distance, face):  # fmt: skip
-    """Shorten `distance` (A, BEAMS) where a ray meets a face, and note the face; see `scan`."""
+    """Shorten `distance` (A, BEAMS) where a ray meets a face, and record the face; see `scan`."""
     steps, beams = len(azimuth), len(elevation)
     azimuth_step = azimuth[1] - azimuth[0]
     ray, origin, hit = np.empty(3), np.empty(3), np.empty(3)

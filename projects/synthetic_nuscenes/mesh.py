@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Surfaces, told apart by the shader.
+# Kinds of surfaces; each has a texture in the shader.
 PLAIN, PAINT, GLASS, LAMP, STRIPES, RIBS, FACADE, FOLIAGE = range(8)
 
 # The mesh stays this far inside its annotated box, so that a lidar return with its range noise

@@ -1,4 +1,4 @@
-"""The inhabitants of the world: what they are, how they look, and how they move."""
+"""The objects of the world: kind, shape and motion."""
 
 import functools
 from dataclasses import dataclass
@@ -49,19 +49,19 @@ class Path:
 
     @classmethod
     def still(cls, s, d, turn, steps):
-        """Somebody who stays where they are."""
+        """A motion that stands still."""
         return cls(np.full(steps, s), np.full(steps, d), np.full(steps, turn))
 
 
 @dataclass(frozen=True)
 class WorldObject:
-    """One inhabitant.
+    """One object of the world.
 
     Attributes:
         kind: key of catalogue.KINDS, or the name of a piece of scenery.
         size_lwh: (3,) metres.
         path: its motion.
-        parked: it belongs to nobody who is about to move it.
+        parked: nobody is about to move it.
         looks: seed of its colours and details.
     """
 
@@ -82,7 +82,7 @@ class WorldObject:
         return self.kind in KINDS
 
     def attribute(self, speed) -> Optional[str]:
-        """Name of the nuScenes attribute at this speed in m/s; None for what has none."""
+        """Name of the nuScenes attribute at this speed in m/s, or None."""
         category = KINDS[self.kind].category
         if category.startswith("movable_object"):
             return None
@@ -99,6 +99,6 @@ class WorldObject:
 
 
 def make_object(kind, path, rng, size_lwh=None, parked=False):
-    """Draw the size (unless given) and the looks of a new object."""
+    """Draw the size (unless given) and the appearance of a new object."""
     size = draw_size(kind, rng) if size_lwh is None else np.asarray(size_lwh, dtype=np.float64)
     return WorldObject(kind, size, path, parked, looks=int(rng.integers(2**32)))

@@ -35,7 +35,7 @@ def _shirt(rng):
 
 
 def _open_jacket(shirt):
-    """Faces of a torso that differ: what shows in front between the halves of a jacket is brighter."""
+    """Faces of a torso; the shirt between the halves of the jacket makes the front brighter."""
     return {"front": (0.45 * np.asarray(shirt) + 0.45, PLAIN)}
 
 

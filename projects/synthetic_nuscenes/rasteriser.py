@@ -1,4 +1,4 @@
-"""Which face of which object is seen at each pixel: a z-buffer over convex polygons, exact edges.
+"""Visible face and object of each pixel: a z-buffer over convex polygons with exact edges.
 
 Pixel (column, row) is sampled at its middle, (column + 0.5, row + 0.5).
 """
@@ -59,7 +59,7 @@ def _project(clipped, count, focal, center_x, center_y, pixels):
 
 @jit
 def _first_sample(edge):
-    """Index of the first pixel whose middle is not before `edge`."""
+    """Index of the first pixel whose centre is not before `edge`."""
     return int(np.ceil(min(max(edge, -1e6), 1e6) - 0.5))
 
 

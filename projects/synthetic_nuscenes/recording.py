@@ -1,4 +1,4 @@
-"""Drives through one scene and writes what its sensors see.
+"""Record one scene: the files of all sensors, and the objects around.
 
 Files below the data root: samples/<channel>/..., maps/<scene>.png, can_bus/<scene>_<message>.json.
 """
@@ -6,12 +6,12 @@ Files below the data root: samples/<channel>/..., maps/<scene>.png, can_bus/<sce
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Optional, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
 
-from projects.synthetic_nuscenes.cameras import SensorRig, draw_rig
+from projects.synthetic_nuscenes.cameras import NUSCENES_RIG, CameraMount, SensorRig, draw_rig
 from projects.synthetic_nuscenes.can_bus import write_can_bus
 from projects.synthetic_nuscenes.ground import drivable_mask
 from projects.synthetic_nuscenes.lidar import scan
@@ -55,7 +55,7 @@ class Observation:
         x, y, yaw_rad: on the ground, global frame.
         attribute: name, or None.
         lidar_points: returns on its surface.
-        pixels: area in all six pictures, pixels.
+        pixels: area in the images of all cameras, pixels.
         visible_share: part of what the cameras would see of it if nothing hid it, 0 to 1.
     """
 
@@ -72,7 +72,7 @@ class Observation:
 
     @property
     def noticed(self):
-        """Whether any sensor saw it."""
+        """Whether any sensor detected it."""
         return self.lidar_points > 0 or self.pixels >= 1.0
 
 
@@ -88,15 +88,16 @@ class Frame:
 
 @dataclass(frozen=True)
 class SceneTask:
-    """What to record: a scene of a data set, and which of its key frames.
+    """A scene of a data set, and the range of its key frames to record.
 
     Attributes:
         root: folder of the data set.
         seed: of the data set.
         scene: "scene-NNNN".
-        image_hw: height and width of the pictures.
+        image_hw: height and width of the images.
         frame_count: key frames of the whole scene.
         frames: (first, stop), the key frames of this task.
+        mounts: the cameras.
     """
 
     root: Path
@@ -105,6 +106,7 @@ class SceneTask:
     image_hw: Tuple[int, int]
     frame_count: int
     frames: Tuple[int, int]
+    mounts: Tuple[CameraMount, ...] = NUSCENES_RIG
 
 
 @dataclass(frozen=True)
@@ -115,19 +117,24 @@ class _Stage:
 
 
 @functools.lru_cache(maxsize=1)
-def _stage(seed, scene, image_hw, frame_count):
-    """The scene, ready to be recorded; kept, because a process records many frames of it."""
+def _stage(seed, scene, image_hw, frame_count, mounts):
+    """The scene, ready to be recorded; cached, because a process records many of its frames."""
     world = build_world(scene, seed, (frame_count - 1) * KEY_FRAME_PERIOD_S)
-    return _Stage(world, Renderer(world, seed), scene_rig(seed, scene, image_hw))
+    return _Stage(world, Renderer(world, seed), scene_rig(seed, scene, image_hw, mounts))
 
 
-def scene_rig(seed, scene, image_hw):
+def scene_rig(
+    seed: int,
+    scene: str,
+    image_hw: Tuple[int, int],
+    mounts: Sequence[CameraMount] = NUSCENES_RIG,
+) -> SensorRig:
     """The calibrated sensors of a scene."""
-    return draw_rig(image_hw, scene_generator(seed, scene, "rig"))
+    return draw_rig(image_hw, scene_generator(seed, scene, "rig"), mounts)
 
 
 def log_name(seed, scene):
-    """Name of the log file of a scene; every scene is a drive of its own."""
+    """Name of the log of a scene; each scene has its own."""
     return f"synthetic-{seed}-{scene}"
 
 
@@ -142,7 +149,7 @@ def record(task):
     Returns:
         list of Frame.
     """
-    stage = _stage(task.seed, task.scene, task.image_hw, task.frame_count)
+    stage = _stage(task.seed, task.scene, task.image_hw, task.frame_count, task.mounts)
     first, stop = task.frames
     if first == 0:
         # The devkit counts map rows from the top, along -y.
@@ -220,7 +227,7 @@ def _observe(world, time_s, ego2global, poses, lidar_points, seen, unhidden):
 
 
 def _write_image(path, image):
-    """Write a grey or BGR picture; the extension says the format."""
+    """Write a grey or BGR image in the format of its extension."""
     options = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY] if path.suffix == ".jpg" else []
     if not cv2.imwrite(str(path), np.ascontiguousarray(image), options):
         raise OSError(f"cannot write {path}: is the disk full, or the folder read-only?")

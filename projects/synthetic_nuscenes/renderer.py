@@ -1,4 +1,4 @@
-"""Pictures of a world, and how much of each object they show."""
+"""Renders camera images of a world, and measures how much of each object is visible."""
 
 from dataclasses import dataclass
 
@@ -55,7 +55,7 @@ def gather_faces(objects):
 
 @dataclass(frozen=True)
 class Picture:
-    """What one camera sees.
+    """A rendered image and what is visible in it.
 
     Attributes:
         rgb: (H, W, 3) uint8.
@@ -71,7 +71,7 @@ class Picture:
 
 
 class Renderer:
-    """Takes pictures of one world."""
+    """Renders images of one world."""
 
     def __init__(self, world, seed):
         self._world = world
@@ -85,7 +85,7 @@ class Renderer:
         return self._faces
 
     def render(self, intrinsic, camera2world, object2world, image_hw, rng):
-        """Take one picture.
+        """Render one image.
 
         Args:
             intrinsic: (3, 3) pixels.

@@ -1,14 +1,14 @@
-"""Writes the 13 tables of the nuScenes schema."""
+"""Write the 13 tables of the nuScenes schema."""
 
 import hashlib
 import json
-from typing import Dict, List
+from typing import Dict, List, Sequence, Tuple
 
 import numpy as np
 
-from projects.bevformer.nuscenes.spec import CAMERAS, CATEGORY_TO_CLASS
+from projects.bevformer.geometry.rotations import matrices_about_z, quaternion_from_matrix
+from projects.bevformer.nuscenes.spec import BICYCLE_RACK, CATEGORY_TO_CLASS
 from projects.synthetic_nuscenes.catalogue import KINDS
-from projects.synthetic_nuscenes.poses import quaternion, yaw_rotation
 from projects.synthetic_nuscenes.recording import LIDAR_CHANNEL, Frame, log_name
 
 _UNDETECTED_CATEGORIES = (
@@ -18,7 +18,7 @@ _UNDETECTED_CATEGORIES = (
     "human.pedestrian.wheelchair",
     "movable_object.debris",
     "movable_object.pushable_pullable",
-    "static_object.bicycle_rack",
+    BICYCLE_RACK,
     "vehicle.emergency.ambulance",
     "vehicle.emergency.police",
 )
@@ -46,13 +46,6 @@ RADARS = (
     "RADAR_BACK_LEFT",
     "RADAR_BACK_RIGHT",
 )
-SENSORS = {
-    **dict.fromkeys(CAMERAS, "camera"),
-    LIDAR_CHANNEL: "lidar",
-    **dict.fromkeys(RADARS, "radar"),  # named in the table, without data
-}
-
-
 TABLES = (
     "category", "attribute", "visibility", "sensor", "log", "map", "scene", "calibrated_sensor", "sample",
     "sample_data", "ego_pose", "instance", "sample_annotation",
@@ -60,13 +53,18 @@ TABLES = (
 
 
 def make_token(seed, *parts):
-    """32 hexadecimal digits that depend on the seed and the parts."""
+    """A token of 32 hexadecimal digits, the hash of the seed and the parts."""
     text = "/".join(str(part) for part in (seed, *parts))
     return hashlib.md5(text.encode()).hexdigest()
 
 
-def fixed_tables(seed):
-    """{table: rows} of the tables that are the same whatever was recorded."""
+def fixed_tables(seed: int, cameras: Sequence[str]) -> Dict[str, List[dict]]:
+    """Rows of the tables that do not depend on the recording, by table."""
+    modalities = {
+        **dict.fromkeys(cameras, "camera"),
+        LIDAR_CHANNEL: "lidar",
+        **dict.fromkeys(RADARS, "radar"),  # named in the table, without data
+    }
 
     def named_rows(table, descriptions):
         return [
@@ -91,23 +89,23 @@ def fixed_tables(seed):
                 "channel": channel,
                 "modality": modality,
             }
-            for channel, modality in SENSORS.items()
+            for channel, modality in modalities.items()
         ],
     }
 
 
 def visibility_token(visible_share):
-    """Tokens of the levels of an object of which the cameras see so much, or of several objects."""
+    """Visibility tokens of objects by the share of them that the cameras see; scalar or array."""
     return np.digitize(visible_share, _VISIBILITY_BOUNDS) + 1
 
 
 class TableWriter:
     """Collects the rows of a data set, scene by scene."""
 
-    def __init__(self, seed, image_hw):
-        self._seed, self._image_hw = seed, image_hw
+    def __init__(self, seed: int, image_hw: Tuple[int, int], cameras: Sequence[str]) -> None:
+        self._seed, self._image_hw, self._cameras = seed, image_hw, cameras
         self._tables: Dict[str, list] = {table: [] for table in TABLES}
-        self._tables.update(fixed_tables(seed))
+        self._tables.update(fixed_tables(seed, cameras))
 
     def _token(self, *parts):
         return make_token(self._seed, *parts)
@@ -156,12 +154,12 @@ class TableWriter:
                 {"token": self._token("calibrated_sensor", scene, channel),
                  "sensor_token": self._token("sensor", channel),
                  "translation": sensor2ego[:3, 3].tolist(),
-                 "rotation": quaternion(sensor2ego[:3, :3]), "camera_intrinsic": intrinsic}
+                 "rotation": quaternion_from_matrix(sensor2ego[:3, :3]).tolist(), "camera_intrinsic": intrinsic}
             )  # fmt: skip
 
     def _add_sensor_data(self, scene, frames, samples):
         height, width = self._image_hw
-        for channel in (*CAMERAS, LIDAR_CHANNEL):
+        for channel in (*self._cameras, LIDAR_CHANNEL):
             tokens = [self._token("sample_data", scene, frame.index, channel) for frame in frames]
             for frame, sample, token, (before, after) in zip(
                 frames, samples, tokens, _neighbours(tokens)
@@ -170,7 +168,7 @@ class TableWriter:
                 is_camera = channel != LIDAR_CHANNEL
                 self._tables["ego_pose"].append(
                     {"token": token, "timestamp": shot.timestamp_us,
-                     "rotation": quaternion(shot.ego2global[:3, :3]),
+                     "rotation": quaternion_from_matrix(shot.ego2global[:3, :3]).tolist(),
                      "translation": shot.ego2global[:3, 3].tolist()}
                 )  # fmt: skip
                 self._tables["sample_data"].append(
@@ -206,7 +204,7 @@ class TableWriter:
                      "instance_token": instance, "visibility_token": str(level),
                      "attribute_tokens": attributes, "translation": [seen.x, seen.y, height / 2],
                      "size": [width, length, height],
-                     "rotation": quaternion(yaw_rotation(seen.yaw_rad)),
+                     "rotation": quaternion_from_matrix(matrices_about_z(seen.yaw_rad)).tolist(),
                      "prev": before, "next": after, "num_lidar_pts": seen.lidar_points,
                      "num_radar_pts": 0}
                 )  # fmt: skip

@@ -18,7 +18,7 @@ _WINDOW_M, _STOREY_M = 2.4, 3.1
 
 @jit
 def _hash(x, y, z):
-    """A number in [0, 1) that looks random and depends on three integers."""
+    """Hash of three integers, as a number in [0, 1)."""
     value = (x * 374761393 + y * 668265263 + z * 1274126177) & 0xFFFFFFFF
     value = ((value ^ (value >> 13)) * 1103515245) & 0xFFFFFFFF
     value = ((value ^ (value >> 16)) * 2654435761) & 0xFFFFFFFF
@@ -145,7 +145,7 @@ def _face_color(face, item, ray, inverse_depth, distance, object_from_camera, ob
 def shade(inverse_depth, face_at, shadow, face_object, object_from_camera, object_light, normals, base,
           surfaces, camera_to_world, focal, center_x, center_y, texels, layout, sun, ambient, zenith,
           horizon, cloudiness, haze_range, to_sun_z, shadow_share, image):  # fmt: skip
-    """Fill the picture.
+    """Fill the image.
 
     Args:
         inverse_depth, face_at, shadow: (2H, 2W) buffers of the rasteriser.

@@ -1,8 +1,8 @@
-"""The tables of a large data set without its pictures, to measure tools on: rows like those of nuScenes.
+"""The tables of a large data set without its images, for benchmarks: rows like those of nuScenes.
 
-A scene is a bent road on which the ego vehicle and other inhabitants move at steady speeds; nobody looks
-out for anybody. Lidar points and visibility follow from size, distance and a share that is drawn for
-each object. Sensors record at the rates of nuScenes, so that there are as many rows.
+A scene is a bent road on which the ego vehicle and other objects move at steady speeds and ignore each
+other. Lidar points and visibility follow from size, distance and a share drawn for each object. Sensors
+record at the rates of nuScenes, which gives as many rows.
 
 Shape legend: F key frames, R records of a sensor, K objects.
 """
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from projects.bevformer.geometry.rotations import quaternion_from_matrix
 from projects.bevformer.nuscenes.spec import CAMERAS
 from projects.synthetic_nuscenes.catalogue import KINDS, draw_size
-from projects.synthetic_nuscenes.poses import quaternion
 from projects.synthetic_nuscenes.recording import (
     ANNOTATION_RANGE_M,
     LIDAR_CHANNEL,
@@ -25,7 +25,6 @@ from projects.synthetic_nuscenes.recording import (
 )
 from projects.synthetic_nuscenes.schema import (
     RADARS,
-    SENSORS,
     TABLES,
     fixed_tables,
     make_token,
@@ -61,7 +60,7 @@ _BEAM_STEP_RAD, _AZIMUTH_STEP_RAD = np.radians(1.33), np.radians(0.33)
 
 @dataclass(frozen=True)
 class TablesTask:
-    """One scene to make up."""
+    """One scene to generate."""
 
     seed: int
     scene: str
@@ -86,7 +85,7 @@ def write_tables(folder, seed, scene_rows):
                 files[table].write(separators[table] + ",\n".join(rows))
                 separators[table] = ",\n"
 
-        for table, rows in fixed_tables(seed).items():
+        for table, rows in fixed_tables(seed, CAMERAS).items():
             write(table, [json.dumps(row) for row in rows])
         logs = []
         for rows_of_table, log_token in scene_rows:
@@ -104,7 +103,7 @@ def write_tables(folder, seed, scene_rows):
 
 
 def make_scene(task, can_bus_folder):
-    """Make up one scene, and write its CAN bus poses.
+    """Generate one scene, and write its CAN bus poses.
 
     Returns:
         rows: {table: list of JSON objects as text}.
@@ -143,7 +142,7 @@ def make_scene(task, can_bus_folder):
 
 
 class _Drive:
-    """The way of the ego vehicle, and the road that goes on before and behind it."""
+    """The path of the ego vehicle, and the road that continues ahead of it and behind it."""
 
     _MARGIN_M, _STEP_M = 150.0, 0.5
 
@@ -177,7 +176,7 @@ def _chain(tokens):
 
 def _add_sensors(rows, task, token, drive, log, samples, start_us):
     rig = scene_rig(task.seed, task.scene, _IMAGE_HW)
-    for channel in SENSORS:
+    for channel in _RECORDS:
         calibration = token("calibrated_sensor", task.scene, channel)
         sensor2ego, intrinsic = np.eye(4), []
         if channel in CAMERAS:
@@ -188,7 +187,7 @@ def _add_sensors(rows, task, token, drive, log, samples, start_us):
         rows["calibrated_sensor"].append(
             json.dumps({"token": calibration, "sensor_token": token("sensor", channel),
                         "translation": sensor2ego[:3, 3].tolist(),
-                        "rotation": quaternion(sensor2ego[:3, :3]), "camera_intrinsic": intrinsic})
+                        "rotation": quaternion_from_matrix(sensor2ego[:3, :3]).tolist(), "camera_intrinsic": intrinsic})
         )  # fmt: skip
 
         delay_s = rig.cameras[channel].delay_s if channel in CAMERAS else 0.0

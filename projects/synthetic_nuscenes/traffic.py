@@ -1,4 +1,4 @@
-"""Vehicles that follow each other along lanes, and stop where pedestrians cross.
+"""Car following along lanes, with stops where pedestrians cross.
 
 The intelligent driver model (Treiber, Hennecke, Helbing, Phys. Rev. E 62, 2000) gives each vehicle
 its acceleration from its own speed, the gap to the one ahead and the difference of their speeds.
@@ -75,7 +75,7 @@ def drive(progress, length, desired_speed, stops, times):
                 to_line = _idm(speed, desired_speed, distance + _STANDSTILL_GAP - 0.4, 0.0)
                 acceleration = np.where(can_stop, np.minimum(acceleration, to_line), acceleration)
         acceleration = np.clip(acceleration, -_HARD_BRAKING, _ACCELERATION)
-        acceleration = np.maximum(acceleration, -speed / STEP_S)  # nobody drives backwards
+        acceleration = np.maximum(acceleration, -speed / STEP_S)  # no reversing
         history[:, index] = position, speed, acceleration
         position = position + speed * STEP_S + 0.5 * acceleration * STEP_S**2
         speed = np.maximum(speed + acceleration * STEP_S, 0.0)

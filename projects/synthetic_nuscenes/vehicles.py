@@ -1,7 +1,7 @@
-"""Shapes of vehicles. Lamps, windscreens and grilles tell the front from the back.
+"""Shapes of vehicles. Lamps, windscreens and grilles distinguish the front from the back.
 
 Every function takes the size (length, width, height) in metres and a random generator and returns
-a `MeshBuilder`; positions are fractions of the size, see there.
+a `MeshBuilder`; positions are fractions of the size.
 """
 
 import numpy as np

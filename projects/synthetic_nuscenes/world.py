@@ -1,4 +1,4 @@
-"""One scene: a road with its traffic and everything beside it, for as long as the recording lasts.
+"""One scene: a road with its traffic and surroundings, for the duration of the recording.
 
 World frame: x and y metres from the lower left corner of the mapped region, z up, ground at z = 0.
 """
@@ -131,7 +131,7 @@ def scene_number(name):
 
 
 def scene_generator(seed, name, purpose):
-    """Random numbers that depend on nothing but these three."""
+    """Random generator that depends only on these three."""
     digest = hashlib.sha256(f"{seed}/{name}/{purpose}".encode()).digest()
     return np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
 
@@ -145,7 +145,7 @@ def build_world(name, seed, duration_s):
         duration_s: seconds between the first and the last key frame.
 
     Returns:
-        World. It depends on the three arguments alone.
+        World; it depends only on the three arguments.
     """
     scene_number(name)
     rng = scene_generator(seed, name, "world")
@@ -271,7 +271,7 @@ def _cyclists(sign, d, stops, times, rng):
 
 
 def _comes_near(item, road, ego, recorded):
-    """Whether an object is ever within reach of the ego vehicle during the recording."""
+    """Whether an object comes within range of the ego vehicle during the recording."""
     x, y = road.point(item.path.s[recorded], item.path.d[recorded])
     ego_x, ego_y = road.point(ego.s[recorded], ego.d)
     reach = _REACH_M + (0.0 if item.annotated else 25.0)

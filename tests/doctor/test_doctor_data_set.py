@@ -9,7 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
-from projects.bevformer.doctor.data_set import check_data_set, check_images, check_info_files
+from projects.bevformer.doctor.data_set import check_data_set
+from projects.bevformer.doctor.images import check_images
+from projects.bevformer.doctor.info_files import check_info_files
 from projects.bevformer.geometry.boxes import new_to_old_boxes
 
 
@@ -91,7 +93,7 @@ def test_no_scene_in_a_split_is_broken(data_root, replace):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_progress_is_told_the_number_of_images(whole_root, workers):
+def test_progress_gets_the_number_of_images(whole_root, workers):
     totals = []
 
     def progress(images, total):
@@ -111,7 +113,7 @@ def test_samples_without_tokens_are_a_finding_of_the_tables(data_root, replace):
     assert troubles(check_info_files(files, str(data_root))) == []
 
 
-def test_missing_archives_are_told(data_root):
+def test_missing_archives_are_found(data_root):
     scene_images = {}
     for table in ("sample_data", "sample", "scene"):
         scene_images[table] = json.loads((data_root / "v1.0-mini" / f"{table}.json").read_text())
@@ -253,7 +255,7 @@ def old_boxes(content):
             "broken",
             "synthetic_infos_temporal_val.pkl: can_bus of frame 0 .* write the file again",
         ),
-        (change_infos(gone_paths), "broken", "24 of 24 images are not there.*samples/gone"),
+        (change_infos(gone_paths), "broken", "24 of 24 images do not exist.*samples/gone"),
     ],
 )
 def test_info_files(edit, change, level, says):
@@ -272,7 +274,7 @@ def test_whole_info_files(whole_root):
     assert "4 frames of v1.0-mini train" in findings[0].what
 
 
-def test_old_boxes_are_told(edit):
+def test_old_boxes_are_reported(edit):
     findings = edit(old_boxes)
     assert troubles(findings) == []
     assert any("wlh_negyaw and are converted" in finding.what for finding in findings)
@@ -287,5 +289,5 @@ def test_unreadable_info_files_do_not_stop_the_others(whole_root, tmp_path):
     }
     gone, bad, good = check_info_files(files, str(whole_root))
     assert "gone.pkl does not exist" in gone.what
-    assert "names os.system" in bad.what
+    assert "os.system" in bad.what
     assert good.level == "ok"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from projects.bevformer.doctor.environment import Environment
+from projects.bevformer.doctor.machine import Environment
 
 ROOT = Path(__file__).parents[2]
 
@@ -81,19 +81,19 @@ def test_something_is_broken(run, data_root):
         (["--workers", "0"], "--workers 0: it must be at least 1"),
     ],
 )
-def test_flags_that_would_do_nothing(run, arguments, says):
+def test_flags_without_effect_are_refused(run, arguments, says):
     code, lines = run(*arguments)
     assert code == 2
     assert says in lines[-1]
 
 
-def test_a_config_that_is_not_there(run):
+def test_missing_config(run):
     code, lines = run("--config", "none.py")
     assert code == 1
     assert lines[0] == "[broken] none.py: config none.py does not exist. check the path"
 
 
-def test_where_imports_fail_the_rest_is_not_tried(run):
+def test_data_and_config_are_skipped_if_imports_fail(run):
     code, lines = run("--data-root", "none", import_errors={"mmcv": "ImportError: x"})
     assert code == 0
     assert "[warning] data set and config: are not checked" in lines[0]

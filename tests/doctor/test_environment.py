@@ -1,4 +1,4 @@
-"""Broken installations, made up: each is recognised, and the finding says how to mend it."""
+"""Fabricated broken installations: each is recognised, and the finding says how to mend it."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,10 @@ import pytest
 
 from projects.bevformer import compat
 from projects.bevformer.doctor import environment as doctor
-from projects.bevformer.doctor.environment import Environment, Gpu, check_environment
+from projects.bevformer.doctor import machine
+from projects.bevformer.doctor.environment import check_environment
+from projects.bevformer.doctor.gpu import runs_on
+from projects.bevformer.doctor.machine import Environment, Gpu, inspect_environment
 
 ROOT = Path(__file__).parents[2]
 OLD_VERSIONS = {
@@ -52,7 +55,7 @@ def test_torchvision_of_another_stack():
     assert finding.line().startswith("[warning] torchvision: 0.26.0 is not the tested 0.25.0")
 
 
-def test_tested_versions_are_those_of_the_requirements():
+def test_tested_versions_match_the_requirements():
     assert doctor.TESTED_MMCV == compat.TESTED_MMCV
     pins = (ROOT / "requirements" / "openmmlab.txt").read_text()
     for packages, marker in ((doctor.OLD_PACKAGES, '< "3.10"'), (doctor.NEW_PACKAGES, '>= "3.10"')):
@@ -183,19 +186,17 @@ def test_one_cause_is_one_finding(monkeypatch):
         if name in ("torch", "six"):
             raise SystemExit("broken\non two lines")
 
-    monkeypatch.setattr(doctor.importlib, "import_module", import_module)
-    assert doctor._try_imports() == {
+    monkeypatch.setattr(machine.importlib, "import_module", import_module)
+    assert machine._try_imports() == {
         "torch": "SystemExit: broken on two lines",
         "six": "SystemExit: broken on two lines",
     }
 
 
-def test_what_is_known_to_trip_others_is_told_as_ok():
-    lines = [finding.line() for finding in check_environment(environment(NEW, numpy="1.26.4"))]
-    for says in ("np.bool", "DDP", "--local-rank", "weights_only=True", "no CUDA operator", "gloo"):
+def test_a_healthy_installation_is_summarised():
+    lines = [finding.line() for finding in check_environment(environment(NEW))]
+    for says in ("numpy: 1.23.5", "without CUDA; the network needs no CUDA operator", "gloo"):
         assert any(line.startswith("[ok]") and says in line for line in lines), says
-    old = [finding.line() for finding in check_environment(environment(OLD))]
-    assert any("own unpickler" in line for line in old)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +211,7 @@ def test_what_is_known_to_trip_others_is_told_as_ok():
     ],
 )
 def test_which_gpus_a_build_runs_on(capability, architectures, runs):
-    assert doctor._runs_on(capability, architectures) is runs
+    assert runs_on(capability, architectures) is runs
 
 
 def test_a_gpu_is_not_judged_without_torch():
@@ -223,7 +224,7 @@ def test_a_large_shm_is_no_finding():
 
 
 def test_this_environment_can_be_inspected():
-    env = doctor.inspect_environment()
+    env = inspect_environment()
     assert env.import_errors == {}
     assert env.versions["mmdet3d"] == "1.0.0rc6"
     assert env.mmcv_cuda in (True, False)

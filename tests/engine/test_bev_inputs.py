@@ -1,4 +1,4 @@
-"""What the network gets: pixels, matrices, motion and visibility agree with the files and the tables."""
+"""The network's input: pixels, matrices, motion and visibility agree with the files and the tables."""
 
 import cv2
 import numpy as np
@@ -10,6 +10,7 @@ from scipy.spatial.transform import Rotation
 from projects.bevformer import plugin  # noqa: F401
 from projects.bevformer.datasets import TemporalNuScenesDataset
 from projects.bevformer.datasets.fused_frames import CustomNuScenesDatasetV2
+from projects.bevformer.engine import pictures
 from projects.bevformer.engine.bev_inputs import (
     InputFrame,
     build_preprocessor,
@@ -95,9 +96,10 @@ def test_the_queue(dataset, sample):
     assert indices == ([2, 3] if dataset.test_mode else sorted(set(indices)))
     assert [frame.has_history for frame in sample.frames] == [i > 0 for i in range(len(indices))]
     assert len(sample.ground_truth["boxes_3d"]) == len(sample.ground_truth["labels_3d"]) > 0
+    assert sample.cameras == CAMERAS
 
 
-def test_pixels_are_those_of_the_file(dataset, sample, synthetic_root):
+def test_pixels_match_the_file(dataset, sample, synthetic_root):
     info = dataset.data_infos[3]
     for i, name in enumerate(CAMERAS):
         original = cv2.imread(str(synthetic_root / info["cams"][name]["data_path"]))
@@ -111,7 +113,7 @@ def test_pixels_are_those_of_the_file(dataset, sample, synthetic_root):
         np.testing.assert_array_equal(pixels[height:], np.broadcast_to(mean_bgr, (16, 224, 3)))
 
 
-def test_matrices_belong_to_the_pixels(dataset, sample):
+def test_matrices_fit_the_pixels(dataset, sample):
     point = np.array([1.0, 20.0, -1.0, 1.0])  # ahead of the lidar
     u, v, depth, _ = lidar_to_image(dataset.data_infos[3]["cams"]["CAM_FRONT"]) @ point
     x, y, z, _ = sample.frames[-1].lidar2img[0] @ point
@@ -119,7 +121,7 @@ def test_matrices_belong_to_the_pixels(dataset, sample):
     np.testing.assert_allclose([x / z, y / z], [u / depth / 2, v / depth * 112 / 225], rtol=1e-6)
 
 
-def test_the_track_is_that_of_the_tables(dataset, sample):
+def test_track_matches_the_tables(dataset, sample):
     infos = {info["token"]: info for info in dataset.data_infos}
     positions, yaws = ego_track(sample.frames)
     assert len(positions) == len(sample.frames)
@@ -143,7 +145,7 @@ def motion(dx, dy, yaw_deg, turned_deg, has_history=True):
     return InputFrame("", np.zeros((1, 1, 1, 3)), np.zeros((1, 4, 4)), can_bus, has_history)
 
 
-def test_a_track_by_hand():
+def test_track_computed_by_hand():
     # 5 m along global x, then a turn to the left on the spot, then 2 m along global y.
     frames = [
         motion(9, 9, 0, 9, has_history=False),
@@ -157,7 +159,7 @@ def test_a_track_by_hand():
     np.testing.assert_allclose(np.rad2deg(yaws), [-90, -90, 0, 0], atol=1e-5)
 
 
-def test_a_new_scene_ends_the_track():
+def test_track_stops_at_a_new_scene():
     positions, _ = ego_track([motion(5, 0, 0, 0), motion(1, 0, 0, 0, has_history=False)])
     assert positions.tolist() == [[0, 0]]
 
@@ -226,3 +228,25 @@ def test_frames_at_offsets(ann_file, synthetic_root, split):
     assert sample(1, (0,))[0] == [1]
     with pytest.raises(ValueError, match="queues that end with frame 0"):
         sample(1, (0, 1))
+
+
+@pytest.mark.parametrize("dataset", ["bytes"], indirect=True)
+def test_pictures_of_the_input(dataset, preprocessor, tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "build_preprocessor", lambda cfg: preprocessor)
+    np.random.seed(0)
+    assert pictures.draw_network_inputs(bev_config(), dataset, 1, tmp_path) == [0]
+    token = dataset.data_infos[0]["token"]
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"{token}_{kind}.png" for kind in ("queue", "cameras", "bev")
+    }
+    dataset.cat2id = {}  # no object is left
+    assert pictures.draw_network_inputs(bev_config(), dataset, 2, tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("total", "count", "indices"),
+    [(5, 3, [0, 2, 4]), (5, 1, [0]), (3, 3, [0, 1, 2]), (3, 9, [0, 1, 2]), (3, None, [0, 1, 2]),
+     (3, 0, [0, 1, 2]), (0, 2, [])],
+)  # fmt: skip
+def test_spaced(total, count, indices):
+    assert pictures.spaced(total, count) == indices

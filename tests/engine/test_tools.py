@@ -127,9 +127,10 @@ def test_ground_truth_is_drawn_where_the_info_has_it(monkeypatch):
     class Annotated:
         CLASSES = ("bus",)
         data_root = "root"
+        data_infos = [{"token": "a", "gt_boxes": []}]
 
         def info_with_paths(self, index):
-            return {"token": "a", "gt_boxes": []}
+            return self.data_infos[index]
 
         def get_ann_info(self, index):
             return {"gt_bboxes_3d": "boxes", "gt_labels_3d": "labels", "gt_names": []}

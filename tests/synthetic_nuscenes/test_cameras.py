@@ -1,11 +1,11 @@
-"""The rig: where sensors look, and how intrinsics follow the size of the pictures."""
+"""The rig: where sensors look, and how intrinsics follow the image size."""
 
 import numpy as np
 import pytest
 
 from projects.bevformer.nuscenes.spec import CAMERAS
-from projects.synthetic_nuscenes.cameras import draw_rig
-from projects.synthetic_nuscenes.poses import inverse, quaternion, yaw_rotation
+from projects.synthetic_nuscenes.cameras import NUSCENES_RIG, camera_ring, draw_rig
+from projects.synthetic_nuscenes.poses import inverse
 
 VIEW_DEG = {
     "CAM_FRONT": 0, "CAM_FRONT_RIGHT": -55, "CAM_FRONT_LEFT": 55,
@@ -17,7 +17,7 @@ def _rig(image_hw=(450, 800), seed=0):
     return draw_rig(image_hw, np.random.default_rng(seed))
 
 
-def test_cameras_look_where_their_names_say():
+def test_camera_headings_match_their_names():
     rig = _rig()
     assert tuple(rig.cameras) == CAMERAS
     for channel, camera in rig.cameras.items():
@@ -35,7 +35,7 @@ def test_lidar_axes_are_right_and_forward():
     assert lidar2ego[2, 3] == pytest.approx(1.84, abs=0.05)
 
 
-def test_intrinsics_scale_with_the_picture():
+def test_intrinsics_scale_with_the_image():
     for channel in CAMERAS:
         large = _rig((900, 1600)).cameras[channel].intrinsic
         small = _rig((225, 400)).cameras[channel].intrinsic
@@ -44,7 +44,7 @@ def test_intrinsics_scale_with_the_picture():
     assert focal == pytest.approx(1266, rel=0.03)
 
 
-def test_rigs_differ_between_scenes_and_not_between_calls():
+def test_rigs_depend_only_on_the_generator():
     first, again, other = _rig(seed=1), _rig(seed=1), _rig(seed=2)
     for channel in CAMERAS:
         np.testing.assert_array_equal(
@@ -53,11 +53,23 @@ def test_rigs_differ_between_scenes_and_not_between_calls():
         assert not np.allclose(first.cameras[channel].camera2ego, other.cameras[channel].camera2ego)
 
 
-def test_inverse_and_quaternion():
+def test_inverse_of_a_pose():
     pose = _rig().cameras["CAM_BACK_LEFT"].camera2ego
     np.testing.assert_allclose(inverse(pose) @ pose, np.eye(4), atol=1e-12)
-    np.testing.assert_allclose(
-        quaternion(yaw_rotation(np.array(-np.pi / 2))),
-        [np.sqrt(0.5), 0, 0, -np.sqrt(0.5)],
-        atol=1e-12,
-    )
+
+
+def test_the_default_rig_is_that_of_nuscenes():
+    assert tuple(mount.channel for mount in NUSCENES_RIG) == CAMERAS
+
+
+@pytest.mark.parametrize("count", [1, 5, 7])
+def test_a_ring_of_cameras_sees_all_around(count):
+    rig = draw_rig((225, 400), np.random.default_rng(0), camera_ring(count))
+    assert list(rig.cameras) == [f"CAM_{i}" for i in range(count)]
+    views = np.zeros(360, dtype=int)  # how many cameras see each degree around the vehicle
+    for camera in rig.cameras.values():
+        _, _, (x, y, _) = camera.camera2ego[:3, :3].T
+        half_deg = np.degrees(np.arctan(200 / camera.intrinsic[0, 0]))
+        away = (np.arange(360) - np.degrees(np.arctan2(y, x)) + 180) % 360 - 180
+        views += np.abs(away) < half_deg
+    assert count == 1 or views.min() >= 1

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from projects.bevformer.nuscenes.spec import CATEGORY_TO_CLASS, CLASSES
+from projects.bevformer.nuscenes.spec import ATTRIBUTES, CATEGORY_TO_CLASS, CLASSES
+from projects.synthetic_nuscenes.cameras import camera_ring
 from projects.synthetic_nuscenes.data_set import MINI_TRAIN, MINI_VAL, create_data_set, scene_names
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "create_synthetic.py"
@@ -30,9 +31,9 @@ def _digests(root):
     }
 
 
-def test_tables_have_the_rows_of_nuscenes(nusc):
+def test_tables_have_rows_like_nuscenes(nusc):
     assert len(nusc.category) == 23
-    assert len(nusc.attribute) == 8
+    assert sorted(row["name"] for row in nusc.attribute) == sorted(ATTRIBUTES)
     assert len(nusc.visibility) == 4
     assert len(nusc.sensor) == 12
     assert len(nusc.scene) == len(nusc.log) == len(nusc.map) == 2
@@ -62,7 +63,7 @@ def test_chains_run_through_all_rows(nusc):
         assert all(400_000 < gap < 600_000 for gap in np.diff(times))  # no frame is left out
 
 
-def test_velocities_are_those_of_the_world(nusc):
+def test_velocities_match_the_attributes(nusc):
     speeds = {"moving": [], "parked": []}
     for annotation in nusc.sample_annotation:
         names = [nusc.get("attribute", token)["name"] for token in annotation["attribute_tokens"]]
@@ -129,14 +130,14 @@ def _as_prediction(nusc, annotation):
     }
 
 
-def test_same_seed_same_bytes_whatever_the_number_of_processes(tmp_path):
+def test_bytes_depend_on_the_seed_not_on_the_processes(tmp_path):
     scenes = ("scene-0061", "scene-0916")
     one = create_data_set(tmp_path / "one", seed=5, scenes=scenes, workers=1, **TINY)
     two = create_data_set(tmp_path / "two", seed=5, scenes=scenes, workers=2, **TINY)
     assert _digests(one) == _digests(two)
 
 
-def test_a_scene_depends_on_its_name_and_the_seed_alone(tmp_path):
+def test_a_scene_depends_only_on_its_name_and_the_seed(tmp_path):
     both = create_data_set(
         tmp_path / "a", seed=5, scenes=("scene-0061", "scene-0103"), workers=1, **TINY
     )
@@ -161,12 +162,30 @@ def test_a_scene_depends_on_its_name_and_the_seed_alone(tmp_path):
         ({"scenes": ()}, "no scene"),
         ({"scenes": ("scene-0061", "scene-0061")}, "twice"),
         ({"scenes": ("scene-0001",)}, "scene-0001"),
+        ({"cameras": ()}, "cameras must have different names"),
+        ({"cameras": 2 * camera_ring(1)}, "cameras must have different names"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_is_written(arguments, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         create_data_set(tmp_path / "new", **{**TINY, **arguments})
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("count", [5, 7])
+def test_another_rig_is_in_the_tables(count, tmp_path):
+    rig = camera_ring(count)
+    root = create_data_set(tmp_path, scenes=("scene-0103",), workers=1, cameras=rig, **TINY)
+    names = [mount.channel for mount in rig]
+    tables = {
+        name: json.loads((root / "v1.0-mini" / f"{name}.json").read_text())
+        for name in ("sensor", "calibrated_sensor", "sample_data")
+    }
+    cameras = [row["channel"] for row in tables["sensor"] if row["modality"] == "camera"]
+    assert cameras == names
+    assert len(tables["calibrated_sensor"]) == count + 1
+    assert len(tables["sample_data"]) == 2 * (count + 1)
+    assert sorted(folder.name for folder in (root / "samples").iterdir()) == [*names, "LIDAR_TOP"]
 
 
 def test_a_folder_in_use_is_kept_unless_forced(tmp_path):
@@ -208,13 +227,16 @@ def _run_tool(monkeypatch, *arguments):
 def test_tool_writes_a_data_set(monkeypatch, tmp_path, capsys):
     _run_tool(
         monkeypatch, "--out-dir", tmp_path / "new", "--image-size", "45x80", "--frames-per-scene", 1,
-        "--scenes", "scene-0103", "--workers", 1,
+        "--scenes", "scene-0103", "--workers", 1, "--cameras", 2,
     )  # fmt: skip
+    assert {path.name for path in (tmp_path / "new" / "samples").iterdir()} == {
+        "CAM_0", "CAM_1", "LIDAR_TOP",
+    }  # fmt: skip
     assert (tmp_path / "new" / "v1.0-mini" / "sample.json").is_file()
     assert str(tmp_path / "new") in capsys.readouterr().out
 
 
-def test_tool_takes_a_number_of_scenes(monkeypatch, tmp_path, capsys):
+def test_tool_accepts_a_number_of_scenes(monkeypatch, tmp_path, capsys):
     _run_tool(
         monkeypatch, "--out-dir", tmp_path / "new", "--tables-only", "--frames-per-scene", 1,
         "--scenes", 2, "--workers", 1,
@@ -231,6 +253,8 @@ def test_tool_takes_a_number_of_scenes(monkeypatch, tmp_path, capsys):
         (("--image-size", "big"), "450x800"),
         (("--num-scenes", 99), "1 to 10"),
         (("--seed", -3), "seed"),
+        (("--cameras", 0), "at least one camera, got 0"),
+        (("--cameras", 5, "--tables-only"), "does not go with --tables-only"),
     ],
 )
 def test_tool_refuses_with_one_clear_line(arguments, message, monkeypatch, tmp_path, capsys):

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 
+from projects.bevformer.geometry.poses import rigid_matrix
 from projects.synthetic_nuscenes.lidar import GROUND, scan
 from projects.synthetic_nuscenes.objects import Path, make_object
-from projects.synthetic_nuscenes.poses import planar_pose, rigid
+from projects.synthetic_nuscenes.poses import planar_pose
 from projects.synthetic_nuscenes.renderer import gather_faces
 
 SIZE = (4.0, 2.0, 3.0)
-LIDAR_TO_WORLD = rigid(np.eye(3), [0.0, 0.0, 1.8])
+LIDAR_TO_WORLD = rigid_matrix(np.eye(3), [0.0, 0.0, 1.8])
 
 
 def _scan(*places):

@@ -73,7 +73,7 @@ def test_sizes_follow_the_statistics(kind):
     assert (sizes.std(axis=0) > 0.02 * mean).all()
 
 
-def test_looks_depend_on_the_seed_alone():
+def test_appearance_depends_only_on_the_seed():
     first, again, other = _object("car", 3), _object("car", 3), _object("car", 4)
     np.testing.assert_array_equal(first.mesh.colors, again.mesh.colors)
     assert not np.array_equal(first.mesh.colors[0], other.mesh.colors[0])

@@ -28,7 +28,7 @@ def _draw(*quads):
     return inverse_depth, face_at, pixels
 
 
-def test_a_rectangle_covers_the_pixels_whose_middles_it_covers():
+def test_a_rectangle_covers_the_pixels_whose_centres_it_covers():
     inverse_depth, face_at, pixels = _draw(_quad(-0.5, 1.0, -0.2, 0.4, 5.0))
     rows, columns = np.nonzero(face_at == 0)
     assert (columns.min(), columns.max() + 1) == (40 - 10, 40 + 20)
@@ -54,14 +54,14 @@ def test_the_nearer_object_hides_the_farther_one_in_either_order():
         assert pixels[1 - near_index] == 40 * 10  # what it would cover alone
 
 
-def test_backs_and_what_lies_behind_the_camera_are_not_drawn():
+def test_back_faces_and_faces_behind_the_camera_are_culled():
     back = _quad(-0.5, 0.5, -0.5, 0.5, 5.0)[::-1]
     _, face_at, pixels = _draw(back, _quad(-0.5, 0.5, -0.5, 0.5, -5.0))
     assert (face_at == NO_FACE).all()
     assert pixels.tolist() == [0, 0]
 
 
-def test_a_face_that_reaches_behind_the_camera_is_cut():
+def test_a_face_across_the_near_plane_is_clipped():
     floor = [(-50.0, 1.0, -5.0), (50.0, 1.0, -5.0), (50.0, 1.0, 50.0), (-50.0, 1.0, 50.0)]
     _, face_at, _ = _draw(floor)
     rows = np.flatnonzero((face_at == 0).all(axis=1))
@@ -69,7 +69,7 @@ def test_a_face_that_reaches_behind_the_camera_is_cut():
     assert rows.tolist() == list(range(30 + 2, HEIGHT))
 
 
-def test_neighbouring_faces_share_no_pixel_and_leave_no_gap():
+def test_adjacent_faces_neither_overlap_nor_leave_gaps():
     left, right = _quad(-0.7, 0.113, -0.4, 0.4, 5.0), _quad(0.113, 0.9, -0.4, 0.4, 5.0)
     _, face_at, pixels = _draw(left, right)
     assert pixels.sum() == (face_at != NO_FACE).sum()
@@ -78,6 +78,6 @@ def test_neighbouring_faces_share_no_pixel_and_leave_no_gap():
 
 
 @pytest.mark.parametrize("shift", [-300.0, 300.0])
-def test_objects_beside_the_picture_count_no_pixels(shift):
+def test_objects_outside_the_image_count_no_pixels(shift):
     _, _, pixels = _draw(_quad(shift, shift + 1.0, -0.5, 0.5, 5.0))
     assert pixels[0] == 0

@@ -29,7 +29,7 @@ def nusc(root):
     return NuScenes("v1.0-trainval", str(root), verbose=False)
 
 
-def test_rows_a_key_frame_are_as_many_as_in_nuscenes(nusc):
+def test_rows_per_key_frame_match_nuscenes(nusc):
     frames = len(nusc.sample)
     assert frames == FRAMES * len(SCENES)
     assert len(nusc.sensor) == 12

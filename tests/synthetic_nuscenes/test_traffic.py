@@ -27,7 +27,7 @@ def test_motion_is_the_integral_of_the_acceleration():
     np.testing.assert_allclose(speed[1:], speed[:-1] + acceleration[:-1] * STEP_S, atol=1e-12)
 
 
-def test_vehicles_wait_at_a_closed_crossing_and_then_go_on():
+def test_vehicles_wait_at_a_closed_crossing_and_then_drive_on():
     crossing = Crossing(s=60.0, period_s=100.0, red_s=20.0, phase_s=0.0)
     progress, speed, _ = drive(
         [0.0, -15.0], [5.0, 5.0], np.array([8.0, 8.0]), [(55.0, crossing)], TIMES
@@ -39,7 +39,7 @@ def test_vehicles_wait_at_a_closed_crossing_and_then_go_on():
     assert (speed >= 0).all()
 
 
-def test_a_vehicle_that_cannot_stop_any_more_goes_on():
+def test_a_vehicle_too_close_to_stop_drives_on():
     crossing = Crossing(s=8.0, period_s=100.0, red_s=20.0, phase_s=0.0)
     progress, _, _ = drive([0.0], [4.0], np.array([10.0]), [(5.0, crossing)], TIMES)
     assert progress[-1, 0] > 100.0

@@ -16,7 +16,7 @@ def world():
     return build_world("scene-0061", seed=0, duration_s=DURATION_S)
 
 
-def test_same_seed_same_world_other_name_other_world(world):
+def test_world_depends_on_name_and_seed(world):
     again = build_world("scene-0061", 0, DURATION_S)
     other = build_world("scene-0553", 0, DURATION_S)
     np.testing.assert_array_equal(world.object_poses(3.3), again.object_poses(3.3))
@@ -26,13 +26,13 @@ def test_same_seed_same_world_other_name_other_world(world):
     )
 
 
-def test_names_that_are_not_scenes_are_refused():
+def test_invalid_scene_names_are_refused():
     assert scene_number("scene-0103") == 103
     with pytest.raises(ValueError, match="scene-NNNN"):
         scene_number("scene103")
 
 
-def test_ego_drive_is_smooth_and_faces_where_it_goes(world):
+def test_ego_drive_is_smooth_and_heads_where_it_moves(world):
     times = np.arange(0.0, DURATION_S, 0.1)
     poses = np.array([world.ego_pose(time) for time in times])
     step = np.diff(poses[:, :2, 3], axis=0)
@@ -79,7 +79,7 @@ def test_nobody_collides(name):
 
 
 @pytest.mark.parametrize("name", ["scene-0061", "scene-0103", "scene-0916"])
-def test_every_class_comes_within_its_range(name):
+def test_every_class_occurs_within_its_range(name):
     world = build_world(name, 0, DURATION_S)
     kinds = np.array(
         [
@@ -115,7 +115,7 @@ def test_attributes_follow_from_state_and_speed(world):
     assert by_kind["traffic_cone", True].attribute(0.0) is None
 
 
-def test_parked_and_moving_cars_both_exist_and_only_motion_tells_them_apart(world):
+def test_parked_and_moving_cars_differ_only_in_motion(world):
     cars = [item for item in world.objects if item.kind == "car"]
     poses = world.object_poses(10.5)[:, :2, 3] - world.object_poses(9.5)[:, :2, 3]
     speed = np.linalg.norm(poses, axis=1)

@@ -1,4 +1,4 @@
-"""A sample with six cameras of 200 x 100 pixels, each image of one solid grey."""
+"""A sample with cameras of 200 x 100 pixels, each image solid grey."""
 
 import cv2
 import numpy as np
@@ -29,31 +29,41 @@ def camera_to_lidar(heading_deg):
 
 
 @pytest.fixture
-def sample(tmp_path):
-    """(info, data_root) of the sample; there is no lidar file."""
-    info = {
-        "token": TOKEN,
-        "timestamp": 1533151605047769,
-        "lidar_path": "samples/LIDAR_TOP/none.bin",
-        # As on the nuScenes vehicle, but exactly: lidar x is to the right, ego x is ahead.
-        "lidar2ego_rotation": [np.sqrt(0.5), 0.0, 0.0, -np.sqrt(0.5)],
-        "lidar2ego_translation": [0.94, 0.0, 1.84],
-        "ego2global_rotation": [1.0, 0.0, 0.0, 0.0],
-        "ego2global_translation": [0.0, 0.0, 0.0],
-        "cams": {},
-    }
-    for name, heading_deg in CAMERA_HEADINGS.items():
-        image = np.full((100, 200, 3), 128, dtype=np.uint8)
-        path = tmp_path / f"samples/{name}.png"
-        path.parent.mkdir(exist_ok=True)
-        cv2.imwrite(str(path), image)
-        info["cams"][name] = {
-            "data_path": f"samples/{name}.png",
-            "sensor2lidar_rotation": camera_to_lidar(heading_deg),
-            "sensor2lidar_translation": np.zeros(3),
-            "cam_intrinsic": np.array([[FOCAL, 0, 100.0], [0, FOCAL, 50.0], [0, 0, 1.0]]),
+def make_sample(tmp_path):
+    """Makes (info, data_root) of a sample: camera name -> degrees to the left; there is no lidar file."""
+
+    def make(headings_deg):
+        info = {
+            "token": TOKEN,
+            "timestamp": 1533151605047769,
+            "lidar_path": "samples/LIDAR_TOP/none.bin",
+            # As on the nuScenes vehicle, but exactly: lidar x is to the right, ego x is ahead.
+            "lidar2ego_rotation": [np.sqrt(0.5), 0.0, 0.0, -np.sqrt(0.5)],
+            "lidar2ego_translation": [0.94, 0.0, 1.84],
+            "ego2global_rotation": [1.0, 0.0, 0.0, 0.0],
+            "ego2global_translation": [0.0, 0.0, 0.0],
+            "cams": {},
         }
-    return info, str(tmp_path)
+        for name, heading_deg in headings_deg.items():
+            image = np.full((100, 200, 3), 128, dtype=np.uint8)
+            path = tmp_path / f"samples/{name}.png"
+            path.parent.mkdir(exist_ok=True)
+            cv2.imwrite(str(path), image)
+            info["cams"][name] = {
+                "data_path": f"samples/{name}.png",
+                "sensor2lidar_rotation": camera_to_lidar(heading_deg),
+                "sensor2lidar_translation": np.zeros(3),
+                "cam_intrinsic": np.array([[FOCAL, 0, 100.0], [0, FOCAL, 50.0], [0, 0, 1.0]]),
+            }
+        return info, str(tmp_path)
+
+    return make
+
+
+@pytest.fixture
+def sample(make_sample):
+    """(info, data_root) of a sample with the six cameras of nuScenes."""
+    return make_sample(CAMERA_HEADINGS)
 
 
 @pytest.fixture

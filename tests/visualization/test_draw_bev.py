@@ -49,7 +49,7 @@ def test_box_outline_and_heading_tick(sample, make_boxes, kind, color):
     assert pixel_at(figure, 8, -22) == WHITE
 
 
-def test_arrow_is_the_way_of_one_second(sample, make_boxes):
+def test_arrow_is_the_motion_of_one_second(sample, make_boxes):
     moving = (-20.0, -20.0, 0.0, 4.0, 2.0, 2.0, HALF_PI, 3.0, 9.0)
     slow = (20.0, -20.0, 0.0, 4.0, 2.0, 2.0, HALF_PI, 0.0, 0.15)
     unknown = (20.0, 0.0, 0.0, 4.0, 2.0, 2.0, HALF_PI, np.nan, np.nan)
@@ -117,7 +117,7 @@ def test_infinite_box_is_refused(sample, make_boxes):
         draw_bev(sample[0], make_boxes(box, scores=[0.9]), None)
 
 
-def test_pyplot_and_its_backend_are_left_alone(sample, make_boxes):
+def test_pyplot_and_its_backend_stay_unchanged(sample, make_boxes):
     backend = matplotlib.get_backend()
     draw_bev(sample[0], None, make_boxes(CAR)).canvas.draw()
     assert matplotlib.get_backend() == backend

@@ -50,7 +50,7 @@ def is_grey(pixel):
     return pixel[0] == pixel[1] == pixel[2]
 
 
-def test_views_lie_as_the_cameras_do(sample):
+def test_nuscenes_cameras_are_arranged_in_two_rows(sample):
     info, data_root = sample
     for i, name in enumerate(ORIGIN):
         image = np.full((100, 200, 3), 100 + 10 * i, dtype=np.uint8)
@@ -62,8 +62,37 @@ def test_views_lie_as_the_cameras_do(sample):
         assert not drawn(picture, name).any(), name
 
 
+@pytest.mark.parametrize(
+    ("headings_deg", "rows"),
+    [
+        ([0, 72, 144, -144, -72], ["104", "23"]),
+        ([0, 51, 103, 154, -154, -103, -51], ["106", "2345"]),
+        ([170, -170], ["01"]),
+        ([0], ["0"]),
+    ],
+)
+def test_any_rig_is_arranged_by_heading(make_sample, make_boxes, headings_deg, rows):
+    info, data_root = make_sample({f"CAM_{i}": heading for i, heading in enumerate(headings_deg)})
+    for i, camera in enumerate(info["cams"].values()):
+        image = np.full((100, 200, 3), 100 + 10 * i, dtype=np.uint8)
+        cv2.imwrite(str(Path(data_root) / camera["data_path"]), image)
+    picture = draw_cameras(info, None, make_boxes(CAR_AHEAD), data_root)
+    columns = max(map(len, rows))
+    header = picture.shape[0] - len(rows) * (100 + GAP) + GAP
+    assert picture.shape[1] == columns * (200 + GAP) - GAP
+    for i, row in enumerate(rows):
+        for j, name in enumerate(row):
+            top, left = header + i * (100 + GAP), j * (200 + GAP)
+            assert (picture[top + 95, left + 195] == 100 + 10 * int(name)).all()
+        rest = picture[header + i * (100 + GAP) :, len(row) * (200 + GAP) :][:100]
+        assert (rest == 32).all()  # no view: background
+    if headings_deg[0] == 0:
+        left = rows[0].index("0") * (200 + GAP)
+        assert is_green(picture[header + 50, left + 90].astype(int))  # the car's rear face
+
+
 @pytest.mark.parametrize(("kind", "color"), [("ground_truth", GREEN), ("predictions", BLUE)])
-def test_box_ahead_lands_on_hand_computed_pixels(sample, make_boxes, kind, color):
+def test_box_ahead_is_drawn_at_hand_computed_pixels(sample, make_boxes, kind, color):
     info, data_root = sample
     given = {"ground_truth": None, "predictions": None}
     given[kind] = make_boxes(CAR_AHEAD, scores=[0.9] if kind == "predictions" else None)
@@ -122,7 +151,7 @@ def test_straddling_box_is_drawn(sample, make_boxes):
     assert drawn(picture, "CAM_BACK").any()
 
 
-def test_near_plane_cut_is_on_the_segment():
+def test_near_plane_cut_lies_on_the_segment():
     start, end = np.array([2.0, 4.0, -1.0]), np.array([6.0, 0.0, 1.0])
     np.testing.assert_allclose(clip_to_near_plane(start, end, near=0.5), [[5.0, 1.0, 0.5], end])
     np.testing.assert_allclose(clip_to_near_plane(end, start, near=0.5), [end, [5.0, 1.0, 0.5]])

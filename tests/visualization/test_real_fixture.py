@@ -41,7 +41,7 @@ def project(lidar2img, corners_lidar):
     return points[..., :2] / points[..., 2:3], points[..., 2]
 
 
-def test_projection_is_the_devkits(nusc, infos):
+def test_projection_equals_the_devkit(nusc, infos):
     compared = 0
     for info in infos:
         key_frame = nusc.get("sample", info["token"])
@@ -60,7 +60,7 @@ def test_projection_is_the_devkits(nusc, infos):
     assert compared > 80
 
 
-def test_drawn_corners_are_the_devkits(nusc, infos, make_boxes):
+def test_drawn_corners_equal_the_devkit(nusc, infos, make_boxes):
     assert set(DEVKIT_FRONT) == set(FRONT_FACE)
     assert set(DEVKIT_REAR) == set(REAR_FACE)
     for info in infos:

@@ -1,23 +1,25 @@
-"""What the network gets of a sample: pixels after the pipeline, matrices that belong to them, motion.
+"""The input of the network for a sample: pixels after the pipeline, their matrices, the ego motion.
 
 Shape legend: T frames, N cameras, H height, W width, Hb, Wb rows and columns of the BEV grid.
 """
 
 from dataclasses import dataclass
-from typing import List, Optional
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
 from einops import rearrange
+from mmcv import Config
 from mmdet.models.builder import MODELS
 
 from projects.bevformer.datasets.fused_frames import CustomNuScenesDatasetV2
-from projects.bevformer.datasets.temporal_nuscenes import relative_metas
+from projects.bevformer.datasets.temporal_nuscenes import TemporalNuScenesDataset, relative_metas
 from projects.bevformer.engine.config import config_errors
 from projects.bevformer.geometry.bev_grid import pillar_points
 from projects.bevformer.geometry.camera import project_to_cameras
 from projects.bevformer.geometry.can_bus import CAN_POSITION, CAN_YAW_DEG, CAN_YAW_RAD
 from projects.bevformer.geometry.ego_motion import bev_shift
+from projects.bevformer.model.image_preprocessor import ImagePreprocessor
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,11 @@ class InputFrame:
 
     Attributes:
         token: sample token.
-        images_bgr: (N, H, W, 3) uint8, the network's images with mean and deviation put back.
+        images_bgr: (N, H, W, 3) uint8, the network's images before normalisation.
         lidar2img: (N, 4, 4) lidar points to pixels of these images.
-        can_bus: (18,) as the network gets it: position and yaw in degrees minus those of the frame
-            before in the queue.
-        has_history: whether there is a frame before of the same scene.
+        can_bus: (18,) as the network gets it: position and yaw in degrees minus those of the previous
+            frame of the queue.
+        has_history: whether there is a previous frame of the same scene.
     """
 
     token: str
@@ -45,15 +47,17 @@ class NetworkInput:
     """A sample: its queue in time order, the sample itself last, and its objects.
 
     Attributes:
+        cameras: N names, in the order of the images and matrices.
         frames: list of T InputFrame.
         ground_truth: dict of `boxes_3d` and `labels_3d`, or None in a test split.
     """
 
+    cameras: Tuple[str, ...]
     frames: List[InputFrame]
     ground_truth: Optional[dict]
 
 
-def build_preprocessor(cfg):
+def build_preprocessor(cfg: Config) -> Optional[ImagePreprocessor]:
     """The `data_preprocessor` of a config's model, or None."""
     settings = cfg.model.get("data_preprocessor")
     if settings is None:
@@ -62,13 +66,16 @@ def build_preprocessor(cfg):
         return MODELS.build(settings)
 
 
-def network_input(dataset, index, preprocessor=None):
+def network_input(
+    dataset: TemporalNuScenesDataset,
+    index: int,
+    preprocessor: Optional[ImagePreprocessor] = None,
+) -> Optional[NetworkInput]:
     """Run a data set's pipeline as training or evaluation does.
 
     Args:
-        dataset: TemporalNuScenesDataset. In test mode, where frames come one by one, the queue is the
-            frame before, if it is of the same scene, and the frame itself. Of CustomNuScenesDatasetV2,
-            the frames that the scene has.
+        dataset: in test mode, where frames come one by one, the queue is the previous frame, if it is of
+            the same scene, and the frame itself. Of CustomNuScenesDatasetV2, the frames that the scene has.
         index: of the sample.
         preprocessor: the model's ImagePreprocessor where the pipeline ends with uint8 images.
 
@@ -77,71 +84,68 @@ def network_input(dataset, index, preprocessor=None):
 
     Raises:
         ValueError: the pipeline does not say how it normalises, or makes several versions of a frame; or
-            the data set gives frames after the sample.
+            the data set has frames after the sample.
     """
     if dataset.test_mode:
-        return _test_input(dataset, index, preprocessor)
-    example = dataset.prepare_train_data(index)
-    if example is None:
-        return None
-    images, metas = example["img"].data, example["img_metas"].data
-    if isinstance(dataset, CustomNuScenesDatasetV2):
-        frames = _frames_at_offsets(images, metas, preprocessor)
+        frames, objects = _test_frames(dataset, index, preprocessor), ground_truth(dataset, index)
     else:
-        frames = [_frame(images[i], metas[i], preprocessor) for i in range(len(images))]
-    return NetworkInput(
-        frames,
-        {"boxes_3d": example["gt_bboxes_3d"].data, "labels_3d": example["gt_labels_3d"].data},
-    )
+        example = dataset.prepare_train_data(index)
+        if example is None:
+            return None
+        images, metas = example["img"].data, example["img_metas"].data
+        if isinstance(dataset, CustomNuScenesDatasetV2):
+            frames = _frames_at_offsets(images, metas, preprocessor)
+        else:
+            frames = [_frame(images[i], metas[i], preprocessor) for i in range(len(images))]
+        boxes, labels = example["gt_bboxes_3d"].data, example["gt_labels_3d"].data
+        objects = {"boxes_3d": boxes, "labels_3d": labels}
+    return NetworkInput(tuple(dataset.data_infos[index]["cams"]), frames, objects)
 
 
-def _test_input(dataset, index, preprocessor):
+def _test_frames(dataset, index, preprocessor) -> List[InputFrame]:
     infos = dataset.data_infos
     if isinstance(dataset, CustomNuScenesDatasetV2):
         example = dataset.prepare_test_data(index)
         metas = _only_version(example["img_metas"]).data["frames"]
-        frames = _frames_at_offsets(_only_version(example["img"]).data, metas, preprocessor)
-        return NetworkInput(frames, _annotated_objects(dataset, index))
+        return _frames_at_offsets(_only_version(example["img"]).data, metas, preprocessor)
     indices = [index]
     if index > 0 and infos[index - 1]["scene_token"] == infos[index]["scene_token"]:
         indices.insert(0, index - 1)
     examples = [dataset.prepare_test_data(i) for i in indices]
     metas = relative_metas([_only_version(example["img_metas"]).data for example in examples])
-    frames = [
+    return [
         _frame(_only_version(example["img"]).data, meta, preprocessor)
         for example, meta in zip(examples, metas)
     ]
-    return NetworkInput(frames, _annotated_objects(dataset, index))
 
 
-def _annotated_objects(dataset, index):
+def ground_truth(dataset: TemporalNuScenesDataset, index: int) -> Optional[Dict[str, Any]]:
+    """Dict of `boxes_3d` and `labels_3d` of a sample, or None if it has no annotations (test split)."""
     if "gt_boxes" not in dataset.data_infos[index]:
         return None
     annotations = dataset.get_ann_info(index)
     return {"boxes_3d": annotations["gt_bboxes_3d"], "labels_3d": annotations["gt_labels_3d"]}
 
 
-def _frames_at_offsets(images, metas, preprocessor):
+def _frames_at_offsets(images, metas, preprocessor) -> List[InputFrame]:
     """InputFrames of an item of CustomNuScenesDatasetV2.
 
     Args:
-        images: one a frame.
+        images: one per frame.
         metas: {offset: meta}, in the same order; `can_bus` is absolute.
         preprocessor: as in `network_input`.
     """
     if max(metas) > 0:
         raise ValueError(
-            f"the data set gives frames {sorted(metas)}, and pictures are made of queues that end with "
-            "frame 0"
+            f"the data set has frames {sorted(metas)}, but only queues that end with frame 0 can be drawn"
         )
-    there = [offset for offset in metas if metas[offset]["frame_exists"]]
-    images = [images[list(metas).index(offset)] for offset in there]
-    metas = relative_metas([metas[offset] for offset in there])
-    return [_frame(image, meta, preprocessor) for image, meta in zip(images, metas)]
+    existing = [(i, meta) for i, meta in zip(images, metas.values()) if meta["frame_exists"]]
+    relative = relative_metas([meta for _, meta in existing])
+    return [_frame(image, meta, preprocessor) for (image, _), meta in zip(existing, relative)]
 
 
 def _only_version(value):
-    """MultiScaleFlipAug3D makes a list, one entry an augmentation."""
+    """Unpack the list of MultiScaleFlipAug3D, which has one entry per augmentation."""
     if not isinstance(value, (list, tuple)):
         return value
     if len(value) != 1:
@@ -149,7 +153,7 @@ def _only_version(value):
     return value[0]
 
 
-def _frame(images, meta, preprocessor):
+def _frame(images, meta, preprocessor) -> InputFrame:
     if preprocessor is not None:
         (meta,) = preprocessor.describe([meta], images.shape[1:3])
         (images,) = preprocessor(images[None], [meta])
@@ -162,7 +166,7 @@ def _frame(images, meta, preprocessor):
     )
 
 
-def _pixels(images, meta):
+def _pixels(images, meta) -> np.ndarray:
     """(N, 3, H, W) normalised images -> (N, H, W, 3) uint8 BGR."""
     if "img_norm_cfg" not in meta:
         raise ValueError("the pipeline does not collect img_norm_cfg: add it to meta_keys")
@@ -173,8 +177,8 @@ def _pixels(images, meta):
     return np.ascontiguousarray(pixels.round().clip(0, 255).astype(np.uint8))
 
 
-def seen_cells(cfg, frame):
-    """Which cells of the config's BEV see which camera.
+def seen_cells(cfg: Config, frame: InputFrame) -> np.ndarray:
+    """The cells of the config's BEV that each camera sees.
 
     Args:
         cfg: config of a BEVFormer.
@@ -197,8 +201,8 @@ def seen_cells(cfg, frame):
     return rearrange(visible[0].any(dim=-1), "n (h w) -> n h w", h=bev_hw[0]).numpy()
 
 
-def ego_track(frames):
-    """Where the ego vehicle was, by the motion that the network is told.
+def ego_track(frames: Sequence[InputFrame]) -> Tuple[np.ndarray, np.ndarray]:
+    """Where the ego vehicle was, by the motion that the network gets.
 
     Args:
         frames: T InputFrame in time order.

@@ -1,41 +1,160 @@
-"""Pictures of predictions beside the ground truth, for `tools/eval.py --show-dir`."""
+"""Pictures of samples of a data set, for tools/eval.py, tools/visualize.py and tools/browse_dataset.py."""
 
+from pathlib import Path
+from typing import Any, List, Mapping, Optional, Sequence, Union
+
+import cv2
 import numpy as np
+from mmcv import Config
 
+from projects.bevformer.datasets.temporal_nuscenes import TemporalNuScenesDataset
+from projects.bevformer.engine.bev_inputs import (
+    InputFrame,
+    build_preprocessor,
+    ego_track,
+    ground_truth,
+    network_input,
+    seen_cells,
+)
 from projects.bevformer.engine.log import progress_bar
 
 
-def draw_predictions(dataset, results, out_dir, count=None, score_threshold=0.3):
-    """Draw samples of a predicted data set.
+def spaced(total: int, count: Optional[int]) -> List[int]:
+    """`count` evenly spaced indices of `total` samples, with the first and the last; 0 or None for all."""
+    if not count or count >= total:
+        return list(range(total))
+    return np.linspace(0, total - 1, count).round().astype(int).tolist()
+
+
+def choose_samples(
+    infos: Sequence[Mapping[str, Any]],
+    results: Optional[Mapping[str, Any]],
+    tokens: Optional[Sequence[str]],
+    count: Optional[int],
+) -> List[int]:
+    """Choose samples to draw, of those that have a result.
 
     Args:
-        dataset: TemporalNuScenesDataset.
-        results: one result dict a sample, in its order.
+        infos: `dataset.data_infos`.
+        results: sample token -> result, or None to choose from all samples.
+        tokens: of the samples, or None for evenly spaced ones.
+        count: see `spaced`.
+
+    Returns:
+        Indices into `infos`.
+
+    Raises:
+        ValueError: a token is not in `infos`, or has no result.
+    """
+    index_of = {
+        info["token"]: i
+        for i, info in enumerate(infos)
+        if results is None or info["token"] in results
+    }
+    if tokens is None:
+        indices = list(index_of.values())
+        return [indices[i] for i in spaced(len(indices), count)]
+    missing = [token for token in tokens if token not in index_of]
+    if missing:
+        where = "the test set" if results is None else "both the test set and the results"
+        raise ValueError(
+            f"sample {', '.join(missing)} is not in {where}: check the token and the config"
+        )
+    return [index_of[token] for token in tokens]
+
+
+def draw_samples(
+    dataset: TemporalNuScenesDataset,
+    predictions: Mapping[int, Optional[Mapping[str, Any]]],
+    out_dir: Union[str, Path],
+    score_threshold: float = 0.3,
+) -> None:
+    """Draw the BEV and the cameras of samples, with predictions and ground truth.
+
+    Args:
+        dataset: that the samples are of.
+        predictions: index of each sample to draw -> its "pts_bbox" dict, or None.
         out_dir: folder of the pictures.
-        count: so many evenly spaced samples; None for all.
-        score_threshold: predictions below are left out.
+        score_threshold: predictions below it are left out.
     """
     from projects.bevformer.visualization import draw_sample  # matplotlib is slow to import
 
-    indices = np.arange(len(results))
-    if count is not None and count < len(results):
-        indices = np.linspace(0, len(results) - 1, count).round().astype(int)
-    for index in progress_bar(indices, "drawing", "sample"):
-        info = dataset.info_with_paths(index)
+    for index, found in progress_bar(predictions.items(), "drawing", "sample"):
         draw_sample(
             out_dir,
-            info,
-            results[index]["pts_bbox"],
-            _ground_truth(dataset, index) if "gt_boxes" in info else None,
+            dataset.info_with_paths(index),
+            found,
+            ground_truth(dataset, index),
             dataset.data_root,
             score_threshold,
             dataset.CLASSES,
         )
 
 
-def _ground_truth(dataset, index):
-    annotations = dataset.get_ann_info(index)
-    return {
-        "boxes_3d": annotations["gt_bboxes_3d"],
-        "labels_3d": annotations["gt_labels_3d"],
-    }
+def draw_predictions(
+    dataset: TemporalNuScenesDataset,
+    results: Sequence[Mapping[str, Any]],
+    out_dir: Union[str, Path],
+    count: Optional[int] = None,
+    score_threshold: float = 0.3,
+) -> None:
+    """Draw evenly spaced samples; `results` holds one result dict per sample. See `draw_samples`."""
+    chosen = {index: results[index]["pts_bbox"] for index in spaced(len(results), count)}
+    draw_samples(dataset, chosen, out_dir, score_threshold)
+
+
+def draw_network_inputs(
+    cfg: Config, dataset: TemporalNuScenesDataset, count: Optional[int], out_dir: Union[str, Path]
+) -> List[int]:
+    """Draw the input of the network for evenly spaced samples: three files per sample.
+
+    Args:
+        cfg: the config that `dataset` was built from.
+        dataset: in train or test mode.
+        count: see `spaced`.
+        out_dir: folder of the pictures.
+
+    Returns:
+        Indices of the samples that were drawn; training skips samples without an object.
+    """
+    from projects.bevformer.visualization.boxes import (
+        drawable_boxes,
+    )  # matplotlib is slow to import
+    from projects.bevformer.visualization.cameras import draw_views
+    from projects.bevformer.visualization.network_input import draw_input_bev, draw_queue
+
+    out_dir = Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    preprocessor = build_preprocessor(cfg)
+    # All at once: reading the records of nuScenes takes seconds.
+    times_us = {info["token"]: info["timestamp"] for info in dataset.data_infos}
+    drawn = []
+    for index in progress_bar(spaced(len(dataset), count), "drawing", "sample"):
+        sample = network_input(dataset, index, preprocessor)
+        if sample is None:
+            continue
+        info, last = dataset.data_infos[index], sample.frames[-1]
+        queue = []
+        for frame in sample.frames:
+            seconds = (times_us[frame.token] - times_us[last.token]) / 1e6
+            queue.append((_caption(frame, seconds), dict(zip(sample.cameras, frame.images_bgr))))
+        # The boxes are where the network's matrices put them.
+        views = dict(zip(sample.cameras, zip(last.images_bgr, last.lidar2img)))
+        cameras = draw_views(info, views, drawable_boxes(None, sample.ground_truth, 0.0))
+        seen = dict(zip(sample.cameras, seen_cells(cfg, last)))
+        pc_range = cfg.model.pts_bbox_head.transformer.encoder.pc_range
+        track = ego_track(sample.frames)
+        bev = draw_input_bev(info, sample.ground_truth, seen, pc_range, *track, dataset.CLASSES)
+        cv2.imwrite(str(out_dir / f"{last.token}_queue.png"), draw_queue(info, queue))
+        cv2.imwrite(str(out_dir / f"{last.token}_cameras.png"), cameras)
+        bev.canvas.print_png(str(out_dir / f"{last.token}_bev.png"))
+        drawn.append(index)
+    return drawn
+
+
+def _caption(frame: InputFrame, seconds: float) -> str:
+    """Time of a frame and the motion since the previous frame that the network gets."""
+    if not frame.has_history:
+        return f"{seconds:+.2f} s, starts anew"
+    moved, turned = np.linalg.norm(frame.can_bus[:2]), frame.can_bus[17]
+    return f"{seconds:+.2f} s, moved {moved:.2f} m, turned {turned:+.2f} deg"

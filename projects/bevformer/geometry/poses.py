@@ -65,3 +65,13 @@ def check_frame_offsets(frames: Sequence[int]) -> None:
     """
     if 0 not in frames or list(frames) != sorted(set(frames)):
         raise ValueError(f"frames must be in time order and contain 0, got {tuple(frames)}")
+
+
+def rigid_matrix(rotation: ArrayLike, translation: ArrayLike) -> NDArray[np.float64]:
+    """(..., 3, 3) rotations and (..., 3) translations -> (..., 4, 4), acting on column vectors."""
+    turn = np.asarray(rotation, dtype=np.float64)
+    matrix = np.zeros((*turn.shape[:-2], 4, 4))
+    matrix[..., :3, :3] = turn
+    matrix[..., :3, 3] = translation
+    matrix[..., 3, 3] = 1.0
+    return matrix

@@ -1,4 +1,4 @@
-"""Pictures of one sample: bird's-eye view and the six cameras, both without a display."""
+"""Pictures of one sample: the bird's-eye view and the camera images, drawn without a display."""
 
 from projects.bevformer.visualization.bev import draw_bev
 from projects.bevformer.visualization.cameras import draw_cameras

@@ -1,16 +1,22 @@
 """The bird's-eye view of a sample: boxes, headings, speeds and the ego vehicle, in metres."""
 
+from typing import Optional, Sequence, Tuple
+
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from pyquaternion import Quaternion
 
+from projects.bevformer.geometry.poses import inverse_poses, pose_matrix
 from projects.bevformer.nuscenes.spec import CLASSES
 from projects.bevformer.visualization.boxes import (
     BOTTOM_FACE,
     BOTTOM_FRONT_EDGE,
+    Annotations,
+    DrawableBoxes,
+    Info,
     drawable_boxes,
     sample_title,
 )
@@ -34,16 +40,16 @@ _SHORT_NAMES = {
 
 
 def draw_bev(
-    info,
-    predictions,
-    ground_truth,
-    score_threshold=0.3,
-    points_lidar=None,
-    class_names=CLASSES,
-):
+    info: Info,
+    predictions: Optional[Annotations],
+    ground_truth: Optional[Annotations],
+    score_threshold: float = 0.3,
+    points_lidar: Optional[np.ndarray] = None,
+    class_names: Sequence[str] = CLASSES,
+) -> Figure:
     """Draw one sample from above, the lidar in the middle, x to the right and y upwards.
 
-    A tick leaves each box through its front; an arrow is the way an object moves in one second.
+    A tick leaves each box through its front; an arrow shows where an object moves in one second.
 
     Args:
         info: an entry of the info file (`token`, `timestamp` in microseconds, `lidar2ego_*`).
@@ -76,7 +82,7 @@ def draw_bev(
     return figure
 
 
-def _prepare_axes(axes, info):
+def _prepare_axes(axes: Axes, info: Info) -> None:
     axes.set_title("\n".join(sample_title(info)), fontsize=9)
     axes.set_xlim(-BEV_RANGE_M, BEV_RANGE_M)
     axes.set_ylim(-BEV_RANGE_M, BEV_RANGE_M)
@@ -89,19 +95,13 @@ def _prepare_axes(axes, info):
     axes.set_axisbelow(True)
 
 
-def _draw_ego(axes, info):
-    lidar2ego = Quaternion(info["lidar2ego_rotation"]).rotation_matrix
-    rear, front, half_width = _EGO_REAR_M, _EGO_FRONT_M, _EGO_HALF_WIDTH_M
-    corners_ego = [
-        (rear, half_width),
-        (front, half_width),
-        (front, -half_width),
-        (rear, -half_width),
-    ]
+def _draw_ego(axes: Axes, info: Info) -> None:
+    rear, front, side = _EGO_REAR_M, _EGO_FRONT_M, _EGO_HALF_WIDTH_M
+    outline_ego = [(rear, side), (front, side), (front, -side), (rear, -side)]
     heading_ego = [((rear + front) / 2, 0.0), (front + 1.0, 0.0)]
-    points_ego = np.array([(x, y, 0.0) for x, y in corners_ego + heading_ego])
-    # Row vectors times lidar2ego are column vectors times its inverse.
-    points_lidar = (points_ego - info["lidar2ego_translation"]) @ lidar2ego
+    points_ego = np.array([(x, y, 0.0, 1.0) for x, y in outline_ego + heading_ego])
+    lidar2ego = pose_matrix(info["lidar2ego_rotation"], info["lidar2ego_translation"])
+    points_lidar = points_ego @ inverse_poses(lidar2ego).T
     outline, heading = points_lidar[:4, :2], points_lidar[4:, :2]
     axes.add_collection(
         PolyCollection([outline], facecolors="#f5d5d0", edgecolors=_EGO_COLOR, linewidths=1.2)
@@ -109,7 +109,9 @@ def _draw_ego(axes, info):
     axes.add_collection(LineCollection([heading], colors=_EGO_COLOR, linewidths=1.2))
 
 
-def _draw_boxes(axes, boxes, class_names, label_side):
+def _draw_boxes(
+    axes: Axes, boxes: DrawableBoxes, class_names: Sequence[str], label_side: str
+) -> None:
     if len(boxes) == 0:
         return
     color = _unit_rgb(boxes)
@@ -125,35 +127,18 @@ def _draw_boxes(axes, boxes, class_names, label_side):
     # A comparison with NaN, the velocity of an object seen once, is false: no arrow.
     moving = np.linalg.norm(boxes.velocity_lidar, axis=1) > MIN_ARROW_SPEED
     axes.quiver(
-        *centers[moving].T,
-        *boxes.velocity_lidar[moving].T,
-        color=color,
-        angles="xy",
-        scale_units="xy",
-        scale=1.0,
-        width=0.0018,
-    )
+        *centers[moving].T, *boxes.velocity_lidar[moving].T, color=color,
+        angles="xy", scale_units="xy", scale=1.0, width=0.0018,
+    )  # fmt: skip
     for outline, label in zip(outlines, boxes.labels):
-        name = class_names[label]
-        _draw_label(axes, outline, _SHORT_NAMES.get(name, name), color, label_side)
+        name, x = class_names[label], outline[:, 0]
+        right = label_side == "right"
+        axes.text(
+            x.max() + 0.4 if right else x.min() - 0.4, outline[:, 1].mean(), _SHORT_NAMES.get(name, name),
+            color=color, fontsize=6, ha="left" if right else "right", va="center",
+            clip_on=True,
+        )  # fmt: skip
 
 
-def _draw_label(axes, outline, text, color, side):
-    if side == "right":
-        x, alignment = outline[:, 0].max() + 0.4, "left"
-    else:
-        x, alignment = outline[:, 0].min() - 0.4, "right"
-    axes.text(
-        x,
-        outline[:, 1].mean(),
-        text,
-        color=color,
-        fontsize=6,
-        ha=alignment,
-        va="center",
-        clip_on=True,
-    )
-
-
-def _unit_rgb(boxes):
+def _unit_rgb(boxes: DrawableBoxes) -> Tuple[float, ...]:
     return tuple(channel / 255 for channel in boxes.color_rgb)

@@ -1,4 +1,4 @@
-"""What both pictures need of a set of boxes: corners in the lidar frame, speeds, labels, colour.
+"""Sets of boxes ready to draw: corners in the lidar frame, speeds, labels, colour.
 
 Letters: M boxes. Corner order is that of mmdet3d 1.0.0rc6 (`LiDARInstance3DBoxes.corners`), with
 the box's own axes: x towards its front, y to its left, z up.
@@ -14,9 +14,12 @@ the box's own axes: x towards its front, y to its left, z up.
 
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Tuple
+from typing import Any, List, Mapping, Optional, Tuple
 
 import numpy as np
+
+Info = Mapping[str, Any]  # an entry of the info file
+Annotations = Mapping[str, Any]  # `boxes_3d`, `labels_3d` and maybe `scores_3d`
 
 PREDICTION_RGB = (31, 111, 255)
 GROUND_TRUTH_RGB = (22, 168, 70)
@@ -45,12 +48,14 @@ class DrawableBoxes:
     velocity_lidar: np.ndarray
     labels: np.ndarray
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.labels)
 
 
-def drawable_boxes(predictions, ground_truth, score_threshold):
-    """Choose what is drawn.
+def drawable_boxes(
+    predictions: Optional[Annotations], ground_truth: Optional[Annotations], score_threshold: float
+) -> List[DrawableBoxes]:
+    """Choose the boxes to draw.
 
     Args:
         predictions: the "pts_bbox" dict of a result: `boxes_3d` (LiDARInstance3DBoxes of
@@ -76,13 +81,15 @@ def drawable_boxes(predictions, ground_truth, score_threshold):
     return sets
 
 
-def sample_title(info):
+def sample_title(info: Info) -> Tuple[str, str]:
     """Sample token and the time of its key frame, for the head of a picture."""
     time = datetime.fromtimestamp(info["timestamp"] / 1e6, tz=timezone.utc)
     return info["token"], f"{time:%Y-%m-%d %H:%M:%S.%f} UTC"
 
 
-def _drawable(title, color_rgb, annotations, kept):
+def _drawable(
+    title: str, color_rgb: Tuple[int, int, int], annotations: Annotations, kept: np.ndarray
+) -> DrawableBoxes:
     boxes, labels = annotations["boxes_3d"], _to_numpy(annotations["labels_3d"])
     if len(boxes) != len(labels):
         raise ValueError(f"{title}: {len(boxes)} boxes_3d, but {len(labels)} labels_3d")
@@ -99,7 +106,7 @@ def _drawable(title, color_rgb, annotations, kept):
     )
 
 
-def _to_numpy(values):
+def _to_numpy(values: Any) -> np.ndarray:
     if hasattr(values, "detach"):
         values = values.detach().cpu().numpy()
     return np.asarray(values)

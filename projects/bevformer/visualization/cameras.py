@@ -1,26 +1,25 @@
-"""The six camera images of a sample with the boxes as 3D wireframes, in the cameras' arrangement.
+"""The camera images of a sample with the boxes as 3D wireframes, arranged as the cameras are.
 
 Images are uint8 in BGR, as OpenCV reads and writes them.
 """
 
+from typing import Any, List, Mapping, Optional, Sequence, Tuple
+
 import cv2
 import numpy as np
 
-from projects.bevformer.io import join_root
+from projects.bevformer.io import join_root, read_image
 from projects.bevformer.visualization.boxes import (
     FRONT_FACE,
     REAR_FACE,
+    Annotations,
+    DrawableBoxes,
+    Info,
     drawable_boxes,
     sample_title,
-)
-from projects.bevformer.visualization.files import read_image
+)  # fmt: skip
 
-# As someone sitting in the car sees them; the lower row is what is seen over the shoulder.
-ARRANGEMENT = (
-    ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT"),
-    ("CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT"),
-)
-MAX_VIEW_WIDTH = 800  # pixels; three views make a picture of at most about 2400
+MAX_VIEW_WIDTH = 800  # pixels; the three views of a row of nuScenes make a picture of about 2400
 NEAR_PLANE_M = 0.1
 _THIN_LINES_M = 20.0  # objects that lie deeper are small: one pixel, not to cover them
 _FRONT_OPACITY = 0.25
@@ -35,8 +34,35 @@ _REAR_EDGES = tuple(zip(REAR_FACE, REAR_FACE[1:] + REAR_FACE[:1]))
 _EDGES = _FRONT_EDGES + _REAR_EDGES + tuple(zip(REAR_FACE, FRONT_FACE))
 
 
-def draw_cameras(info, predictions, ground_truth, data_root, score_threshold=0.3):
-    """Draw the boxes into the six camera images of one sample.
+def camera_rows(info: Info) -> List[List[str]]:
+    """Arrange the cameras of a sample as someone in the car sees their images.
+
+    Args:
+        info: an entry of the info file.
+
+    Returns:
+        The names of each row: the cameras that look ahead from left to right, then those that look back,
+        as seen over the shoulder. A row without cameras is left out.
+    """
+    to_the_left = {}  # degrees from straight ahead to the optical axis
+    for name, camera in info["cams"].items():
+        x, y, _ = np.asarray(camera["sensor2lidar_rotation"])[:, 2]
+        to_the_left[name] = np.degrees(np.arctan2(-x, y))
+    ahead = [name for name, angle in to_the_left.items() if abs(angle) <= 90]
+    back = [name for name in to_the_left if name not in ahead]
+    ahead.sort(key=lambda name: -to_the_left[name])
+    back.sort(key=lambda name: to_the_left[name] % 360)
+    return [row for row in (ahead, back) if row]
+
+
+def draw_cameras(
+    info: Info,
+    predictions: Optional[Annotations],
+    ground_truth: Optional[Annotations],
+    data_root: Optional[str],
+    score_threshold: float = 0.3,
+) -> np.ndarray:
+    """Draw the boxes into the camera images of one sample.
 
     Args:
         info: an entry of the info file.
@@ -46,42 +72,45 @@ def draw_cameras(info, predictions, ground_truth, data_root, score_threshold=0.3
         score_threshold: predictions below it are left out.
 
     Returns:
-        (H, W, 3) uint8 BGR: two rows of three views, each at most MAX_VIEW_WIDTH wide.
+        (H, W, 3) uint8 BGR: the rows of `camera_rows`, each view at most MAX_VIEW_WIDTH wide.
 
     Raises:
         FileNotFoundError: an image is missing.
         ValueError: an image cannot be decoded.
     """
     box_sets = drawable_boxes(predictions, ground_truth, score_threshold)
-    views = {
-        name: (read_image(join_root(data_root, camera["data_path"])), lidar_to_image(camera))
-        for name, camera in info["cams"].items()
-    }
+    views = {}
+    for name, camera in info["cams"].items():
+        image = read_image(join_root(data_root, camera["data_path"]), cv2.IMREAD_COLOR)
+        views[name] = image, lidar_to_image(camera)
     return draw_views(info, views, box_sets)
 
 
-def draw_views(info, views, box_sets):
-    """Draw boxes into images, whatever their size, and put them into the cameras' arrangement.
+def draw_views(
+    info: Info,
+    views: Mapping[str, Tuple[np.ndarray, np.ndarray]],
+    box_sets: Sequence[DrawableBoxes],
+) -> np.ndarray:
+    """Draw boxes into images of any size, and arrange these as the cameras are.
 
     Args:
-        info: an entry of the info file, for the head of the picture.
+        info: an entry of the info file, for the arrangement and the header of the picture.
         views: camera name -> ((H, W, 3) uint8 BGR, (4, 4) lidar to image in pixels of that image).
         box_sets: list of DrawableBoxes.
 
     Returns:
         (H, W, 3) uint8 BGR, see `draw_cameras`.
     """
-    rows = [[_draw_view(name, *views[name], box_sets) for name in row] for row in ARRANGEMENT]
+    rows = [[_draw_view(name, *views[name], box_sets) for name in row] for row in camera_rows(info)]
     picture = arrange(rows)
     return np.concatenate([_header(picture.shape[1], info, box_sets), picture])
 
 
-def _draw_view(camera_name, image, lidar2img, box_sets):
+def _draw_view(
+    camera_name: str, image: np.ndarray, lidar2img: np.ndarray, box_sets: Sequence[DrawableBoxes]
+) -> np.ndarray:
     scale = min(1.0, MAX_VIEW_WIDTH / image.shape[1])
-    if scale < 1.0:
-        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    else:
-        image = image.copy()
+    image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     lidar2img = np.diag([scale, scale, 1.0, 1.0]) @ lidar2img
     line_width = max(1, round(image.shape[1] / 400))
     for boxes in box_sets:
@@ -90,7 +119,7 @@ def _draw_view(camera_name, image, lidar2img, box_sets):
     return image
 
 
-def draw_caption(image, text):
+def draw_caption(image: np.ndarray, text: str) -> None:
     """Write a line into the upper left corner of `image` (in place)."""
     font_scale = image.shape[1] / 1200
     (width, height), pad = cv2.getTextSize(text, _FONT, font_scale, 1)
@@ -98,7 +127,7 @@ def draw_caption(image, text):
     _put_text(image, text, (pad, height + pad), font_scale, _TEXT_COLOR)
 
 
-def _header(width, info, box_sets):
+def _header(width: int, info: Info, box_sets: Sequence[DrawableBoxes]) -> np.ndarray:
     """A strip of the picture's width: token and time, then the title of each colour."""
     header = np.full((max(12, width // 60), width, 3), _BACKGROUND, dtype=np.uint8)
     texts = [("  ".join(sample_title(info)), _TEXT_COLOR)]
@@ -115,28 +144,19 @@ def _put_text(image, text, origin, font_scale, color_bgr):
     cv2.putText(image, text, origin, _FONT, font_scale, color_bgr, 1, cv2.LINE_AA)
 
 
-def arrange(rows):
-    """Rows of images -> one image, each in the corner of a cell of the largest's size."""
-    views = [view for row in rows for view in row]
-    cell_height = max(view.shape[0] for view in views)
-    cell_width = max(view.shape[1] for view in views)
-    picture = np.full(
-        (
-            len(rows) * (cell_height + _GAP) - _GAP,
-            len(rows[0]) * (cell_width + _GAP) - _GAP,
-            3,
-        ),
-        _BACKGROUND,
-        dtype=np.uint8,
-    )
+def arrange(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+    """Rows of images -> one image: cells of the largest image's size, each image in the corner of one."""
+    shapes = [view.shape for row in rows for view in row]
+    step_y, step_x = (max(shape[i] for shape in shapes) + _GAP for i in (0, 1))
+    size = (len(rows) * step_y - _GAP, max(map(len, rows)) * step_x - _GAP, 3)
+    picture = np.full(size, _BACKGROUND, dtype=np.uint8)
     for i, row in enumerate(rows):
         for j, view in enumerate(row):
-            top, left = i * (cell_height + _GAP), j * (cell_width + _GAP)
-            picture[top : top + view.shape[0], left : left + view.shape[1]] = view
+            picture[i * step_y :, j * step_x :][: view.shape[0], : view.shape[1]] = view
     return picture
 
 
-def lidar_to_image(camera):
+def lidar_to_image(camera: Mapping[str, Any]) -> np.ndarray:
     """Projection of one camera of an info.
 
     Args:
@@ -156,7 +176,9 @@ def lidar_to_image(camera):
     return camera2image @ np.linalg.inv(camera2lidar)
 
 
-def clip_to_near_plane(start, end, near=NEAR_PLANE_M):
+def clip_to_near_plane(
+    start: np.ndarray, end: np.ndarray, near: float = NEAR_PLANE_M
+) -> np.ndarray:
     """Cut a segment at the plane of depth `near`.
 
     Args:
@@ -177,7 +199,9 @@ def clip_to_near_plane(start, end, near=NEAR_PLANE_M):
     return segment
 
 
-def draw_boxes(image, boxes, lidar2img, line_width):
+def draw_boxes(
+    image: np.ndarray, boxes: DrawableBoxes, lidar2img: np.ndarray, line_width: int
+) -> None:
     """Draw wireframes with tinted fronts into `image` (in place).
 
     Args:

@@ -1,25 +1,30 @@
 """Both pictures of one sample, written to a folder."""
 
+import os.path as osp
 from pathlib import Path
+from typing import Optional, Sequence, Tuple, Union
 
 import cv2
+import numpy as np
 
 from projects.bevformer.io import join_root
 from projects.bevformer.nuscenes.spec import CLASSES
 from projects.bevformer.visualization.bev import draw_bev
+from projects.bevformer.visualization.boxes import Annotations, Info
 from projects.bevformer.visualization.cameras import draw_cameras
-from projects.bevformer.visualization.files import read_lidar_points
+
+_LIDAR_COLUMNS = 5  # x, y, z, intensity, ring: float32 each in a nuScenes file
 
 
 def draw_sample(
-    out_dir,
-    info,
-    predictions,
-    ground_truth,
-    data_root,
-    score_threshold=0.3,
-    class_names=CLASSES,
-):
+    out_dir: Union[str, Path],
+    info: Info,
+    predictions: Optional[Annotations],
+    ground_truth: Optional[Annotations],
+    data_root: Optional[str],
+    score_threshold: float = 0.3,
+    class_names: Sequence[str] = CLASSES,
+) -> Tuple[Path, Path]:
     """Write `<token>_bev.png` and `<token>_camera.png`.
 
     Blue is prediction, green is ground truth. Lidar points are a grey backdrop of the first picture
@@ -53,3 +58,21 @@ def draw_sample(
     bev = draw_bev(info, predictions, ground_truth, score_threshold, points_lidar, class_names)
     bev.canvas.print_png(str(bev_path))
     return bev_path, camera_path
+
+
+def read_lidar_points(path: str) -> Optional[np.ndarray]:
+    """Read a lidar sweep.
+
+    Returns:
+        (P, 5) float32: x, y, z in metres in the lidar frame, intensity, ring; None if there is no such
+        file, as in a download with cameras only.
+
+    Raises:
+        ValueError: the file does not hold whole points.
+    """
+    if not osp.isfile(path):
+        return None
+    numbers = np.fromfile(path, dtype=np.float32)
+    if osp.getsize(path) % (numbers.itemsize * _LIDAR_COLUMNS):
+        raise ValueError(f"lidar file {path} is cut off: download it again")
+    return numbers.reshape(-1, _LIDAR_COLUMNS)

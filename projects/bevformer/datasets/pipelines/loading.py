@@ -1,12 +1,10 @@
 """Reading the camera images of a frame."""
 
-import os.path as osp
-
-import mmcv
 import numpy as np
+from mmcv.image.io import imread_flags
 from mmdet3d.datasets.builder import PIPELINES
 
-from projects.bevformer.io import jpeg_damage
+from projects.bevformer.io import read_image
 
 
 @PIPELINES.register_module(force=True)
@@ -66,18 +64,7 @@ class LoadMultiViewImageFromFiles:
 
 
 def _read_image(filename, color_type):
-    if not osp.isfile(filename):
-        raise FileNotFoundError(
-            f"camera image {filename} does not exist: check data_root, or unpack the images again"
-        )
-    with open(filename, "rb") as file:
-        content = file.read()
-    damage = jpeg_damage(content)
-    image = None if damage else mmcv.imfrombytes(content, color_type)
-    if image is None:
-        raise ValueError(
-            f"camera image {filename} {damage or 'cannot be decoded'}: unpack or download it again"
-        )
+    image = read_image(filename, imread_flags.get(color_type, color_type))
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(
             f"camera image {filename} is {image.shape} {image.dtype}, not (height, width, 3) uint8: use "
