@@ -158,7 +158,7 @@ def build_detector(seed=0, dropout=0.0, with_cp=False, head=None, **options):
         head: options of the head.
         options: of the detector.
     """
-    config = ConfigDict(
+    parts = dict(
         type="BEVFormer",
         img_backbone=dict(
             type="ResNet",
@@ -172,8 +172,9 @@ def build_detector(seed=0, dropout=0.0, with_cp=False, head=None, **options):
         ),
         img_neck=dict(type="FPN", in_channels=[32, 64], out_channels=CHANNELS, num_outs=2),
         pts_bbox_head=head_config(dropout, **(head or {})),
-        **dict(dict(video_test_mode=True), **options),
+        video_test_mode=True,
     )
+    config = ConfigDict(parts, **options)
     config.pts_bbox_head.transformer.encoder.with_cp = with_cp
     torch.manual_seed(seed)
     model = build_model(config, train_cfg=dict(pts=train_config()))

@@ -59,16 +59,17 @@ def yaws(quaternions: Array) -> Array:
     return angles
 
 
-def matrices_about_z(angles_rad: ArrayLike) -> NDArray[np.float64]:
+def matrices_about_z(angles_rad: ArrayLike) -> Array:
     """(...) angles about +z, counter-clockwise -> (..., 3, 3) matrices that act on column vectors."""
     angles = np.asarray(angles_rad, dtype=np.float64)
     cos, sin = np.cos(angles), np.sin(angles)
     zero, one = np.zeros_like(cos), np.ones_like(cos)
     rows = [cos, -sin, zero, sin, cos, zero, zero, zero, one]
-    return np.stack(rows, axis=-1).reshape(*angles.shape, 3, 3)
+    matrices: Array = np.stack(rows, axis=-1).reshape(*angles.shape, 3, 3)
+    return matrices
 
 
-def matrix_from_angles(z_rad: float, y_rad: float, x_rad: float) -> NDArray[np.float64]:
+def matrix_from_angles(z_rad: float, y_rad: float, x_rad: float) -> Array:
     """(3, 3) rotation about x, then about y, then about z, all of them fixed axes."""
     about_x, about_y, about_z = (
         np.insert([math.cos(angle / 2), 0.0, 0.0], axis, math.sin(angle / 2))[None]
@@ -78,11 +79,11 @@ def matrix_from_angles(z_rad: float, y_rad: float, x_rad: float) -> NDArray[np.f
     # q v q* as a product of the two matrices that multiply by q from the left and by q* from the right.
     left = np.array([[w, -x, -y, -z], [x, w, -z, y], [y, z, w, -x], [z, -y, x, w]])
     right = np.array([[w, x, y, z], [-x, w, -z, y], [-y, z, w, -x], [-z, -y, x, w]])
-    matrix: NDArray[np.float64] = (left @ right)[1:, 1:]
+    matrix: Array = (left @ right)[1:, 1:]
     return matrix
 
 
-def quaternion_from_matrix(rotation: ArrayLike) -> NDArray[np.float64]:
+def quaternion_from_matrix(rotation: ArrayLike) -> Array:
     """(3, 3) rotation matrix -> (4,) unit quaternion with w >= 0.
 
     Source: M. Day, Converting a Rotation Matrix to a Quaternion, with the branch whose root is largest.

@@ -131,9 +131,11 @@ class PerceptionTransformer(BaseModule):
                 prev_bev = rotate_bev(prev_bev, turn_deg, bev_hw, self.rotate_center)
             prev_and_current = torch.stack((prev_bev.to(queries.dtype), queries), dim=1)
         shift = frame.motion.bev_shift(self.encoder.pc_range)
-        # A frame without a previous one is not shifted.
-        moves = has_prev[:, None] if isinstance(has_prev, torch.Tensor) else has_prev
-        shift = upload(shift * (moves if self.use_shift else False), device)
+        if has_prev is False or not self.use_shift:
+            shift = torch.zeros_like(shift)
+        elif has_prev is not True:  # a sample without a previous frame is not shifted
+            shift = shift * has_prev[:, None]
+        shift = upload(shift, device)
         centres = cell_centres(*bev_hw, device)  # (Q, 2)
         shifted = centres + shift[:, None, :]  # (B, Q, 2)
 
