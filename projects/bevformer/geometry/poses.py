@@ -1,41 +1,50 @@
-"""Rigid transforms between the frames of a vehicle that moves; float64 NumPy arrays."""
+"""Rigid transforms between the frames of a moving vehicle; float64 NumPy arrays named `src2dst`."""
+
+from __future__ import annotations
+
+from typing import Sequence
 
 import numpy as np
-from scipy.spatial.transform import Rotation
+
+from projects.bevformer.geometry import rotations
 
 
-def pose_matrix(rotation_wxyz, translation):
-    """`src2dst` of a quaternion and a translation, as the tables and the info files give them.
-
-    Args:
-        rotation_wxyz: (4,) unit quaternion w, x, y, z.
-        translation: (3,) metres.
-
-    Returns:
-        (4, 4), acts on column vectors.
-    """
-    w, x, y, z = rotation_wxyz
-    matrix = np.eye(4)
-    matrix[:3, :3] = Rotation.from_quat((x, y, z, w)).as_matrix()
-    matrix[:3, 3] = translation
+def rigid_matrix(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
+    """(..., 3, 3) rotations and (..., 3) translations -> (..., 4, 4), acting on column vectors."""
+    rotation = np.asarray(rotation, dtype=np.float64)
+    matrix = np.zeros((*rotation.shape[:-2], 4, 4))
+    matrix[..., :3, :3] = rotation
+    matrix[..., :3, 3] = translation
+    matrix[..., 3, 3] = 1.0
     return matrix
 
 
-def inverse_poses(src2dst):
+def pose_matrix(rotation_wxyz: np.ndarray, translation: np.ndarray) -> np.ndarray:
+    """`src2dst` from quaternions and translations, as the tables and the info files store them.
+
+    Args:
+        rotation_wxyz: (..., 4) quaternions w, x, y, z.
+        translation: (..., 3) metres.
+
+    Returns:
+        (..., 4, 4), acting on column vectors.
+    """
+    return rigid_matrix(rotations.matrices(rotation_wxyz), translation)
+
+
+def inverse_poses(src2dst: np.ndarray) -> np.ndarray:
     """(..., 4, 4) rigid transforms -> their inverses `dst2src`.
 
-    Unlike np.linalg.inv it wakes no threads, which would go on spinning on the cores of other workers.
+    Avoids np.linalg.inv, whose BLAS threads keep spinning on cores that other workers need.
     """
-    rotations = np.swapaxes(src2dst[..., :3, :3], -1, -2)
-    inverses = np.zeros_like(src2dst)
-    inverses[..., :3, :3] = rotations
-    inverses[..., :3, 3] = -np.einsum("...ij,...j->...i", rotations, src2dst[..., :3, 3])
-    inverses[..., 3, 3] = 1.0
-    return inverses
+    turned = np.swapaxes(src2dst[..., :3, :3], -1, -2)
+    return rigid_matrix(turned, -np.einsum("...ij,...j->...i", turned, src2dst[..., :3, 3]))
 
 
-def adjacent_to_current(lidar2global_adjacent, lidar2global_current):
-    """Where a place seen from the lidar of an adjacent frame lies for the lidar of the current one.
+def adjacent_to_current(
+    lidar2global_adjacent: np.ndarray, lidar2global_current: np.ndarray
+) -> np.ndarray:
+    """Transform from the lidar of an adjacent frame to the lidar of the current one.
 
     Args:
         lidar2global_adjacent: (4, 4) at the time of the adjacent frame.
@@ -47,7 +56,7 @@ def adjacent_to_current(lidar2global_adjacent, lidar2global_current):
     return inverse_poses(lidar2global_current) @ lidar2global_adjacent
 
 
-def check_frame_offsets(frames):
+def check_frame_offsets(frames: Sequence[int]) -> None:
     """Check which frames around the current one a model fuses.
 
     Args:
