@@ -11,7 +11,6 @@ from typing import List
 
 from projects.bevformer.doctor.findings import broken, error_line, ok, warning
 from projects.bevformer.io import join_root, jpeg_damage
-from projects.bevformer.nuscenes.spec import CAMERAS
 
 _MAX_NAMED = 10  # damaged images that get a line of their own
 
@@ -46,16 +45,17 @@ def check_data_set(
     Returns:
         list of Finding.
     """
-    from projects.bevformer.nuscenes.infos import SPLITS_OF_VERSION
+    from projects.bevformer.nuscenes.spec import SPLITS
+    from projects.bevformer.nuscenes.tables import NuScenesTables
 
     if not osp.isdir(data_root):
         return [broken(data_root, "is not a folder", "unpack nuScenes there, or pass --data-root")]
-    versions = [v for v in SPLITS_OF_VERSION if osp.isdir(osp.join(data_root, v))]
+    versions = [v for v in SPLITS if osp.isdir(osp.join(data_root, v))]
     if not versions:
         return [
             broken(
                 data_root,
-                f"holds none of {', '.join(SPLITS_OF_VERSION)}",
+                f"holds none of {', '.join(SPLITS)}",
                 "unpack the metadata there, or pass --data-root; make demo makes a synthetic data set",
             )
         ]
@@ -63,14 +63,14 @@ def check_data_set(
     for version in versions:
         folder = osp.join(data_root, version)
         try:
-            tables = _read(folder)
+            tables = NuScenesTables(data_root, version, check_all=True)
         except (ValueError, OSError) as error:
             findings.append(broken(folder, error_line(error), "until then nothing else is checked"))
             continue
         findings.append(
             ok(
                 folder,
-                f"{len(tables['scene'])} scenes, {len(tables['sample'])} key frames, tables whole",
+                f"{len(tables.scenes)} scenes, {len(tables.samples)} key frames, tables whole",
             )
         )
         splits = _scenes_of_splits(tables, version)
@@ -78,7 +78,7 @@ def check_data_set(
             findings.append(
                 broken(
                     folder,
-                    f"none of its scenes, such as {tables['scene'][0]['name']}, is in a split of the devkit",
+                    f"none of its scenes, such as {tables.scenes[0]['name']}, is in a split of the devkit",
                     "check which version the tables are of",
                 )
             )
@@ -93,41 +93,21 @@ def check_data_set(
     return findings
 
 
-def _read(folder):
-    from projects.bevformer.nuscenes.table_checks import check_tables, read_tables
-
-    tables = read_tables(folder)
-    check_tables(tables, folder)
-    return tables
-
-
 def _scenes_of_splits(tables, version):
     """Split -> its scenes that the tables hold; "no split" for the rest."""
-    from nuscenes.utils.splits import create_splits_scenes
+    from projects.bevformer.nuscenes.spec import split_of_scene
 
-    from projects.bevformer.nuscenes.create_infos import SPLITS
-
-    devkit_splits = create_splits_scenes()
-    split_of = {
-        name: split for split, devkit in SPLITS[version].items() for name in devkit_splits[devkit]
+    split_of = split_of_scene(version)
+    images = {
+        token: [(frame[name].filename, frame[name].image_size[::-1]) for name in tables.cameras]
+        for token, frame in tables.sample_data.items()
     }
-    channels = {row["token"]: row["channel"] for row in tables["sensor"]}
-    cameras = {
-        row["token"]
-        for row in tables["calibrated_sensor"]
-        if channels[row["sensor_token"]] in CAMERAS
-    }
-    images = defaultdict(list)
-    for row in tables["sample_data"]:
-        if row["is_key_frame"] and row["calibrated_sensor_token"] in cameras:
-            size = (row.get("height"), row.get("width"))
-            images[row["sample_token"]].append((row["filename"], size))
     samples = defaultdict(list)
-    for sample in sorted(tables["sample"], key=lambda sample: sample["timestamp"]):
+    for sample in sorted(tables.samples.values(), key=lambda sample: sample["timestamp"]):
         samples[sample["scene_token"]].append(sample)
 
     splits = defaultdict(list)
-    for scene in tables["scene"]:
+    for scene in tables.scenes:
         own = samples[scene["token"]]
         splits[split_of.get(scene["name"], "no split")].append(
             _Scene(
@@ -413,7 +393,7 @@ def _check_info_file(label, path, data_root):
 
 def _check_tokens(label, path, infos, version, data_root):
     """Whether the tables know the samples; evaluation needs them."""
-    from projects.bevformer.nuscenes.table_checks import read_tables
+    from projects.bevformer.nuscenes.table_rows import Table
 
     folder = osp.join(data_root, version)
     if not osp.isdir(folder):
@@ -425,7 +405,7 @@ def _check_tokens(label, path, infos, version, data_root):
             )
         ]
     try:
-        known = {sample["token"] for sample in read_tables(folder)["sample"]}
+        known = Table(folder, "sample").index(lambda row: None)
     except (ValueError, OSError, LookupError, TypeError):
         return []  # already a finding
     unknown = sum(info["token"] not in known for info in infos)
