@@ -15,10 +15,10 @@ class DataPaths:
     """Paths of an info file's records, also where the file was written on another machine.
 
     Args:
-        data_root: folder that paths are relative to; None or "" where there is none.
+        data_root: folder that paths are relative to; None or "" for the working directory.
         example: path of one picture. Where it exists only below data_root, not where it says, the paths
             are of another machine, and what follows its root is looked for in data_root.
-        ann_file: the info file, for the message that says so.
+        ann_file: the info file, for that message.
     """
 
     def __init__(self, data_root: str | None, example: str, ann_file: str) -> None:
@@ -27,7 +27,7 @@ class DataPaths:
         below = path_below_root(example)
         if below is not None and not osp.exists(self.join(example)):
             found = osp.join(data_root or "", below)
-            self._moved = osp.exists(found)  # nothing is there otherwise; loading it says so
+            self._moved = osp.exists(found)  # if not, loading reports it
             if self._moved:
                 get_root_logger().info(
                     f"{ann_file} names {example}, which does not exist; files are read from {found} etc."

@@ -30,9 +30,9 @@ def build_trained_model(cfg, checkpoint_path, dataset, device, logger, fuse=Fals
     Args:
         cfg: config with `model` (and maybe what `set_compute_format` reads).
         checkpoint_path: weights of that model; every one has to be there.
-        dataset: tells the class names.
+        dataset: has the class names.
         device: where the model goes.
-        logger: told what was loaded.
+        logger: receives what was loaded.
         fuse: merge BatchNorm layers into their convolutions.
 
     Raises:

@@ -102,7 +102,7 @@ class SceneCanBus:
             )
 
     def at(self, timestamp_us: int) -> np.ndarray:
-        """The last message at or before a time; the first message where there is none.
+        """The last message at or before a time; the first message if there is none.
 
         Args:
             timestamp_us: microseconds.

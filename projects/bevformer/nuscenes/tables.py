@@ -60,7 +60,7 @@ class Annotations(NamedTuple):
     num_lidar_pts: np.ndarray  # (A,) int32
     num_radar_pts: np.ndarray  # (A,) int32
     category: list  # A names
-    attribute: list  # A names, empty where there is none
+    attribute: list  # A names, empty for annotations without attribute
 
 
 class NuScenesTables:
@@ -341,7 +341,7 @@ def _velocities(positions, times_us, before, after):
     Args:
         positions: (A, 2) metres.
         times_us: (A,) microseconds.
-        before, after: (A,) rows of the neighbours, -1 where there is none.
+        before, after: (A,) rows of the neighbours, -1 at the ends of a chain.
     """
     here = np.arange(len(positions))
     first, last = np.where(before < 0, here, before), np.where(after < 0, here, after)

@@ -10,8 +10,8 @@ from projects.bevformer.datasets.pipelines.step import Step, resize_images
 class RandomScaleImageMultiViewImage(Step):
     """Scale all images by one factor.
 
-    The published name says random, the published recipes give one factor: frames of a queue must
-    have one size.
+    Despite the published name nothing is random: published recipes give one factor, because the frames of a
+    queue must have one size.
 
     Args:
         scales: a list with the one factor.

@@ -248,7 +248,7 @@ def _volume(size):
 
 
 def _running_mean(values):
-    """Mean of all values up to each one, without NaN; 0 before the first, 1 where there is none."""
+    """Mean of all values up to each one, without NaN; 0 before the first, 1 if all are NaN."""
     known = ~np.isnan(values)
     if not known.any():
         return np.ones(len(values))
