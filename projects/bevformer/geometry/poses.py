@@ -1,25 +1,16 @@
-"""Rigid transforms between the frames of a moving vehicle; float64 NumPy arrays named `src2dst`."""
+"""Rigid transforms between the frames of a vehicle that moves; float64 NumPy arrays named `src2dst`."""
 
 from __future__ import annotations
 
 from typing import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from projects.bevformer.geometry import rotations
 
 
-def rigid_matrix(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
-    """(..., 3, 3) rotations and (..., 3) translations -> (..., 4, 4), acting on column vectors."""
-    rotation = np.asarray(rotation, dtype=np.float64)
-    matrix = np.zeros((*rotation.shape[:-2], 4, 4))
-    matrix[..., :3, :3] = rotation
-    matrix[..., :3, 3] = translation
-    matrix[..., 3, 3] = 1.0
-    return matrix
-
-
-def pose_matrix(rotation_wxyz: np.ndarray, translation: np.ndarray) -> np.ndarray:
+def pose_matrix(rotation_wxyz: ArrayLike, translation: ArrayLike) -> NDArray[np.float64]:
     """`src2dst` from quaternions and translations, as the tables and the info files store them.
 
     Args:
@@ -32,7 +23,7 @@ def pose_matrix(rotation_wxyz: np.ndarray, translation: np.ndarray) -> np.ndarra
     return rigid_matrix(rotations.matrices(rotation_wxyz), translation)
 
 
-def inverse_poses(src2dst: np.ndarray) -> np.ndarray:
+def inverse_poses(src2dst: NDArray[np.float64]) -> NDArray[np.float64]:
     """(..., 4, 4) rigid transforms -> their inverses `dst2src`.
 
     Avoids np.linalg.inv, whose BLAS threads keep spinning on cores that other workers need.
@@ -42,8 +33,8 @@ def inverse_poses(src2dst: np.ndarray) -> np.ndarray:
 
 
 def adjacent_to_current(
-    lidar2global_adjacent: np.ndarray, lidar2global_current: np.ndarray
-) -> np.ndarray:
+    lidar2global_adjacent: NDArray[np.float64], lidar2global_current: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """Transform from the lidar of an adjacent frame to the lidar of the current one.
 
     Args:
@@ -67,3 +58,13 @@ def check_frame_offsets(frames: Sequence[int]) -> None:
     """
     if 0 not in frames or list(frames) != sorted(set(frames)):
         raise ValueError(f"frames must be in time order and contain 0, got {tuple(frames)}")
+
+
+def rigid_matrix(rotation: ArrayLike, translation: ArrayLike) -> NDArray[np.float64]:
+    """(..., 3, 3) rotations and (..., 3) translations -> (..., 4, 4), acting on column vectors."""
+    turn = np.asarray(rotation, dtype=np.float64)
+    matrix = np.zeros((*turn.shape[:-2], 4, 4))
+    matrix[..., :3, :3] = turn
+    matrix[..., :3, 3] = translation
+    matrix[..., 3, 3] = 1.0
+    return matrix

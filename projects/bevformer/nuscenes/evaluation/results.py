@@ -216,6 +216,27 @@ def read_result_file(
         ValueError: not a submission; samples are missing, extra or repeated; or a box that the benchmark
             does not accept.
     """
+    results, meta, repeated = _parse_file(path, config)
+    check_samples([*results, *repeated], tokens, path, split)
+    return _boxes_of(results, tokens, path, config), meta
+
+
+def read_results_of(path: str, tokens: Sequence[str], config: Any) -> tuple[Boxes, list[str]]:
+    """Read those samples of a nuScenes submission that are among `tokens`; it may hold others.
+
+    Args and errors: as in `read_result_file`.
+
+    Returns:
+        boxes: `Boxes`; `sample` is an index into tokens.
+        found: list of the tokens that the file holds.
+    """
+    results, _, _ = _parse_file(path, config)
+    found = {token: results[token] for token in tokens if token in results}
+    return _boxes_of(found, tokens, path, config), list(found)
+
+
+def _parse_file(path, config):
+    """Sample token -> list of _ParsedBox, "meta", and the tokens that occur more than once."""
     if not osp.isfile(path):
         raise FileNotFoundError(f"result file {path} does not exist: write one with --format-only")
     labels = {name: label for label, name in enumerate(config.class_range)}
@@ -240,9 +261,11 @@ def read_result_file(
             raise ValueError(
                 f'{path} has no "{key}", a JSON object: it is not a nuScenes submission'
             )
-    results = content["results"]
-    check_samples([*results, *repeated], tokens, path, split)
+    return content["results"], content["meta"], repeated
 
+
+def _boxes_of(results, tokens, path, config):
+    """What `_parse_file` read, as `Boxes`."""
     index_of = {token: index for index, token in enumerate(tokens)}
     samples, rows = [], []
     for token, boxes in results.items():
@@ -263,7 +286,7 @@ def read_result_file(
     )
     # As in the devkit, a velocity may be unknown.
     _check_boxes(boxes, tokens, path, config, ~np.isinf(boxes.velocity))
-    return boxes, content["meta"]
+    return boxes
 
 
 class _ParsedBox(NamedTuple):
