@@ -30,16 +30,18 @@ import torch  # noqa: E402
 from terminaltables import AsciiTable  # noqa: E402
 
 from projects.bevformer import compat  # noqa: E402, F401
-from projects.bevformer.nuscenes.evaluation.ground_truth import boxes_global, ground_truth_of_infos
+from projects.bevformer.nuscenes.evaluation.ground_truth import ground_truth_of_infos
 from projects.bevformer.nuscenes.evaluation.metrics import (  # noqa: E402
     counted_boxes,
     detection_metrics,
 )
 from projects.bevformer.nuscenes.evaluation.results import (
+    Frames,
     detected_boxes,
     read_result_file,
     write_result_file,
 )
+from projects.bevformer.nuscenes.records import boxes_global  # noqa: E402
 from projects.bevformer.nuscenes.spec import ATTRIBUTES, CLASSES  # noqa: E402
 
 PREDICTIONS, OBJECTS = 300, 34  # of a sample; nuScenes has 34 annotations a sample on average
@@ -235,7 +237,7 @@ def measure(args):
     rng = np.random.RandomState(0)
     infos = random_infos(args.samples, config, rng)
     detections = random_detections(infos, config, rng)
-    tokens = [info["token"] for info in infos]
+    frames = Frames(infos)
     seconds = {}
 
     def timed(step, function, *arguments):
@@ -245,17 +247,17 @@ def measure(args):
         return outcome
 
     part = ground_truth_of_infos(infos[:1], config)
-    first = detected_boxes(detections[:1], infos[:1], CLASSES, config)
+    first = detected_boxes(detections[:1], Frames(infos[:1]), CLASSES, config)
     timed("compile", detection_metrics, first, part, config)
     truth = timed("infos", ground_truth_of_infos, infos, config)
-    boxes = timed("convert", detected_boxes, detections, infos, CLASSES, config)
+    boxes = timed("convert", detected_boxes, detections, frames, CLASSES, config)
     timed("score", detection_metrics, boxes, truth, config)
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "results_nusc.json")
-        timed("write", write_result_file, boxes, tokens, {}, config, path)
+        timed("write", write_result_file, boxes, frames.tokens, {}, config, path)
         size = os.path.getsize(path) / 1024**2
         peak = peak_mib()
-        again, _ = timed("read", read_result_file, path, tokens, config, "the split")
+        again, _ = timed("read", read_result_file, path, frames.tokens, config, "the split")
     np.testing.assert_array_equal(again.box, boxes.box)
     peak_of_read = peak_mib()
     count = len(boxes)

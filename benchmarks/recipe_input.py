@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from projects.bevformer import plugin  # noqa: F401
-from projects.bevformer.datasets.pipelines import DrawColorDistortion
+from projects.bevformer.datasets.pipelines.color import DrawColorDistortion
 from projects.bevformer.engine.precision import set_compute_format
 from projects.bevformer.geometry.can_bus import CAN_SIZE
 

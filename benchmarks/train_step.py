@@ -25,7 +25,7 @@ import torch  # noqa: E402
 from presets import BF16, PRESETS  # noqa: E402
 
 from projects.bevformer import plugin  # noqa: E402, F401
-from projects.bevformer.datasets.pipelines import DrawColorDistortion  # noqa: E402
+from projects.bevformer.datasets.pipelines.color import DrawColorDistortion  # noqa: E402
 from projects.bevformer.engine.config import load_config  # noqa: E402
 from projects.bevformer.engine.precision import set_compute_format  # noqa: E402
 from projects.bevformer.engine.training_model import TrainingModel, total_loss  # noqa: E402

@@ -18,7 +18,9 @@ from tqdm import tqdm
 sys.path.insert(0, osp.dirname(osp.dirname(osp.abspath(__file__))))
 
 from projects.bevformer.engine.cli import tool_errors  # noqa: E402
-from projects.bevformer.nuscenes.create_infos import TABLE_FOLDERS, create_nuscenes_infos
+from projects.bevformer.nuscenes.create_infos import create_nuscenes_infos
+from projects.bevformer.nuscenes.spec import TABLE_FOLDERS  # noqa: E402
+from tools._mono3d import write_mono3d  # noqa: E402
 
 
 def parse_args():
@@ -96,10 +98,12 @@ def main():
             canbus=args.canbus,
             max_sweeps=args.max_sweeps,
             workers=args.workers,
-            mono3d=args.mono3d,
             need_images=not args.keep_scenes_without_images,
             progress=lambda scenes, total: tqdm(scenes, "scenes", total, unit="scene"),
         )
+        if args.mono3d:
+            for path in summary.frames:
+                write_mono3d(path, args.root_path, args.workers)
 
     for path, frames in summary.frames.items():
         print(f"{path}: {frames} frames")

@@ -123,6 +123,11 @@ def main():
     with tool_errors(args.debug):
         check(args)
         options = merge_deprecated(args.eval_options, args.options, "--options", "--eval-options")
+        unknown = set(options or {}) - {"jsonfile_prefix", "devkit"}
+        if unknown:
+            raise ValueError(
+                f"--eval-options has {', '.join(sorted(unknown))}: only jsonfile_prefix and devkit exist"
+            )
         evaluate(args, dict(options or {}))
 
 
@@ -143,6 +148,7 @@ def evaluate(args, eval_options):
         print(metrics_table(score_file(dataset, args.results, work_dir, args.devkit)))
         print(f"results: {Path(work_dir) / 'metrics_summary.json'}")
         return
+    dataset.evaluator.heads_of(args.eval or "bbox")  # refuses unknown metrics before predicting
     detector = build_trained_model(
         cfg, args.checkpoint, dataset, device, logger, fuse=args.fuse_conv_bn
     )
@@ -150,16 +156,11 @@ def evaluate(args, eval_options):
     rank = get_rank()
     shut_down()  # drawing can take longer than the others would wait
     if rank == 0:
-        report(
-            args,
-            dataset,
-            results,
-            Path(eval_options.pop("jsonfile_prefix", work_dir)),
-            eval_options,
-        )
+        out_dir = Path(eval_options.get("jsonfile_prefix", work_dir))
+        report(args, dataset, results, out_dir, args.devkit or eval_options.get("devkit", False))
 
 
-def report(args, dataset, results, out_dir, eval_options):
+def report(args, dataset, results, out_dir, devkit):
     if args.out is not None:
         mmcv.dump(results, args.out)
         print(f"raw results: {args.out}")
@@ -169,9 +170,7 @@ def report(args, dataset, results, out_dir, eval_options):
     if args.format_only:
         print(f"results: {format_only(dataset, results, out_dir)}")
         return
-    if args.devkit:
-        eval_options["devkit"] = True
-    summary = score(dataset, results, out_dir, metric=args.eval or ["bbox"], **eval_options)
+    summary = score(dataset, results, out_dir, args.eval or "bbox", devkit)
     print(metrics_table(summary))
     print(f"results: {out_dir / 'results_nusc.json'}, {out_dir / 'metrics_summary.json'}")
 

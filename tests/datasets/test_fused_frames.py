@@ -44,7 +44,7 @@ def test_frames_in_the_middle_of_a_scene(make_dataset, make_info):
     assert len(example["gt_labels_3d"].data) == len(example["gt_bboxes_3d"].data) == 1
 
 
-def test_frames_of_another_scene_do_not_exist(make_dataset, two_scenes):
+def test_frames_of_other_scenes_do_not_exist(make_dataset, two_scenes):
     dataset = make_dataset(two_scenes, frames=(-1, 0, 1))
     at_end, at_start = metas_of(dataset[2]), metas_of(dataset[3])
     assert [meta["frame_exists"] for meta in at_end.values()] == [True, True, False]
@@ -59,7 +59,7 @@ def lidar2global(info):
     return pose_matrix(info["ego2global_rotation"], info["ego2global_translation"]) @ lidar2ego
 
 
-def test_cameras_of_other_frames_look_from_the_current_lidar(make_dataset, make_info):
+def test_cameras_of_other_frames_project_from_the_current_lidar(make_dataset, make_info):
     infos = [make_info(frame=i) for i in range(4)]
     metas = metas_of(make_dataset(infos, frames=(-2, 0))[3])
     raw = make_dataset(infos, frames=(0,)).get_data_info(1)
@@ -94,7 +94,7 @@ class Draw:
         return results
 
 
-def test_all_frames_are_augmented_alike_and_items_are_not(make_dataset, make_info, collect):
+def test_frames_share_augmentation_and_items_do_not(make_dataset, make_info, collect):
     infos = [make_info(frame=i) for i in range(3)]
     dataset = make_dataset(infos, frames=(-1, 0), pipeline=[Draw(), collect])
     first, second = metas_of(dataset[1]), metas_of(dataset[1])
@@ -104,15 +104,13 @@ def test_all_frames_are_augmented_alike_and_items_are_not(make_dataset, make_inf
     assert first[0]["image_flip"]
 
 
-def test_without_augmentation_the_metas_say_so(make_dataset, make_info):
+def test_metas_without_augmentation(make_dataset, make_info):
     metas = metas_of(make_dataset([make_info()], frames=(0,))[0])
     assert metas[0]["bev_augmentation"] is None
     assert metas[0]["image_flip"] is False
 
 
-def test_a_frame_in_which_no_camera_sees_an_object_is_drawn_again(
-    make_dataset, two_scenes, collect
-):
+def test_frame_without_visible_objects_is_redrawn(make_dataset, two_scenes, collect):
     def nothing_seen_in_the_first(results):
         if results["sample_idx"] == "scene_a_0":
             return None
@@ -125,11 +123,18 @@ def test_a_frame_in_which_no_camera_sees_an_object_is_drawn_again(
     assert meta["mono_objects"] == {3: "objects"}
 
 
+def test_model_without_can_bus_needs_no_warning(make_dataset, two_scenes, caplog):
+    for info in two_scenes:
+        del info["can_bus_motion_after"]
+    make_dataset(two_scenes)
+    assert "can_bus" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"frames": (0, -1)}, "time order"), ({"overlap_test": True}, "overlap_test")],
 )
-def test_options_that_do_not_exist(make_dataset, two_scenes, options, message):
+def test_unsupported_options(make_dataset, two_scenes, options, message):
     with pytest.raises(ValueError, match=message):
         make_dataset(two_scenes, **options)
 
@@ -254,6 +259,6 @@ def test_objects_of_single_cameras_need_the_crop_step(build):
 
 
 @pytest.mark.parametrize("options", [{"is_train": False}, {"tasks": {"box2d_on": False}}])
-def test_a_mapper_that_does_not_exist(options):
+def test_unsupported_mapper_options(options):
     with pytest.raises(ValueError, match="DD3DMapper"):
         PIPELINES.build(dict(type="DD3DMapper", **options))

@@ -1,3 +1,6 @@
+import logging
+from copy import deepcopy
+
 import cv2
 import mmcv
 import numpy as np
@@ -5,7 +8,8 @@ import pytest
 import torch
 from mmdet3d.core.bbox import LiDARInstance3DBoxes
 from mmdet3d.datasets.builder import PIPELINES
-from mmdet3d.datasets.pipelines import Compose
+
+from projects.bevformer.datasets.pipelines import with_own_steps
 
 
 def step(name, **options):
@@ -58,7 +62,7 @@ def write_images(folder, shapes):
 
 def test_load(tmp_path):
     paths = write_images(tmp_path, [(4, 6, 3)] * 3)
-    results = step("LoadMultiViewImageFromFiles", to_float32=True)({"img_filename": paths})
+    results = step("LoadCameraImages", to_float32=True)({"img_filename": paths})
     assert [image.mean() for image in results["img"]] == [0, 10, 20]
     assert all(image.dtype == np.float32 and image.flags.c_contiguous for image in results["img"])
     assert results["filename"] == paths
@@ -74,10 +78,10 @@ def test_load_names_the_broken_file(tmp_path, content):
     with open(paths[1], "wb") as file:
         file.write(content)
     with pytest.raises(ValueError, match="1.png (cannot be decoded|is empty)"):
-        step("LoadMultiViewImageFromFiles")({"img_filename": paths})
+        step("LoadCameraImages")({"img_filename": paths})
 
 
-def test_load_names_the_damage_of_a_jpeg(tmp_path):
+def test_load_names_a_damaged_jpeg(tmp_path):
     path = str(tmp_path / "0.jpg")
     cv2.imwrite(path, np.random.RandomState(0).randint(0, 255, (90, 160, 3), np.uint8))
     with open(path, "rb") as file:
@@ -85,7 +89,7 @@ def test_load_names_the_damage_of_a_jpeg(tmp_path):
     with open(path, "wb") as file:
         file.write(content[: len(content) // 2])
     with pytest.raises(ValueError, match="0.jpg is cut off"):
-        step("LoadMultiViewImageFromFiles")({"img_filename": [path]})
+        step("LoadCameraImages")({"img_filename": [path]})
 
 
 def test_load_refuses_images_that_do_not_fit_the_camera_matrix(tmp_path):
@@ -96,26 +100,26 @@ def test_load_refuses_images_that_do_not_fit_the_camera_matrix(tmp_path):
         too_large[halved, 2] = 164 if halved == 0 else 90
         results = {"img_filename": paths, "cam2img": [fits, too_large]}
         with pytest.raises(ValueError, match=f"1.png is {message}"):
-            step("LoadMultiViewImageFromFiles")(results)
-    step("LoadMultiViewImageFromFiles")({"img_filename": paths, "cam2img": [fits, fits]})
+            step("LoadCameraImages")(results)
+    step("LoadCameraImages")({"img_filename": paths, "cam2img": [fits, fits]})
 
 
 def test_load_names_the_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="gone.jpg.*data_root"):
-        step("LoadMultiViewImageFromFiles")({"img_filename": [str(tmp_path / "gone.jpg")]})
+        step("LoadCameraImages")({"img_filename": [str(tmp_path / "gone.jpg")]})
 
 
 @pytest.mark.parametrize("shape", [(5, 6, 3), (4, 6)])
 def test_load_names_the_image_of_another_shape(tmp_path, shape):
     paths = write_images(tmp_path, [(4, 6, 3), shape])
     with pytest.raises(ValueError, match="1.png is"):
-        step("LoadMultiViewImageFromFiles")({"img_filename": paths})
+        step("LoadCameraImages")({"img_filename": paths})
 
 
 # Colour
 
 
-def test_distortion_is_the_published_one():
+def test_distortion_equals_the_published_step():
     """mmdet's single-image step on the same draws is the reference."""
     from mmdet.datasets.builder import PIPELINES as MMDET_PIPELINES
 
@@ -167,7 +171,7 @@ def test_scale_moves_pixels_with_the_images():
         np.testing.assert_array_equal(results[key][1][2:], np.eye(4)[2:])
 
 
-def test_scale_of_a_rounded_size_uses_the_true_ratio():
+def test_scale_uses_the_ratio_of_the_rounded_size():
     results = step("RandomScaleImageMultiViewImage", scales=[0.5])(frame(height=9, width=16))
     assert results["img"][0].shape == (4, 8, 3)
     np.testing.assert_allclose(results["lidar2img"][0][1], [0, 10 * 4 / 9, 2, 0])
@@ -222,7 +226,7 @@ def test_object_range_filter():
     labels = np.array([4, 5, 6])
     given = LiDARInstance3DBoxes(boxes, box_dim=9)
     results = {"gt_bboxes_3d": given, "gt_labels_3d": labels}
-    results = step("ObjectRangeFilter", point_cloud_range=[-51.2, -51.2, -5, 51.2, 51.2, 3])(
+    results = step("FilterObjectsByRange", point_cloud_range=[-51.2, -51.2, -5, 51.2, 51.2, 3])(
         results
     )
     assert results["gt_labels_3d"].tolist() == [4, 6]
@@ -235,30 +239,50 @@ def test_object_range_filter_without_objects():
         "gt_bboxes_3d": LiDARInstance3DBoxes(torch.zeros(0, 9), box_dim=9),
         "gt_labels_3d": np.zeros(0, np.int64),
     }
-    results = step("ObjectRangeFilter", point_cloud_range=[-1, -1, -1, 1, 1, 1])(results)
+    results = step("FilterObjectsByRange", point_cloud_range=[-1, -1, -1, 1, 1, 1])(results)
     assert len(results["gt_bboxes_3d"]) == len(results["gt_labels_3d"]) == 0
 
 
-def test_collect_takes_the_temporal_keys():
+def test_collect_keeps_the_temporal_keys():
     results = {"img": 1, "can_bus": 2, "scene_token": 3, "prev_idx": 4, "something": 5}
     collected = step("CustomCollect3D", keys=["img"])(results)
     assert collected["img"] == 1
     assert collected["img_metas"].data == {"can_bus": 2, "scene_token": 3, "prev_idx": 4}
 
 
-def test_published_names_reach_our_steps_through_mmdet3d():
-    pipeline = Compose(
-        [
-            {"type": "LoadMultiViewImageFromFiles", "to_float32": True},
-            {"type": "ObjectRangeFilter", "point_cloud_range": [0] * 6},
-        ]
-    )
-    assert all(type(s).__module__.startswith("projects.") for s in pipeline.transforms)
+def test_steps_of_mmdet3d_stay_registered():
+    for name in ("LoadMultiViewImageFromFiles", "ObjectRangeFilter"):
+        assert PIPELINES.get(name).__module__.startswith("mmdet3d.")
+
+
+PUBLISHED = [
+    {"type": "LoadMultiViewImageFromFiles", "to_float32": True},
+    {"type": "MultiScaleFlipAug3D", "transforms": [{"type": "ObjectRangeFilter", "x": 1}]},
+]
+
+
+def test_published_steps_are_replaced_also_in_wrappers(caplog):
+    before = deepcopy(PUBLISHED)
+    with caplog.at_level("INFO"):
+        ours = with_own_steps(PUBLISHED, logging.getLogger("test"))
+    assert before == PUBLISHED
+    assert ours == [
+        {"type": "LoadCameraImages", "to_float32": True},
+        {"type": "MultiScaleFlipAug3D", "transforms": [{"type": "FilterObjectsByRange", "x": 1}]},
+    ]
+    (record,) = caplog.records
+    assert "LoadMultiViewImageFromFiles -> LoadCameraImages" in record.getMessage()
+
+
+def test_steps_registered_by_others_are_kept(monkeypatch):
+    monkeypatch.setitem(PIPELINES.module_dict, "ObjectRangeFilter", object)
+    steps = [{"type": "ObjectRangeFilter"}]
+    assert with_own_steps(steps, logging.getLogger("test")) == steps
 
 
 def test_imread_is_bgr(tmp_path):
     """The published means are in BGR order."""
     path = str(tmp_path / "blue.png")
     mmcv.imwrite(np.full((2, 2, 3), (255, 0, 0), np.uint8), path)
-    image = step("LoadMultiViewImageFromFiles")({"img_filename": [path]})["img"][0]
+    image = step("LoadCameraImages")({"img_filename": [path]})["img"][0]
     assert image[0, 0].tolist() == [255, 0, 0]

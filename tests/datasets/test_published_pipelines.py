@@ -5,7 +5,9 @@ import pickle
 
 import numpy as np
 import pytest
+from mmcv import Config
 from mmcv.parallel import collate
+from mmdet3d.datasets import build_dataset
 
 from projects.bevformer.datasets import TemporalNuScenesDataset
 from projects.bevformer.datasets.pipelines.format import META_KEYS
@@ -124,3 +126,25 @@ def test_nothing_is_edited(build):
             np.testing.assert_equal(
                 first["img_metas"][0].data["can_bus"], again["img_metas"][0].data["can_bus"]
             )
+
+
+def test_build_dataset_of_mmdet3d_uses_our_steps(synthetic_root, tmp_path):
+    """A published config, read with plain mmcv and built without this package's engine."""
+    create_nuscenes_infos(str(synthetic_root), str(tmp_path), "t", "v1.0-mini", str(synthetic_root))
+    wrapped = copy.deepcopy(TEST)
+    wrapped[2]["transforms"].insert(0, wrapped.pop(0))
+    for pipeline in (TRAIN, wrapped):
+        dataset = {
+            "type": "CustomNuScenesDataset",
+            "ann_file": str(tmp_path / "t_infos_temporal_val.pkl"),
+            "pipeline": copy.deepcopy(pipeline),
+            "bev_size": (50, 50),
+        }
+        config = Config({"dataset": dataset})
+        steps = build_dataset(config.dataset).pipeline.transforms
+        wrappers = [step.transforms for step in steps if hasattr(step, "transforms")]
+        steps += [step for wrapper in wrappers for step in wrapper.transforms]
+        names = [type(step).__name__ for step in steps]
+        assert "LoadCameraImages" in names
+        assert "LoadMultiViewImageFromFiles" not in names
+        assert "ObjectRangeFilter" not in names

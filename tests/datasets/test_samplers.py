@@ -40,7 +40,7 @@ def test_more_ranks_than_scenes():
     assert sorted(len(part) for part in parts) == [0, 0, 0, 4, 4]
 
 
-def test_scene_that_comes_back_is_refused():
+def test_interleaved_scenes_are_refused():
     data = SimpleNamespace(data_infos=[{"scene_token": token} for token in "aba"])
     with pytest.raises(ValueError, match="not contiguous"):
         SceneSampler(data)
@@ -86,7 +86,7 @@ def test_keys_name_seed_and_epoch():
     assert isinstance(next(iter(sampler)), SampleKey)
 
 
-def test_an_epoch_may_begin_in_its_middle():
+def test_epoch_can_start_in_the_middle():
     whole, rest = (EpochShuffleSampler(range(10), seed=3) for _ in range(2))
     rest.start_at(4, 6)
     whole.set_epoch(4)

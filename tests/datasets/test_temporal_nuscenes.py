@@ -30,7 +30,7 @@ def test_both_names_are_registered():
 # Queue
 
 
-def test_queue_is_the_previous_frames_but_one(make_dataset, make_info):
+def test_queue_drops_one_of_the_previous_frames(make_dataset, make_info):
     dataset = make_dataset([make_info(frame=i) for i in range(8)], queue_length=4)
     np.random.seed(0)
     queues = {tuple(frames_of(dataset[6])) for _ in range(60)}
@@ -85,7 +85,7 @@ def test_change_of_scene_resets(make_dataset, two_scenes):
     assert metas[2]["can_bus"][CAN_YAW_DEG] == 0
 
 
-def test_relative_metas_leaves_its_input_alone():
+def test_relative_metas_does_not_edit_its_input():
     metas = [{"scene_token": "s", "can_bus": np.full(18, float(i))} for i in (3, 5)]
     queue = relative_metas(metas)
     assert queue[1]["can_bus"][CAN_POSITION].tolist() == [2, 2, 2]
@@ -125,7 +125,7 @@ def test_draws_follow_the_numpy_seed(make_dataset, make_info):
 # Frames without objects
 
 
-def test_current_frame_without_objects_is_drawn_again(make_dataset, two_scenes):
+def test_current_frame_without_objects_is_redrawn(make_dataset, two_scenes):
     two_scenes[2]["gt_names"][:] = "animal"
     dataset = make_dataset(two_scenes)
     np.random.seed(0)
@@ -142,7 +142,7 @@ def test_history_needs_no_objects(make_dataset, two_scenes):
     assert frames_of(make_dataset(two_scenes, queue_length=3)[2])[-1] == "scene_a_2"
 
 
-def test_no_objects_at_all_is_an_error_not_a_hang(make_dataset, two_scenes):
+def test_no_objects_at_all_is_an_error(make_dataset, two_scenes):
     with pytest.raises(ValueError, match="100 frames.*classes"):
         make_dataset(two_scenes, classes=["barrier"])[0]
 
@@ -160,6 +160,14 @@ def test_annotations(make_dataset, two_scenes):
     assert boxes.tensor[1, 7:].tolist() == [0, 0]  # unknown velocity
 
 
+def test_ground_truth_has_the_layout_of_results(make_dataset, two_scenes):
+    dataset = make_dataset(two_scenes, test_mode=True)
+    truth, found = dataset.ground_truth(0), dataset.get_ann_info(0)
+    assert set(truth) == {"boxes_3d", "labels_3d"}
+    assert truth["boxes_3d"].tensor.equal(found["gt_bboxes_3d"].tensor)
+    assert truth["labels_3d"].tolist() == found["gt_labels_3d"].tolist()
+
+
 def test_annotations_without_velocity(make_dataset, two_scenes):
     annotations = make_dataset(two_scenes, with_velocity=False).get_ann_info(0)
     assert annotations["gt_bboxes_3d"].tensor.shape == (2, 7)  # those with lidar points
@@ -170,6 +178,7 @@ def test_test_split_has_no_annotations(make_dataset, make_info):
     del info["gt_boxes"]
     dataset = make_dataset([info], test_mode=True)
     assert "ann_info" not in dataset.get_data_info(0)
+    assert dataset.ground_truth(0) is None
     with pytest.raises(ValueError, match="test split"):
         dataset.get_ann_info(0)
 
@@ -206,7 +215,7 @@ def test_official_quirks_of_the_can_bus(make_dataset, two_scenes):
     np.testing.assert_allclose(can_bus[7:16], -np.arange(9.0))
 
 
-def test_original_info_file_is_warned_about(make_dataset, two_scenes, caplog):
+def test_info_file_of_the_original_gives_a_warning(make_dataset, two_scenes, caplog):
     for info in two_scenes:
         del info["can_bus_motion_after"]
     can_bus = make_dataset(two_scenes, can_bus_message="official").get_data_info(0)["can_bus"]
@@ -251,7 +260,7 @@ def test_paths(make_dataset, two_scenes, root, path, joined):
     assert make_dataset(two_scenes, data_root=root).get_data_info(0)["pts_filename"] == joined
 
 
-def test_a_queue_of_different_sizes_is_named(make_dataset, two_scenes):
+def test_queue_of_different_sizes_is_refused(make_dataset, two_scenes):
     dataset = make_dataset(two_scenes)
 
     def pipeline(frame):

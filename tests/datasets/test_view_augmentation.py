@@ -56,7 +56,7 @@ def corners(boxes):
 # CropResizeFlipImage
 
 
-def test_the_bright_square_is_where_the_camera_says():
+def test_bright_square_is_at_the_projected_pixel():
     results = crop()(frame())
     point = np.array([[2.0, 10.0, 0.0]])  # pixel (60, 30) of the camera ahead, in the square
     u, v = pixels(results["lidar2img"][0], point)[0]
@@ -68,7 +68,7 @@ def test_the_bright_square_is_where_the_camera_says():
     np.testing.assert_allclose([columns.mean() + 0.5, rows.mean() + 0.5], [75.75, 15.75], atol=0.3)
 
 
-def test_boxes_stay_where_they_were_in_the_scene():
+def test_boxes_keep_their_place_in_the_scene():
     before = frame()
     points = corners(before["gt_bboxes_3d"])
     after = crop()(copy.deepcopy(before))
@@ -81,20 +81,20 @@ def test_boxes_stay_where_they_were_in_the_scene():
     np.testing.assert_array_equal(after["gt_bboxes_3d"].tensor, before["gt_bboxes_3d"].tensor)
 
 
-def test_a_height_that_is_the_crops_keeps_every_pixel():
+def test_height_of_the_crop_keeps_every_pixel():
     before = frame()
     after = crop(conf={"reisze": [32]})(copy.deepcopy(before))
     np.testing.assert_array_equal(after["img"][0], before["img"][0][20:52, 10:90])
 
 
-def test_a_rounded_size_has_its_true_ratios():
+def test_rounded_size_uses_its_own_ratios():
     results = crop(conf={"reisze": [47]})(frame())
     height, width, _ = results["img"][0].shape
     assert (height, width) == (47, 117)
     np.testing.assert_allclose(results["cam2img"][0][0, 0], 50 * 117 / 80)
 
 
-def test_all_frames_of_an_item_are_drawn_alike():
+def test_frames_of_an_item_share_their_draws():
     np.random.seed(0)
     step = crop(conf={"reisze": list(range(32, 64))})
     shared, sizes, flips = {}, set(), set()
@@ -160,7 +160,7 @@ def test_boxes_project_to_the_same_pixels_after_the_scene_has_moved(flip_x, flip
 
 
 @pytest.mark.parametrize(("flip_x", "flip_y"), FLIPS)
-def test_with_only_gt_the_boxes_move_by_the_matrix_and_the_cameras_stay(flip_x, flip_y):
+def test_only_gt_moves_boxes_by_the_matrix_and_not_cameras(flip_x, flip_y):
     before = frame()
     step = turn(flip_dx_ratio=flip_x, flip_dy_ratio=flip_y, only_gt=True)
     after = step(copy.deepcopy(before))
@@ -185,7 +185,7 @@ def test_the_matrix_by_hand():
     np.testing.assert_allclose(matrix @ [0, 1, 0], [2, 0, 0], atol=1e-12)  # y to -x, mirrored
 
 
-def test_boxes_and_cameras_that_were_given_are_not_edited():
+def test_inputs_are_not_edited_by_the_turn():
     results = frame()
     boxes, cameras = results["gt_bboxes_3d"], results["lidar2img"]
     before = copy.deepcopy((boxes.tensor, cameras))
@@ -197,6 +197,6 @@ def test_boxes_and_cameras_that_were_given_are_not_edited():
 @pytest.mark.parametrize(
     "options", [{"translation_std": (0, 0, 1)}, {"reverse_angle": False}, {"training": False}]
 )
-def test_options_that_do_not_exist(options):
-    with pytest.raises(ValueError, match="only"):
+def test_unsupported_options(options):
+    with pytest.raises(ValueError, match="GlobalRotScaleTransImage"):
         turn(**options)

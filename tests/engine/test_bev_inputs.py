@@ -19,8 +19,8 @@ from projects.bevformer.engine.bev_inputs import (
     seen_cells,
 )
 from projects.bevformer.nuscenes.create_infos import create_nuscenes_infos
+from projects.bevformer.nuscenes.records import lidar2img_of_camera
 from projects.bevformer.nuscenes.spec import CAMERAS, CLASSES
-from projects.bevformer.visualization.cameras import lidar_to_image
 
 NORM = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
 LOAD = [
@@ -115,7 +115,7 @@ def test_pixels_match_the_file(dataset, sample, synthetic_root):
 
 def test_matrices_fit_the_pixels(dataset, sample):
     point = np.array([1.0, 20.0, -1.0, 1.0])  # ahead of the lidar
-    u, v, depth, _ = lidar_to_image(dataset.data_infos[3]["cams"]["CAM_FRONT"]) @ point
+    u, v, depth, _ = lidar2img_of_camera(dataset.data_infos[3]["cams"]["CAM_FRONT"]) @ point
     x, y, z, _ = sample.frames[-1].lidar2img[0] @ point
     # 225 rows become 112: the true ratio is a little below a half.
     np.testing.assert_allclose([x / z, y / z], [u / depth / 2, v / depth * 112 / 225], rtol=1e-6)

@@ -1,6 +1,7 @@
 import json
 import logging
 
+import numpy as np
 import pytest
 import torch
 from dummy_task import DummyDataset, DummyDetector
@@ -70,7 +71,8 @@ def test_result_files_lie_in_the_folder_itself(tmp_path):
     dataset = DummyDataset(test_mode=True)
     results = predict(DummyDetector(), dataset, CPU, workers=0)
     summary = score(dataset, results, tmp_path / "a")
-    assert summary == json.loads((tmp_path / "a" / "metrics_summary.json").read_text())
+    written = json.loads((tmp_path / "a" / "metrics_summary.json").read_text())
+    np.testing.assert_equal(written, summary)
     assert summary["nd_score"] == pytest.approx(sum(scores(results)) / 9)
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [
         "metrics_summary.json", "results_nusc.json",
@@ -80,30 +82,26 @@ def test_result_files_lie_in_the_folder_itself(tmp_path):
     assert [p.name for p in (tmp_path / "b").iterdir()] == ["results_nusc.json"]
 
 
-def test_the_plots_of_an_earlier_evaluation_make_room(tmp_path):
-    class WithPlots(DummyDataset):
-        def evaluate(self, results, metric="bbox", jsonfile_prefix=None, devkit=False):
-            assert devkit
-            super().evaluate(results, metric, jsonfile_prefix)
-            plots = tmp_path / "pts_bbox" / "plots"
-            plots.mkdir()
-            (plots / "summary.pdf").touch()
-
-    dataset = WithPlots(test_mode=True)
+def test_result_file_is_scored_by_the_data_set(tmp_path):
+    dataset = DummyDataset(test_mode=True)
     results = predict(DummyDetector(), dataset, CPU, workers=0)
-    (tmp_path / "plots").mkdir()
-    (tmp_path / "plots" / "old.pdf").touch()
-    score(dataset, results, tmp_path, devkit=True)
-    assert [path.name for path in (tmp_path / "plots").iterdir()] == ["summary.pdf"]
+    summary = score(dataset, results, tmp_path / "a")
+    path = tmp_path / "a" / "results_nusc.json"
+    np.testing.assert_equal(score_file(dataset, path, tmp_path / "b"), summary)
+    assert [p.name for p in (tmp_path / "b").iterdir()] == ["metrics_summary.json"]
 
 
-def test_a_result_file_is_scored_by_the_data_set(tmp_path):
-    class Scoring(DummyDataset):
-        def evaluate_file(self, path, folder, devkit=False):
-            assert (path, devkit) == ("results_nusc.json", True)
-            (tmp_path / "metrics_summary.json").write_text(json.dumps({"nd_score": 0.5}))
+def test_results_of_other_heads_are_gathered():
+    class TwoHeads(DummyDetector):
+        def _test(self, img, metas):
+            (result,) = super()._test(img, metas)
+            return [{**result, "map_head": {"of": metas[0]["sample_idx"]}}]
 
-    assert score_file(Scoring(), "results_nusc.json", tmp_path, devkit=True) == {"nd_score": 0.5}
+    dataset = DummyDataset(test_mode=True)
+    results = predict(TwoHeads(), dataset, CPU, workers=0)
+    assert [result["map_head"]["of"] for result in results] == [
+        info["token"] for info in dataset.data_infos
+    ]
 
 
 def config(width=4, fp16=None):

@@ -93,3 +93,17 @@ def test_evaluation_is_due_every_interval_from_start(interval, start, due):
 )
 def test_save_best_accepts_the_names_users_write(name, key):
     assert TemporalEvalHook(DummyDataset(), torch.device("cpu"), save_best=name).best_key == key
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metric": "segm"}, "'segm' cannot be evaluated: this data set has bbox"),
+        ({"metric": []}, "cannot be evaluated"),
+        ({"save_best": "mIoU"}, "save_best is 'mIoU'"),
+        ({"save_best": "map_head/iou"}, "save_best is 'map_head/iou'.*evaluation.metric names"),
+    ],
+)
+def test_unknown_metrics_are_refused_before_training(options, message):
+    with pytest.raises(ValueError, match=message):
+        TemporalEvalHook(DummyDataset(), torch.device("cpu"), **options)

@@ -1,7 +1,6 @@
 from dummy_task import summary
 
-from projects.bevformer.engine.evaluate import headline_metrics
-from projects.bevformer.engine.report import metrics_table
+from projects.bevformer.engine.report import headline_metrics, metrics_table
 from projects.bevformer.nuscenes.spec import CLASSES
 
 
@@ -29,3 +28,11 @@ def test_headline_metrics_have_their_usual_names():
     assert headline_metrics(summary(nds=0.5)) == {
         "mAP": 0.25, "NDS": 0.5, "mATE": 0.5, "mASE": 0.5, "mAOE": 0.5, "mAVE": 0.5, "mAAE": 0.5,
     }  # fmt: skip
+
+
+def test_metrics_of_other_heads_have_a_table():
+    figures = {**summary(nds=0.5), "map_head/iou": 0.25}
+    assert ["map_head/iou", "0.2500"] in rows_of(metrics_table(figures))
+    assert headline_metrics(figures)["map_head/iou"] == 0.25
+    assert rows_of(metrics_table({"map_head/iou": 0.25}))[3] == ["map_head/iou", "0.2500"]
+    assert headline_metrics({"map_head/iou": 0.25}) == {"map_head/iou": 0.25}

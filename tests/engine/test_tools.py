@@ -92,16 +92,20 @@ def test_the_process_group_is_left_before_the_report(
     assert steps == ["left", "report", "left"]
 
 
-def test_eval_hands_the_devkit_flag_on(call, eval_tool, config_path, checkpoint, monkeypatch):
+def test_eval_passes_the_devkit_flag(call, eval_tool, config_path, checkpoint, monkeypatch):
     handed = []
-    monkeypatch.setattr(
-        eval_tool, "score", lambda *a, **options: handed.append(options) or summary(0)
-    )
+    monkeypatch.setattr(eval_tool, "score", lambda *a: handed.append(a[3:]) or summary(0))
     monkeypatch.setattr(eval_tool, "score_file", lambda *a: handed.append(a[3]) or summary(0))
     call(eval_tool, config_path, checkpoint)
     call(eval_tool, config_path, checkpoint, "--devkit")
     call(eval_tool, config_path, "--results", "r.json", "--devkit")
-    assert handed == [{"metric": ["bbox"]}, {"metric": ["bbox"], "devkit": True}, True]
+    call(eval_tool, config_path, checkpoint, "--eval", "bbox", "--eval-options", "devkit=True")
+    assert handed == [("bbox", False), ("bbox", True), True, (["bbox"], True)]
+
+
+def test_eval_refuses_unknown_options(call, eval_tool, config_path, checkpoint):
+    with pytest.raises(SystemExit, match="--eval-options has colour: only jsonfile_prefix and"):
+        call(eval_tool, config_path, checkpoint, "--eval-options", "colour=1")
 
 
 def test_eval_draws_evenly_spaced_samples(

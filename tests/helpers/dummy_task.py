@@ -12,6 +12,8 @@ from mmdet.models import DETECTORS
 from torch import nn
 
 from projects.bevformer import compat  # noqa: F401
+from projects.bevformer.datasets.evaluators import DatasetEvaluator
+from projects.bevformer.nuscenes.evaluation.evaluator import NuScenesEvaluator
 from projects.bevformer.nuscenes.spec import CLASSES
 
 from mmdet3d.core.bbox import LiDARInstance3DBoxes  # isort: skip
@@ -73,30 +75,30 @@ class DummyDataset:
             "gt_labels_3d": DataContainer(torch.tensor([index % 10])),
         }
 
-    def format_results(self, results, jsonfile_prefix=None):
-        assert len(results) == len(self)
-        folder = Path(jsonfile_prefix) / "pts_bbox"
-        folder.mkdir(parents=True, exist_ok=True)
-        scores = {
-            info["token"]: result["pts_bbox"]["scores_3d"].tolist()
-            for info, result in zip(self.data_infos, results)
-        }
-        path = folder / "results_nusc.json"
-        path.write_text(json.dumps({"results": scores}))
-        return {"pts_bbox": str(path)}, None
+    @property
+    def evaluator(self):
+        return DatasetEvaluator({"pts_bbox": DummyEvaluator(self)}, len(self), None)
 
-    def evaluate(self, results, metric="bbox", jsonfile_prefix=None):
-        self.format_results(results, jsonfile_prefix)
-        score = float(np.mean([float(r["pts_bbox"]["scores_3d"].mean()) for r in results]))
-        (Path(jsonfile_prefix) / "pts_bbox" / "metrics_summary.json").write_text(
-            json.dumps(summary(score))
-        )
-        return {"pts_bbox_NuScenes/NDS": score}
 
-    def evaluate_file(self, path, folder, devkit=False):
+class DummyEvaluator(NuScenesEvaluator):
+    """Scores by the mean of `scores_3d`, in files of the real names."""
+
+    def __init__(self, dataset):
+        self.tokens = [info["token"] for info in dataset.data_infos]
+
+    def write(self, results, folder):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        path = Path(folder) / "results_nusc.json"
+        scores = [result["scores_3d"].tolist() for result in results]
+        path.write_text(json.dumps({"results": dict(zip(self.tokens, scores))}))
+        return str(path)
+
+    def score(self, results, logger, folder=None, devkit=False):
+        return self.score_file(self.write(results, folder), logger, folder, devkit)
+
+    def score_file(self, path, logger, folder, devkit=False):
         scores = json.loads(Path(path).read_text())["results"]
-        score = float(np.mean(list(scores.values())))
-        (Path(folder) / "metrics_summary.json").write_text(json.dumps(summary(score)))
+        return summary(float(np.mean(list(scores.values()))))
 
 
 def summary(nds):

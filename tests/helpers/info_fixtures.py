@@ -121,10 +121,10 @@ def collect_without_images(results):
     frame = float(results["sample_idx"][-1])
     metas = {
         key: results[key]
-        for key in ("sample_idx", "scene_token", "can_bus", "lidar2img", "cam2img")
+        for key in ("sample_idx", "scene_token", "timestamp", "can_bus", "lidar2img", "cam2img")
     }
     collected = {
-        "img": DataContainer(torch.full((6, 3, 2, 2), frame), stack=True),
+        "img": DataContainer(torch.full((len(results["lidar2img"]), 3, 2, 2), frame), stack=True),
         "img_metas": DataContainer(metas, cpu_only=True),
     }
     if "ann_info" in results:

@@ -13,7 +13,7 @@ from mmdet3d.datasets.pipelines import Compose  # isort: skip
 
 CAFFE = {"mean": [103.53, 116.28, 123.675], "std": [1.0, 1.0, 1.0], "to_rgb": False}
 TORCHVISION = {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375], "to_rgb": True}
-LOAD = {"type": "LoadMultiViewImageFromFiles"}
+LOAD = {"type": "LoadCameraImages"}
 HEIGHT, WIDTH, CAMERAS = 90, 161, 3
 
 

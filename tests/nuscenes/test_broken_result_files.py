@@ -3,6 +3,7 @@
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -117,19 +118,21 @@ def eval_tool():
         "nan in translation", "nan in detection_score", "cut off",
     ],
 )  # fmt: skip
-def test_the_tool_ends_with_one_line(eval_tool, monkeypatch, tmp_path, name):
+def test_tool_exits_with_one_line(eval_tool, monkeypatch, tmp_path, name):
     content, message = CASES[name]
     path = tmp_path / "results_nusc.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
 
-    class Dataset:
-        def evaluate_file(self, path, folder, devkit):
+    class Evaluator:
+        def score_file(self, path, folder, devkit):
             read_result_file(path, TOKENS, CONFIG, "val of v1.0-mini")
 
     config = Path(__file__).parents[2] / "configs" / "demo.py"
     arguments = ["eval.py", config, "--results", path, "--work-dir", tmp_path, "--device", "cpu"]
     monkeypatch.setattr("sys.argv", list(map(str, arguments)))
-    monkeypatch.setattr(eval_tool, "build_test_dataset", lambda cfg, split: Dataset())
+    monkeypatch.setattr(
+        eval_tool, "build_test_dataset", lambda cfg, split: SimpleNamespace(evaluator=Evaluator())
+    )
     with pytest.raises(SystemExit, match=message) as caught:
         eval_tool.main()
     # A text as the code of SystemExit is printed, and the exit code is 1.
@@ -137,12 +140,12 @@ def test_the_tool_ends_with_one_line(eval_tool, monkeypatch, tmp_path, name):
     assert "\n" not in caught.value.code
 
 
-def test_a_missing_file(tmp_path):
+def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="none.json does not exist"):
         read_result_file(str(tmp_path / "none.json"), TOKENS, CONFIG, "val of v1.0-mini")
 
 
-def test_a_right_file(read):
+def test_valid_file(read):
     content = submission(
         [box(velocity=[np.nan, np.nan]), box(detection_name="bus", attribute_name="")]
     )

@@ -40,7 +40,7 @@ def all_cameras(folder, nusc, min_points=0, min_visibility=0.0):
             yield boxes, objects, (record["height"], record["width"])
 
 
-def test_the_objects_are_the_devkits(info_folder, nusc):
+def test_objects_equal_the_devkits(info_folder, nusc):
     total = 0
     for boxes, objects, hw in all_cameras(info_folder, nusc):
         ours = seen(objects, hw)
@@ -60,7 +60,7 @@ def test_the_objects_are_the_devkits(info_folder, nusc):
     assert total > 10
 
 
-def test_points_and_visibility_leave_objects_out(info_folder, nusc):
+def test_objects_with_few_points_or_low_visibility_are_dropped(info_folder, nusc):
     counts = {}
     for options in ((0, 0.0), (5, 0.0), (0, 0.9)):
         found = all_cameras(info_folder, nusc, *options)
@@ -73,7 +73,7 @@ def test_points_and_visibility_leave_objects_out(info_folder, nusc):
     assert 0 < sum(ours for _, ours in counts[0, 0.9]) < everything
 
 
-def test_boxes_on_a_leaning_lidar_stand_upright():
+def test_boxes_are_upright_when_the_lidar_is_tilted():
     lean = Rotation.from_euler("xyz", (4.0, -3.0, 50.0), degrees=True).as_matrix()
     yaws = np.array([0.3, -2.0, 1.4])
     rotations = upright_rotations(yaws, lean)
@@ -129,13 +129,13 @@ def test_boxes_follow_crop_and_scale(info):
 @pytest.mark.parametrize(
     ("name", "index"), [("vehicle.parked", 1), ("cycle.with_rider", 0), ("", -1)]
 )
-def test_attributes_where_the_info_file_has_them(info, name, index):
+def test_attributes_are_optional(info, name, index):
     info["gt_attributes"] = np.array([name])
     ours = seen(camera_objects(info, {"car": 0}, 0, 0.2)[0], HW)
     assert ours["attribute"].tolist() == [index]
 
 
-def test_an_object_behind_or_half_behind_is_not_seen(info):
+def test_objects_behind_the_camera_are_not_seen(info):
     for distance in (-10.5, 1.5):
         info["gt_boxes"][0, 1] = distance
         assert len(seen(camera_objects(info, {"car": 0}, 0, 0.0)[0], HW)["label"]) == 0

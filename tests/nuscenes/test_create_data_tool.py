@@ -32,6 +32,18 @@ def test_the_published_command(synthetic_root, tmp_path, monkeypatch, capsys):
     ]
 
 
+def test_mono3d_writes_another_file_per_split(synthetic_root, tmp_path, monkeypatch):
+    run_tool(
+        monkeypatch,
+        *("--root-path", synthetic_root, "--out-dir", tmp_path, "--version", "v1.0-mini"),
+        *("--canbus", synthetic_root, "--mono3d"),
+    )
+    assert sorted(path.name for path in tmp_path.glob("*mono3d*")) == [
+        "nuscenes_infos_temporal_train_mono3d.coco.json",
+        "nuscenes_infos_temporal_val_mono3d.coco.json",
+    ]
+
+
 def test_empty_split_is_a_warning(real_root, tmp_path, monkeypatch, capsys):
     run_tool(
         monkeypatch,
@@ -41,7 +53,7 @@ def test_empty_split_is_a_warning(real_root, tmp_path, monkeypatch, capsys):
     assert "warning: " in capsys.readouterr().out
 
 
-def test_wrong_can_bus_path_ends_in_one_line(synthetic_root, tmp_path, monkeypatch):
+def test_wrong_can_bus_path_gives_one_line(synthetic_root, tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as stop:
         run_tool(
             monkeypatch,
@@ -61,9 +73,7 @@ def test_wrong_can_bus_path_ends_in_one_line(synthetic_root, tmp_path, monkeypat
         (["--out-dir", TOOL], r"--out-dir .*create_data.py cannot be written \(.*choose another"),
     ],
 )
-def test_arguments_are_checked_before_the_work(
-    synthetic_root, tmp_path, monkeypatch, arguments, says
-):
+def test_arguments_are_checked_first(synthetic_root, tmp_path, monkeypatch, arguments, says):
     with pytest.raises(SystemExit, match=says):
         run_tool(
             monkeypatch,
@@ -73,7 +83,7 @@ def test_arguments_are_checked_before_the_work(
     assert not list(tmp_path.iterdir())
 
 
-def test_the_tool_leaves_signals_as_they_were(synthetic_root, tmp_path, monkeypatch):
+def test_tool_restores_signal_handlers(synthetic_root, tmp_path, monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
     run_tool(
         monkeypatch,
@@ -83,7 +93,7 @@ def test_the_tool_leaves_signals_as_they_were(synthetic_root, tmp_path, monkeypa
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_terminated_run_takes_its_workers_along():
+def test_terminated_run_stops_its_workers():
     """Idle workers would wait for ever for the process that is gone."""
     program = f"""
 import os, runpy, sys, time

@@ -134,7 +134,7 @@ def devkits_scores(nusc, path, folder, eval_set="mini_val"):
 
 
 def own_scores(dataset, path, folder):
-    dataset.evaluate_file(str(path), str(folder), logger=LOGGER)
+    dataset.evaluator.score_file(str(path), str(folder), LOGGER)
     return [
         json.loads((folder / f"metrics_{name}.json").read_text()) for name in ("summary", "details")
     ]
@@ -184,7 +184,7 @@ def test_random_predictions(dataset, nusc, tokens, tmp_path, seed):
     assert len(set(scores)) < len(scores) / 10
 
 
-def test_boxes_in_bicycle_racks_count_neither_way(dataset, nusc, tokens, tmp_path, monkeypatch):
+def test_boxes_in_bicycle_racks_are_ignored(dataset, nusc, tokens, tmp_path, monkeypatch):
     results = random_results(nusc, tokens, 5)
     _, summary = compare(dataset, nusc, results, tmp_path)
     without = dataset.data_infos[:]
@@ -201,7 +201,7 @@ def test_boxes_in_bicycle_racks_count_neither_way(dataset, nusc, tokens, tmp_pat
     assert set(changed) <= {"bicycle", "motorcycle"}
 
 
-def test_order_of_samples_matters_only_between_equal_scores(dataset, nusc, tokens, tmp_path):
+def test_sample_order_matters_only_for_equal_scores(dataset, nusc, tokens, tmp_path):
     results = random_results(nusc, tokens, 6)
     backwards = {token: results[token] for token in reversed(tokens)}
     compare(dataset, nusc, backwards, tmp_path)
@@ -222,7 +222,7 @@ def test_samples_and_classes_without_predictions(dataset, nusc, tokens, tmp_path
     assert summary["label_tp_errors"]["bus"]["trans_err"] == 1
 
 
-def test_predictions_that_match_nothing(dataset, nusc, tokens, tmp_path):
+def test_predictions_without_matches(dataset, nusc, tokens, tmp_path):
     results = random_results(nusc, tokens, 8)
     for boxes in results.values():
         for box in boxes:
@@ -274,7 +274,7 @@ def test_ground_truth_as_prediction(dataset, nusc, tokens, tmp_path):
     assert summary["mean_ap"] == pytest.approx(1.0, abs=1e-9)
 
 
-def test_other_settings_of_the_benchmark(dataset, nusc, tokens, tmp_path, monkeypatch):
+def test_other_benchmark_settings(dataset, nusc, tokens, tmp_path, monkeypatch):
     for key, value in {
         "min_recall": 0.0, "min_precision": 0.2, "dist_ths": [1.0, 3.0], "dist_th_tp": 3.0,
         "mean_ap_weight": 3,
@@ -284,7 +284,7 @@ def test_other_settings_of_the_benchmark(dataset, nusc, tokens, tmp_path, monkey
     compare(dataset, nusc, random_results(nusc, tokens, 11), tmp_path)
 
 
-def test_ground_truth_of_the_tables_is_that_of_the_infos(
+def test_ground_truth_of_tables_equals_that_of_infos(
     dataset, tables, nusc, tokens, tmp_path, caplog, monkeypatch
 ):
     """Info files without the fields: a warning, then the same numbers."""
@@ -310,12 +310,12 @@ def test_ground_truth_of_the_tables_is_that_of_the_infos(
 
 @pytest.mark.slow
 def test_the_devkit_draws_its_curves(dataset, tables, nusc, tokens, tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset, "data_root", str(tables))
+    monkeypatch.setattr(dataset.evaluator.evaluators["pts_bbox"], "data_root", str(tables))
     path = tmp_path / "results_nusc.json"
     path.write_text(json.dumps({"meta": {}, "results": random_results(nusc, tokens, 13)}))
-    metrics = dataset.evaluate_file(str(path), str(tmp_path / "devkit"), LOGGER, devkit=True)
+    summary = dataset.evaluator.score_file(str(path), str(tmp_path / "devkit"), LOGGER, devkit=True)
     own, _ = own_scores(dataset, path, tmp_path / "own")
-    assert own["nd_score"] == pytest.approx(metrics["pts_bbox_NuScenes/NDS"], abs=1e-9)
+    assert own["nd_score"] == pytest.approx(summary["nd_score"], abs=1e-9)
     curves = [file.stem for file in (tmp_path / "devkit" / "plots").glob("*.pdf")]
     assert "summary" in curves
     assert {f"{name}_pr" for name in CLASSES} <= set(curves)

@@ -4,7 +4,7 @@ import pickle
 import numpy as np
 import pytest
 
-from projects.bevformer.nuscenes.info_list import InfoList
+from projects.bevformer.nuscenes.info_list import InfoList, column
 
 RECORDS = [{"token": str(i), "boxes": np.full((i, 7), float(i)), "prev": ""} for i in range(5)]
 
@@ -13,7 +13,7 @@ def same(a, b):
     return pickle.dumps(a) == pickle.dumps(b)
 
 
-def test_it_reads_like_the_list():
+def test_reads_like_a_list():
     infos = InfoList(RECORDS)
     assert len(infos) == 5
     assert [info["token"] for info in infos] == list("01234")
@@ -26,7 +26,7 @@ def test_it_reads_like_the_list():
             infos[index]
 
 
-def test_a_record_is_a_copy():
+def test_records_are_copies():
     infos = InfoList(RECORDS)
     infos[3]["token"] = "other"
     infos[3]["boxes"][:] = -1
@@ -37,8 +37,16 @@ def test_empty():
     assert list(InfoList([])) == []
 
 
-def test_it_pickles():
+def test_pickles():
     assert same(list(pickle.loads(pickle.dumps(InfoList(RECORDS)))), list(InfoList(RECORDS)))
+
+
+def test_columns_are_kept(monkeypatch):
+    infos = InfoList(RECORDS)
+    assert column(infos[1:3], "token").tolist() == ["1", "2"]  # a plain list
+    monkeypatch.setattr(InfoList, "__getitem__", None)
+    assert column(infos, "token").tolist() == list("01234")
+    assert len(column(InfoList([]), "token")) == 0
 
 
 def _own_bytes():
@@ -56,7 +64,7 @@ def _read_all(records, results):
 
 
 @pytest.mark.parametrize(("shared", "limit"), [(True, 0.1), (False, None)])
-def test_a_forked_worker_that_reads_everything_copies_nothing(shared, limit):
+def test_forked_workers_share_the_records(shared, limit):
     """The second case shows that the measurement sees what a plain list costs."""
     records = [
         {"token": f"{i}", "sweeps": [{"name": f"{i}-{j}"} for j in range(30)]}

@@ -3,12 +3,18 @@ import pytest
 
 from projects.bevformer.geometry.boxes import new_to_old_boxes
 from projects.bevformer.nuscenes.infos import load_infos
+from projects.bevformer.nuscenes.spec import CAMERAS
 
 
 def test_reads_what_was_written(two_scenes, write_infos):
     infos, metadata = load_infos(write_infos(two_scenes, split="val"))
     assert [info["token"] for info in infos] == [info["token"] for info in two_scenes]
-    assert metadata == {"version": "v1.0-mini", "box_convention": "lwh_yaw", "split": "val"}
+    assert metadata == {
+        "version": "v1.0-mini",
+        "box_convention": "lwh_yaw",
+        "split": "val",
+        "cameras": list(CAMERAS),
+    }
     np.testing.assert_array_equal(infos[0]["gt_boxes"], two_scenes[0]["gt_boxes"])
 
 
@@ -104,11 +110,46 @@ def test_stock_mmdet3d_file(make_info, write_infos):
         load_infos(write_infos([info]))
 
 
-def test_missing_camera(make_info, write_infos):
-    info = make_info()
-    del info["cams"]["CAM_BACK"]
-    with pytest.raises(ValueError, match="CAM_BACK"):
-        load_infos(write_infos([info]))
+@pytest.mark.parametrize("stamp", [None, list(CAMERAS)])
+@pytest.mark.parametrize("frame", [0, 1])
+def test_missing_camera_is_named_with_its_sample(make_info, write_infos, stamp, frame):
+    infos = [make_info(frame=i) for i in range(2)]
+    del infos[frame]["cams"]["CAM_BACK"]
+    with pytest.raises(ValueError, match=f"sample scene_a_{frame} has no camera CAM_BACK;"):
+        load_infos(write_infos(infos, cameras=stamp))
+
+
+def with_cameras(info, names):
+    """The record with other cameras, in the given order."""
+    camera = info["cams"]["CAM_FRONT"]
+    return {**info, "cams": {name: dict(camera) for name in names}}
+
+
+SEVEN = ("CAM_TOP", *CAMERAS)
+
+
+@pytest.mark.parametrize(
+    ("found", "stamp", "expected"),
+    [
+        (CAMERAS[::-1], None, CAMERAS),  # nuScenes' own order, whatever that of the record
+        (CAMERAS[4::-1], None, CAMERAS[4::-1]),
+        (SEVEN, None, SEVEN),
+        (SEVEN, SEVEN[::-1], SEVEN[::-1]),
+        (SEVEN, CAMERAS[:2], CAMERAS[:2]),  # the others are not used
+    ],
+)
+def test_cameras_come_from_the_file(make_info, write_infos, found, stamp, expected):
+    infos, metadata = load_infos(
+        write_infos([with_cameras(make_info(), found)], cameras=stamp and list(stamp))
+    )
+    assert metadata["cameras"] == list(expected)
+    assert list(infos[0]["cams"]) == list(expected)
+
+
+@pytest.mark.parametrize("stamp", ["CAM_FRONT", [], ["CAM_FRONT"] * 2, [1]])
+def test_bad_list_of_cameras_is_refused(make_info, write_infos, stamp):
+    with pytest.raises(ValueError, match=r"metadata\[.cameras.\] is .* list of different names"):
+        load_infos(write_infos([make_info()], cameras=stamp))
 
 
 def test_wrong_can_bus_length(make_info, write_infos):
@@ -133,7 +174,10 @@ def set_camera(field, value):
             lambda i: i.update(lidar2ego_translation=[0, 0, np.nan]),
             "lidar2ego_translation of frame 1",
         ),
-        (lambda i: i["cams"]["CAM_BACK"].pop("data_path"), "cams.CAM_BACK of frame 1 .* data_path"),
+        (
+            lambda i: i["cams"]["CAM_BACK"].pop("data_path"),
+            "frame 1 has no cams.CAM_BACK.data_path",
+        ),
         (
             set_camera("cam_intrinsic", np.eye(4)),
             "cams.CAM_BACK.cam_intrinsic of frame 1.* 3 x 3 f",
@@ -143,7 +187,10 @@ def set_camera(field, value):
             lambda i: i.update(gt_names=i["gt_names"][1:]),
             r"gt_names of frame 1 is \(2,\), not an array of 3:",
         ),
-        (lambda i: i["gt_boxes"].fill(np.inf), "gt_boxes of frame 1 are not rows of 7"),
+        (
+            lambda i: i["gt_boxes"].fill(np.inf),
+            "gt_boxes of frame 1 has a row that is not 7 finite",
+        ),
         (lambda i: i.update(timestamp=None), "timestamp of frame 1 is not one finite number:"),
         (lambda i: i.update(can_bus=["x"] * 18), "can_bus of frame 1 is not 18"),
         (lambda i: i.update(can_bus=None), "can_bus of frame 1 is not 18"),
@@ -162,7 +209,7 @@ def set_camera(field, value):
         (lambda i: i.update(gt_velocity=np.zeros((3, 3))), "gt_velocity of frame 1 .* 3 x 2"),
         (
             lambda i: i.update(gt_centers_global=np.full((3, 3), np.nan)),
-            "gt_centers_global of frame 1 are not rows of 3 finite",
+            "gt_centers_global of frame 1 has a row that is not 3 finite",
         ),
         (
             lambda i: i.update(gt_rotations_global=np.zeros((3, 4))),
@@ -170,11 +217,11 @@ def set_camera(field, value):
         ),
         (
             lambda i: i.update(gt_attributes=np.array(["", "flying", ""])),
-            "gt_attributes of frame 1 name 'flying'",
+            "gt_attributes of frame 1 has 'flying'",
         ),
         (
             lambda i: i.update(gt_attributes=np.array(["", None, ""], dtype=object)),
-            "gt_attributes of frame 1 name None",
+            "gt_attributes of frame 1 has None",
         ),
         (
             lambda i: i.update(gt_boxes=np.zeros((3, 9))),

@@ -10,20 +10,22 @@ from shapely.geometry import MultiPoint
 from shapely.geometry import box as rectangle
 
 from projects.bevformer.nuscenes.create_infos import create_nuscenes_infos
-from projects.bevformer.nuscenes.mono3d import _ATTRIBUTES, _CATEGORIES, _bounds
 from projects.bevformer.nuscenes.spec import CAMERAS, CATEGORY_TO_CLASS
+from tools._mono3d import _ATTRIBUTES, _CATEGORIES, _bounds, write_mono3d
 
 
 @pytest.fixture(scope="module")
 def files(nuscenes_root, can_bus_parent, tmp_path_factory):
     folder = tmp_path_factory.mktemp("mono3d")
-    create_nuscenes_infos(
-        str(nuscenes_root), str(folder), "t", "v1.0-mini", str(can_bus_parent), mono3d=True
-    )
-    return [
-        json.loads((folder / f"t_infos_temporal_{split}_mono3d.coco.json").read_text())
+    create_nuscenes_infos(str(nuscenes_root), str(folder), "t", "v1.0-mini", str(can_bus_parent))
+    files = [
+        write_mono3d(str(folder / f"t_infos_temporal_{split}.pkl"), str(nuscenes_root), workers=2)
         for split in ("train", "val")
     ]
+    assert [file.name for file in files] == [
+        f"t_infos_temporal_{split}_mono3d.coco.json" for split in ("train", "val")
+    ]
+    return [json.loads(file.read_text()) for file in files]
 
 
 def expected_annotations(nusc, token):
@@ -74,7 +76,7 @@ def expected_annotations(nusc, token):
     return found
 
 
-def test_annotations_are_those_of_the_devkit(files, nusc):
+def test_annotations_equal_the_devkits(files, nusc):
     count = 0
     for content in files:
         of_image = {image["id"]: [] for image in content["images"]}
@@ -96,7 +98,7 @@ def test_annotations_are_those_of_the_devkit(files, nusc):
     assert count > 20
 
 
-def test_images_are_those_of_the_tables(files, nusc):
+def test_images_equal_the_tables(files, nusc):
     images = [image for content in files for image in content["images"]]
     assert len(images) == len(CAMERAS) * len(nusc.sample)
     for image in images:
@@ -125,5 +127,14 @@ def test_bounds_are_cut_at_the_image():
     assert _bounds(square * [1, 1, -1], intrinsic, 100, 100) is None
 
 
-def test_it_is_not_written_unless_asked(info_folder):
-    assert not list(info_folder.glob("*mono3d*"))
+def test_test_split_has_none(make_info, write_infos, tmp_path):
+    info = make_info()
+    del info["gt_boxes"]
+    assert write_mono3d(write_infos([info]), str(tmp_path)) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["infos.pkl"]
+
+
+def test_workers_do_not_change_the_file(info_folder, nuscenes_root, files, tmp_path):
+    copy = tmp_path / "copy.pkl"
+    copy.write_bytes((info_folder / "test_infos_temporal_val.pkl").read_bytes())
+    assert json.loads(write_mono3d(str(copy), str(nuscenes_root)).read_text()) == files[1]

@@ -16,10 +16,11 @@ from pyquaternion import Quaternion
 
 from projects.bevformer.datasets import TemporalNuScenesDataset
 from projects.bevformer.nuscenes.create_infos import create_nuscenes_infos
-from projects.bevformer.nuscenes.evaluation.results import detected_boxes, write_result_file
-from projects.bevformer.nuscenes.spec import CLASS_RANGE, CLASSES
+from projects.bevformer.nuscenes.evaluation.evaluator import NuScenesEvaluator
+from projects.bevformer.nuscenes.spec import CLASSES
 
 CONFIG = config_factory("detection_cvpr_2019")
+CLASS_RANGE = CONFIG.class_range
 PREFIX = "pts_bbox_NuScenes"
 
 
@@ -56,10 +57,8 @@ def perfect_results(dataset):
 
 def submission(results, infos, folder, class_names=CLASSES):
     """Sample token -> submitted boxes, of detections of some frames."""
-    boxes = detected_boxes(results, infos, class_names, CONFIG)
-    path = folder / "results_nusc.json"
-    write_result_file(boxes, [info["token"] for info in infos], {}, CONFIG, str(path))
-    return json.loads(path.read_text())["results"]
+    evaluator = NuScenesEvaluator(infos, {"version": "v1.0-mini"}, class_names, CONFIG, "infos.pkl")
+    return json.loads(Path(evaluator.write(results, str(folder))).read_text())["results"]
 
 
 @pytest.fixture
@@ -178,8 +177,7 @@ def test_golden_score(real_root, real_dataset, tmp_path):
     golden = pytest.approx(0.28121366123705016, abs=1e-9)
     devkit = DetectionEval(nusc, CONFIG, str(path), "mini_val", str(tmp_path), verbose=False)
     assert devkit.evaluate()[0].nd_score == golden
-    metrics = real_dataset.evaluate_file(str(path), str(tmp_path / "scores"))
-    assert metrics[f"{PREFIX}/NDS"] == golden
+    assert real_dataset.evaluator.score_file(str(path), str(tmp_path))["nd_score"] == golden
 
 
 def test_train_split_can_be_evaluated(synthetic_root, tmp_path):
@@ -202,7 +200,7 @@ def test_no_detections_score_zero(dataset, tmp_path):
     assert not any(written["results"].values())
 
 
-def test_temporary_folder_lives_as_long_as_its_handle(dataset):
+def test_temporary_folder_is_removed_with_its_handle(dataset):
     files, tmp_dir = dataset.format_results(no_results(dataset))
     assert json.loads(Path(files["pts_bbox"]).read_text())["results"]
     tmp_dir.cleanup()
@@ -272,7 +270,7 @@ def test_tilted_poses_against_the_devkits_box(submit, make_info):
     np.testing.assert_allclose(same_rotation, expected.rotation_matrix, atol=1e-6)
 
 
-def test_frames_together_are_frames_one_by_one(make_info, tmp_path):
+def test_frames_in_a_batch_equal_single_frames(make_info, tmp_path):
     infos = [make_info("scene_a", i) for i in range(3)]
     rng = np.random.RandomState(0)
     counts = (2, 0, 3)
@@ -297,7 +295,7 @@ def test_boxes_beyond_the_class_range_are_left_out(submit):
         assert [box["detection_score"] for box in kept] == pytest.approx([0.1])
 
 
-def test_class_order_of_the_config_counts(submit):
+def test_labels_follow_the_class_order_of_the_config(submit):
     found = detections([1, 2, 0, 4, 2, 1.5, 0, 0, 0], [1])
     (submitted,) = submit(found, class_names=("bus", "pedestrian"))
     assert submitted["detection_name"] == "pedestrian"
@@ -341,7 +339,7 @@ def test_too_many_boxes_are_refused(submit):
         submit(detections(boxes, [0] * 501))
 
 
-def test_classes_that_the_benchmark_does_not_have(submit):
+def test_unknown_classes_are_refused(submit):
     with pytest.raises(ValueError, match="no class tram"):
         submit(detections([], []), class_names=("car", "tram"))
 
@@ -372,7 +370,7 @@ def test_missing_samples(info_folder, nuscenes_root, devkit):
         dataset.evaluate(no_results(dataset), devkit=devkit)
 
 
-def test_info_files_of_a_part_of_the_split(dataset):
+def test_partial_splits_are_refused(dataset):
     dataset.metadata["samples_in_split"] = 81
     with pytest.raises(
         ValueError, match="holds 4 samples, val of v1.0-mini has 81.*scenes without"
@@ -381,7 +379,7 @@ def test_info_files_of_a_part_of_the_split(dataset):
 
 
 def test_samples_of_another_split(make_dataset, nuscenes_root, two_scenes):
-    """Info records without what evaluation needs: the tables tell."""
+    """Info records without the fields for evaluation are compared with the tables."""
     dataset = make_dataset(two_scenes, test_mode=True, data_root=str(nuscenes_root))
     with pytest.raises(ValueError, match="of its 4 samples 4 are missing, 6 .*another version"):
         dataset.evaluate(no_results(dataset))
@@ -395,14 +393,14 @@ def test_test_split_cannot_be_evaluated(dataset, devkit):
         dataset.evaluate(no_results(dataset), devkit=devkit)
 
 
-def test_tables_must_be_there_for_the_devkit(dataset, tmp_path):
+def test_devkit_needs_the_tables(dataset, tmp_path):
     dataset.data_root = str(tmp_path)
     dataset.evaluate(no_results(dataset))
     with pytest.raises(FileNotFoundError, match="data_root"):
         dataset.evaluate(no_results(dataset), devkit=True)
 
 
-def test_tables_must_be_there_for_older_info_files(make_dataset, two_scenes, tmp_path):
+def test_older_info_files_need_the_tables(make_dataset, two_scenes, tmp_path):
     dataset = make_dataset(two_scenes, test_mode=True, data_root=str(tmp_path))
     with pytest.raises(FileNotFoundError, match="tools/create_data.py"):
         dataset.evaluate(no_results(dataset))
@@ -414,7 +412,7 @@ def test_only_bbox(dataset):
 
 
 @pytest.mark.parametrize("nothing", [False, True])
-def test_the_devkit_is_one_flag_away(dataset, tmp_path, nothing, monkeypatch):
+def test_devkit_flag_gives_equal_scores_and_files(dataset, tmp_path, nothing, monkeypatch):
     monkeypatch.setattr(
         DetectionEval, "render", lambda self, metrics, details: None
     )  # takes seconds
@@ -435,7 +433,7 @@ def test_the_devkit_is_one_flag_away(dataset, tmp_path, nothing, monkeypatch):
     assert (own / "results_nusc.json").read_bytes() == (devkits / "results_nusc.json").read_bytes()
 
 
-def test_devkit_accepts_the_file_by_itself(dataset, nusc, tmp_path):
+def test_devkit_accepts_the_result_file(dataset, nusc, tmp_path):
     """--format-only, then the devkit by hand, gives what evaluate gives."""
     results = perfect_results(dataset)
     files, _ = dataset.format_results(results, str(tmp_path / "a"))

@@ -1,8 +1,11 @@
-"""The result file is the same byte for byte, however many processes predict."""
+"""The result file is equal byte for byte for any number of processes, and so are other heads' results."""
 
 import json
 import multiprocessing
+import pickle
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -37,7 +40,8 @@ class RememberingDetector(nn.Module):
                     "boxes_3d": LiDARInstance3DBoxes(boxes, box_dim=9),
                     "scores_3d": torch.rand(5, generator=generator),
                     "labels_3d": torch.randint(10, (5,), generator=generator),
-                }
+                },
+                "map_head": {"of": meta["sample_idx"], "mask": np.full((2, 2), seen)},
             }
         ]
 
@@ -73,6 +77,8 @@ def run_rank(rank, processes, dataset, folder):
     results = predict(RememberingDetector(), dataset, CPU, workers=0)
     if rank == 0:
         dataset.format_results(results, str(folder))
+        maps = [result["map_head"] for result in results]
+        (Path(folder) / "maps.pkl").write_bytes(pickle.dumps(maps))
     shut_down()
 
 
@@ -97,3 +103,6 @@ def test_same_bytes(dataset, tmp_path, processes):
     results = json.loads(files[0].read_text())["results"]
     assert list(results) == [info["token"] for info in dataset.data_infos]
     assert all(len(boxes) == 5 for boxes in results.values())
+    maps = pickle.loads((many / "maps.pkl").read_bytes())
+    assert [found["of"] for found in maps] == list(results)
+    np.testing.assert_equal(maps, [result["map_head"] for result in alone])

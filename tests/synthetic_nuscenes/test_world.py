@@ -2,13 +2,15 @@
 
 import numpy as np
 import pytest
+from nuscenes.eval.common.config import config_factory
 from shapely.geometry import Polygon
 
-from projects.bevformer.nuscenes.spec import CATEGORY_TO_CLASS, CLASS_RANGE, CLASSES
+from projects.bevformer.nuscenes.spec import CATEGORY_TO_CLASS, CLASSES
 from projects.synthetic_nuscenes.catalogue import KINDS
 from projects.synthetic_nuscenes.world import build_world, scene_number
 
 DURATION_S = 19.5
+RANGE_OF_CLASS = config_factory("detection_cvpr_2019").class_range
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +95,7 @@ def test_every_class_occurs_within_its_range(name):
         offset = world.object_poses(time)[:, :2, 3] - world.ego_pose(time)[:2, 3]
         away = np.linalg.norm(offset, axis=1)
         for class_name in CLASSES:
-            near = (kinds == class_name) & (away < CLASS_RANGE[class_name])
+            near = (kinds == class_name) & (away < RANGE_OF_CLASS[class_name])
             counts[class_name] += near.sum() / len(times)
     assert min(counts.values()) > 0.5, counts
     assert counts["car"] > 4, counts

@@ -8,9 +8,9 @@ from nuscenes.nuscenes import NuScenes
 
 from projects.bevformer.nuscenes.create_infos import create_nuscenes_infos
 from projects.bevformer.nuscenes.infos import load_infos
+from projects.bevformer.nuscenes.records import lidar2img_of_camera
 from projects.bevformer.nuscenes.spec import CAMERAS, CATEGORY_TO_CLASS
 from projects.bevformer.visualization.boxes import FRONT_FACE, REAR_FACE, drawable_boxes
-from projects.bevformer.visualization.cameras import lidar_to_image
 
 FIXTURE = Path(__file__).parents[3] / "shared" / "data" / "nuscenes_real4"
 pytestmark = pytest.mark.skipif(not FIXTURE.is_dir(), reason=f"{FIXTURE} is not there")
@@ -53,7 +53,7 @@ def test_projection_equals_the_devkit(nusc, infos):
             _, seen, intrinsic = nusc.get_sample_data(camera["sample_data_token"])
             for box in seen:
                 center = intrinsic @ box.center
-                point, depth = project(lidar_to_image(camera), in_lidar[box.token].center)
+                point, depth = project(lidar2img_of_camera(camera), in_lidar[box.token].center)
                 np.testing.assert_allclose(point, center[:2] / center[2], atol=1e-3)
                 np.testing.assert_allclose(depth, center[2], atol=1e-4)
                 compared += 1
@@ -68,7 +68,7 @@ def test_drawn_corners_equal_the_devkit(nusc, infos, make_boxes):
         (boxes,) = drawable_boxes(None, make_boxes(*rows.tolist()), 0.0)
         for name in CAMERAS:
             camera = info["cams"][name]
-            ours, depth = project(lidar_to_image(camera), boxes.corners_lidar)
+            ours, depth = project(lidar2img_of_camera(camera), boxes.corners_lidar)
             in_front = (depth > 0).all(axis=1)
             _, seen, intrinsic = nusc.get_sample_data(camera["sample_data_token"])
             for box in (box for box in seen if box.name in CATEGORY_TO_CLASS):

@@ -1,17 +1,24 @@
-"""nuScenes as the current frame and chosen frames around it, for BEVFormer v2.
+"""nuScenes as the current frame and given frames around it, for BEVFormer v2.
 
 Shape legend: F frames, N cameras, H height, W width, G ground truths.
 """
+
+from __future__ import annotations
+
+from typing import Any, Sequence
 
 import torch
 from mmcv.parallel import DataContainer
 from mmdet3d.datasets.builder import DATASETS
 
 from projects.bevformer.datasets.temporal_nuscenes import TemporalNuScenesDataset
-from projects.bevformer.geometry.poses import adjacent_to_current, check_frame_offsets, pose_matrix
+from projects.bevformer.geometry.poses import adjacent_to_current, check_frame_offsets
 from projects.bevformer.nuscenes.camera_objects import camera_objects
+from projects.bevformer.nuscenes.info_list import column
+from projects.bevformer.nuscenes.records import lidar2global_of
+from projects.bevformer.published import published
 
-# What published pipelines collect besides, and nobody reads.
+# Collected by published pipelines and unused.
 _POSES = (
     "ego2global_translation",
     "ego2global_rotation",
@@ -21,6 +28,7 @@ _POSES = (
 
 
 @DATASETS.register_module()
+@published(only={"overlap_test": False})
 class CustomNuScenesDatasetV2(TemporalNuScenesDataset):
     """nuScenes for a model that fuses frames at fixed offsets.
 
@@ -28,67 +36,40 @@ class CustomNuScenesDatasetV2(TemporalNuScenesDataset):
     `lidar2img` in their metas take points of that frame. All frames of an item are augmented alike.
 
     Args:
+        ann_file: as in TemporalNuScenesDataset.
         frames: offsets in key frames, in time order; 0 is the current one.
         mono_cfg: None, or in training dict(min_num_lidar_points=3, min_box_visibility=0.2) of the
-            objects in single images; `name` and `data_root` are accepted because published configs
-            give them: the objects come from the info file.
-        overlap_test: accepted because published configs may give it; only False is possible.
-        ann_file, pipeline, data_root, classes, load_interval, with_velocity, modality, box_type_3d,
-            filter_empty_gt, test_mode, eval_version, use_valid_flag: as in TemporalNuScenesDataset.
+            objects in single images. They come from the info file; `name` and `data_root` of published
+            configs are unused.
+        options: other arguments of TemporalNuScenesDataset but `queue_length`.
 
     Raises:
-        ValueError: `frames`, `mono_cfg` or `overlap_test` are not as above.
+        ValueError: `frames` or `mono_cfg` are not as above.
         FileNotFoundError, ValueError: see TemporalNuScenesDataset.
 
     Source: BEVFormer v2 (arXiv 2211.10439), section 3.4.
     """
 
+    reads_can_bus = False
+
     def __init__(
         self,
-        ann_file,
-        frames=(0,),
-        mono_cfg=None,
-        pipeline=None,
-        data_root=None,
-        classes=None,
-        load_interval=1,
-        with_velocity=True,
-        modality=None,
-        box_type_3d="LiDAR",
-        filter_empty_gt=True,
-        test_mode=False,
-        eval_version="detection_cvpr_2019",
-        use_valid_flag=False,
-        overlap_test=False,
-    ):
+        ann_file: str,
+        frames: Sequence[int] = (0,),
+        mono_cfg: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
         self.frames = tuple(frames)
         check_frame_offsets(self.frames)
-        if overlap_test:
-            raise ValueError("CustomNuScenesDatasetV2 has no overlap_test: set it to False")
         self.mono_options = None if mono_cfg is None else _mono_options(**mono_cfg)
-        super().__init__(
-            ann_file,
-            pipeline=pipeline,
-            data_root=data_root,
-            classes=classes,
-            queue_length=len(self.frames),
-            load_interval=load_interval,
-            with_velocity=with_velocity,
-            modality=modality,
-            box_type_3d=box_type_3d,
-            filter_empty_gt=filter_empty_gt,
-            test_mode=test_mode,
-            eval_version=eval_version,
-            use_valid_flag=use_valid_flag,
-            can_bus_message="official",  # the model reads no can_bus; any info file will do
-        )
+        super().__init__(ann_file, queue_length=len(self.frames), **options)
 
-    def prepare_train_data(self, index):
+    def prepare_train_data(self, index: int) -> dict | None:
         """The frames of an item.
 
         Returns:
-            None where the current frame has no object and `filter_empty_gt` is set, or where
-            `mono_cfg` is given and no camera sees one; else a dict:
+            None if the current frame has no object and `filter_empty_gt` is set, or if `mono_cfg` is given
+            and no camera sees one; else a dict:
             img: DataContainer of (F, N, 3, H, W).
             img_metas: DataContainer of {offset: meta}, with `frame_exists`, `image_flip` and
                 `bev_augmentation`, see BEVFormerV2; with `mono_cfg` the current one has `mono_objects`.
@@ -111,11 +92,11 @@ class CustomNuScenesDatasetV2(TemporalNuScenesDataset):
             "gt_labels_3d": current["gt_labels_3d"],
         }
 
-    def prepare_test_data(self, index):
-        """The frames of an item, as MultiScaleFlipAug3D gives them.
+    def prepare_test_data(self, index: int) -> dict:
+        """The frames of an item, in the format of MultiScaleFlipAug3D.
 
         Returns:
-            dict of lists with one entry an augmentation. img: DataContainers of (F, N, 3, H, W).
+            dict of lists with one entry per augmentation. img: DataContainers of (F, N, 3, H, W).
             img_metas: DataContainers of the current frame's meta; `frames` in it is {offset: meta}.
         """
         augmentation = {}
@@ -134,7 +115,7 @@ class CustomNuScenesDatasetV2(TemporalNuScenesDataset):
         return example
 
     def _around(self, index, current, augmentation):
-        """{offset: collected frame}, None for those that the scene does not have."""
+        """{offset: collected frame}, None for frames outside of the scene."""
         queue = {}
         for offset in self.frames:
             if offset == 0:
@@ -146,10 +127,8 @@ class CustomNuScenesDatasetV2(TemporalNuScenesDataset):
         return queue
 
     def _has_frame(self, index, offset):
-        if not 0 <= index + offset < len(self.data_infos):
-            return False
-        scenes = [self.data_infos[i]["scene_token"] for i in (index, index + offset)]
-        return scenes[0] == scenes[1]
+        scenes = column(self.data_infos, "scene_token")
+        return 0 <= index + offset < len(scenes) and scenes[index] == scenes[index + offset]
 
     def _collect(self, index, current_index, augmentation):
         """A frame through the pipeline, its cameras projected from the lidar of the current frame.
@@ -157,8 +136,8 @@ class CustomNuScenesDatasetV2(TemporalNuScenesDataset):
         Args:
             index: of the frame.
             current_index: of the current frame.
-            augmentation: what augmentation steps draw is written into it by the first frame that
-                comes through, and taken from it by the others.
+            augmentation: random draws of the steps; the first frame to be collected fills it, the others
+                use it.
         """
         frame = self.get_data_info(index)
         frame.update(aug_param=augmentation, mono_input_dict=None, mono_ann_idx=None)
@@ -166,7 +145,7 @@ class CustomNuScenesDatasetV2(TemporalNuScenesDataset):
         frame.update({name: info[name] for name in _POSES})
         if index != current_index:
             current2adjacent = adjacent_to_current(
-                _lidar2global(self.data_infos[current_index]), _lidar2global(info)
+                lidar2global_of(self.data_infos[current_index]), lidar2global_of(info)
             )
             for key in ("lidar2cam", "lidar2img"):
                 frame[key] = [matrix @ current2adjacent for matrix in frame[key]]
@@ -180,18 +159,12 @@ def _mono_options(name=None, data_root=None, min_num_lidar_points=3, min_box_vis
     return {"min_points": min_num_lidar_points, "min_visibility": min_box_visibility}
 
 
-def _lidar2global(info):
-    lidar2ego = pose_matrix(info["lidar2ego_rotation"], info["lidar2ego_translation"])
-    ego2global = pose_matrix(info["ego2global_rotation"], info["ego2global_translation"])
-    return ego2global @ lidar2ego
-
-
 def _stack(queue, augmentation):
-    """Images and metas of an item; the current frame's fill the place of one that does not exist.
+    """Images and metas of an item; the current frame replaces those that do not exist.
 
     Args:
         queue: {offset: collected frame or None}.
-        augmentation: what was drawn for all of them.
+        augmentation: the random draws, shared by all frames.
 
     Returns:
         DataContainer of (F, N, 3, H, W), {offset: meta}.

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
+from projects.bevformer.nuscenes.info_list import column
+
 
 class SceneSampler(Sampler):
     """Whole scenes, in time order, for evaluation with a temporal model.
@@ -24,7 +26,7 @@ class SceneSampler(Sampler):
 
     def __init__(self, dataset, rank=0, world_size=1):
         _check_rank(rank, world_size)
-        scenes = _split_by_scene([info["scene_token"] for info in dataset.data_infos])
+        scenes = _split_by_scene(column(dataset.data_infos, "scene_token"))
         # A scene goes to the rank in whose share of all frames its middle lies.
         total = len(dataset.data_infos)
         self.indices = [

@@ -44,7 +44,7 @@ def check_data_set(
         workers: processes that decode.
         progress: wraps the iterator of images; gets their number too.
     """
-    from projects.bevformer.nuscenes.create_infos import SPLITS
+    from projects.bevformer.nuscenes.spec import SPLITS
 
     if not osp.isdir(data_root):
         return [broken(data_root, "is not a folder", "unpack nuScenes there, or pass --data-root")]
@@ -76,44 +76,25 @@ def check_data_set(
 
 
 def _read_scenes(folder: str) -> List[_Scene]:
-    """Read the scenes of a table folder.
+    """Read the scenes of a table folder; raises as NuScenesTables."""
+    from projects.bevformer.nuscenes.spec import split_of_scene
+    from projects.bevformer.nuscenes.tables import NuScenesTables
 
-    Raises:
-        FileNotFoundError, ValueError: a table is missing or damaged.
-    """
-    from projects.bevformer.nuscenes.table_checks import check_tables, read_tables
-
-    tables = read_tables(folder)
-    check_tables(tables, folder)
-    split_of = _split_of_scene(osp.basename(folder))
-    sensors = {row["token"] for row in tables["sensor"] if row["modality"] == "camera"}
-    cameras = {
-        row["token"] for row in tables["calibrated_sensor"] if row["sensor_token"] in sensors
-    }
-    images: Dict[str, List[Image]] = defaultdict(list)
-    for row in tables["sample_data"]:
-        if row["is_key_frame"] and row["calibrated_sensor_token"] in cameras:
-            size = (row.get("height"), row.get("width"))
-            images[row["sample_token"]].append((row["filename"], size))
+    root, version = osp.split(folder)
+    tables = NuScenesTables(root, version, check_all=True)
+    split_of = split_of_scene(version)
     samples: Dict[str, List[Dict[str, Any]]] = defaultdict(list)
-    for sample in sorted(tables["sample"], key=lambda sample: sample["timestamp"]):
+    for sample in sorted(tables.samples.values(), key=lambda sample: sample["timestamp"]):
         samples[sample["scene_token"]].append(sample)
     scenes = []
-    for scene in tables["scene"]:
+    for scene in tables.scenes:
         own = samples[scene["token"]]
+        frames = [tables.sample_data[sample["token"]] for sample in own]
+        data = [frame[name] for frame in frames for name in tables.cameras]
+        images = [(shot.filename, shot.image_size[::-1]) for shot in data]
         times_us = [sample["timestamp"] for sample in own]
-        shots = [image for sample in own for image in images[sample["token"]]]
-        scenes.append(_Scene(scene["name"], split_of.get(scene["name"]), times_us, shots))
+        scenes.append(_Scene(scene["name"], split_of.get(scene["name"]), times_us, images))
     return scenes
-
-
-def _split_of_scene(version: str) -> Dict[str, str]:
-    from nuscenes.utils.splits import create_splits_scenes
-
-    from projects.bevformer.nuscenes.create_infos import SPLITS
-
-    scenes = create_splits_scenes()
-    return {name: split for split, devkit in SPLITS[version].items() for name in scenes[devkit]}
 
 
 def _file_listing(root: str) -> Callable[[str], bool]:

@@ -82,14 +82,14 @@ def _check_tokens(
     label: str, path: str, infos: Sequence[Mapping[str, Any]], folder: str
 ) -> Iterator[Finding]:
     """Whether the samples are in the tables; evaluation needs them."""
-    from projects.bevformer.nuscenes.table_checks import read_tables
+    from projects.bevformer.nuscenes.table_rows import Table
 
     if not osp.isdir(folder):
         text = f"{path} is of {osp.basename(folder)}, but there is no {folder}"
         yield broken(label, text, "unpack those tables, or check data_root and ann_file")
         return
     try:
-        known = {sample["token"] for sample in read_tables(folder)["sample"]}
+        known = Table(folder, "sample").index(lambda row: None)
     except (ValueError, OSError, LookupError, TypeError):
         return  # already a finding
     unknown = sum(info["token"] not in known for info in infos)

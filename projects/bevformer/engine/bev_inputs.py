@@ -4,7 +4,7 @@ Shape legend: T frames, N cameras, H height, W width, Hb, Wb rows and columns of
 """
 
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -17,8 +17,8 @@ from projects.bevformer.datasets.temporal_nuscenes import TemporalNuScenesDatase
 from projects.bevformer.engine.config import config_errors
 from projects.bevformer.geometry.bev_grid import pillar_points
 from projects.bevformer.geometry.camera import project_to_cameras
-from projects.bevformer.geometry.can_bus import CAN_POSITION, CAN_YAW_DEG, CAN_YAW_RAD
-from projects.bevformer.geometry.ego_motion import bev_shift
+from projects.bevformer.geometry.can_bus import CAN_YAW_DEG
+from projects.bevformer.geometry.ego_motion import EgoMotion
 from projects.bevformer.model.image_preprocessor import ImagePreprocessor
 
 
@@ -87,7 +87,7 @@ def network_input(
             the data set has frames after the sample.
     """
     if dataset.test_mode:
-        frames, objects = _test_frames(dataset, index, preprocessor), ground_truth(dataset, index)
+        frames, objects = _test_frames(dataset, index, preprocessor), dataset.ground_truth(index)
     else:
         example = dataset.prepare_train_data(index)
         if example is None:
@@ -117,14 +117,6 @@ def _test_frames(dataset, index, preprocessor) -> List[InputFrame]:
         _frame(_only_version(example["img"]).data, meta, preprocessor)
         for example, meta in zip(examples, metas)
     ]
-
-
-def ground_truth(dataset: TemporalNuScenesDataset, index: int) -> Optional[Dict[str, Any]]:
-    """Dict of `boxes_3d` and `labels_3d` of a sample, or None if it has no annotations (test split)."""
-    if "gt_boxes" not in dataset.data_infos[index]:
-        return None
-    annotations = dataset.get_ann_info(index)
-    return {"boxes_3d": annotations["gt_bboxes_3d"], "labels_3d": annotations["gt_labels_3d"]}
 
 
 def _frames_at_offsets(images, metas, preprocessor) -> List[InputFrame]:
@@ -216,12 +208,8 @@ def ego_track(frames: Sequence[InputFrame]) -> Tuple[np.ndarray, np.ndarray]:
     for frame in reversed(frames):
         if not frame.has_history:
             break
-        # A range of one metre: the shift comes in metres.
-        shift = bev_shift(
-            torch.from_numpy(frame.can_bus[None, CAN_POSITION][:, :2]),
-            torch.from_numpy(frame.can_bus[None, CAN_YAW_RAD]),
-            (0, 0, 0, 1, 1, 1),
-        )[0].numpy()
+        motion = EgoMotion.from_can_bus(torch.from_numpy(frame.can_bus[None]))
+        shift = motion.delta_xy_lidar()[0].numpy()
         cos, sin = np.cos(yaws[-1]), np.sin(yaws[-1])
         to_last = np.array([[cos, -sin], [sin, cos]])
         positions.append(positions[-1] - to_last @ shift)

@@ -1,9 +1,10 @@
-"""Predictions for a whole split, the same from one process and from many, and their score."""
+"""Predictions for a whole split, independent of the number of processes, and their score."""
 
-import json
+from __future__ import annotations
+
 import os
-import shutil
 from pathlib import Path
+from typing import Any, Sequence, Union
 
 import torch
 from mmcv.cnn import fuse_conv_bn
@@ -17,8 +18,10 @@ from projects.bevformer.engine.distributed import all_gather, get_rank
 from projects.bevformer.engine.log import progress_bar
 from projects.bevformer.engine.precision import set_compute_format
 from projects.bevformer.engine.provenance import check_provenance
-from projects.bevformer.engine.report import TP_ERRORS
 from projects.bevformer.nuscenes.evaluation.results import check_samples
+from projects.bevformer.nuscenes.info_list import column
+
+PathLike = Union[str, os.PathLike]
 
 
 def build_trained_model(cfg, checkpoint_path, dataset, device, logger, fuse=False):
@@ -27,9 +30,9 @@ def build_trained_model(cfg, checkpoint_path, dataset, device, logger, fuse=Fals
     Args:
         cfg: config with `model` (and maybe what `set_compute_format` reads).
         checkpoint_path: weights of that model; every one has to be there.
-        dataset: tells the class names.
+        dataset: has the class names.
         device: where the model goes.
-        logger: told what was loaded.
+        logger: receives what was loaded.
         fuse: merge BatchNorm layers into their convolutions.
 
     Raises:
@@ -58,11 +61,13 @@ def build_trained_model(cfg, checkpoint_path, dataset, device, logger, fuse=Fals
     return detector.to(device).eval()
 
 
-def predict(detector, dataset, device, workers=2):
+def predict(
+    detector: torch.nn.Module, dataset: Any, device: torch.device, workers: int = 2
+) -> list[dict] | None:
     """Run a temporal detector over a data set in time order.
 
-    Every process takes whole scenes, so that the memory of a scene is never cut; results are keyed
-    by sample token and put back into the order of the data set.
+    Each process takes whole scenes, so that the temporal memory is never cut; results are keyed by sample
+    token and put back into the order of the data set.
 
     Args:
         detector: bare model with `reset_memory()`; its train or eval mode is restored afterwards.
@@ -71,7 +76,8 @@ def predict(detector, dataset, device, workers=2):
         workers: data loading processes.
 
     Returns:
-        On rank 0 a list of result dicts, one a sample; None on the other ranks.
+        On rank 0 a list of result dicts, one per sample, with an entry for each head; None on the other
+        ranks.
 
     Raises:
         ValueError: frames are left without a result.
@@ -88,7 +94,7 @@ def predict(detector, dataset, device, workers=2):
     shards = all_gather(results)
     if get_rank() != 0:
         return None
-    tokens = [info["token"] for info in dataset.data_infos]
+    tokens = column(dataset.data_infos, "token").tolist()
     check_samples(
         [token for shard in shards for token in shard],
         tokens,
@@ -110,69 +116,50 @@ def _predict_shard(detector, loader, device):
     return results
 
 
-def format_only(dataset, results, out_dir):
-    """Write `results_nusc.json` for the evaluation server, without a score.
+def format_only(dataset: Any, results: list[dict], out_dir: PathLike) -> Path:
+    """Write `results_nusc.json` for the evaluation server, and what other heads' evaluators write.
 
     Returns:
-        Path of the file.
+        path of `results_nusc.json`.
     """
-    out_dir = Path(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    dataset.format_results(results, jsonfile_prefix=str(out_dir))
-    _lift_result_files(out_dir)
-    return out_dir / "results_nusc.json"
+    return Path(dataset.evaluator.write(results, str(out_dir))["pts_bbox"])
 
 
-def score(dataset, results, out_dir, metric="bbox", **options):
-    """Score predictions as the nuScenes benchmark does.
+def score(
+    dataset: Any,
+    results: list[dict],
+    out_dir: PathLike,
+    metric: str | Sequence[str] = "bbox",
+    devkit: bool = False,
+) -> dict[str, Any]:
+    """Score predictions.
 
     Args:
         dataset: the data set that was predicted.
-        results: one result dict a sample, in its order.
-        out_dir: gets `results_nusc.json`, `metrics_summary.json` and `metrics_details.json`.
-        metric: handed to `dataset.evaluate`, as are the options.
+        results: one dict of heads per sample, in its order.
+        out_dir: gets `results_nusc.json`, `metrics_summary.json`, `metrics_details.json`, with `devkit` also
+            `plots/`, and what other heads' evaluators write.
+        metric: "bbox" for boxes, as the nuScenes benchmark scores them, or the name of a head that has an
+            evaluator; or a list.
+        devkit: let the nuScenes devkit score the boxes.
 
     Returns:
-        dict: content of `metrics_summary.json`.
+        content of `metrics_summary.json`.
     """
-    out_dir = Path(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    dataset.evaluate(results, metric=metric, jsonfile_prefix=str(out_dir), **options)
-    _lift_result_files(out_dir)
-    with open(out_dir / "metrics_summary.json") as file:
-        return json.load(file)
+    return dataset.evaluator.score(results, str(out_dir), metric, devkit=devkit)
 
 
-def score_file(dataset, path, out_dir, devkit=False):
-    """Score a `results_nusc.json` that is there already.
+def score_file(
+    dataset: Any, path: PathLike, out_dir: PathLike, devkit: bool = False
+) -> dict[str, Any]:
+    """Score an existing `results_nusc.json`; see `score`.
 
     Args:
-        dataset: of the samples that the file is for.
+        dataset: the data set that the file is for.
         path: of the file.
-        out_dir: gets `metrics_summary.json` and `metrics_details.json`.
-        devkit: let the nuScenes devkit score.
+        out_dir, devkit: as in `score`.
 
     Returns:
-        dict: content of `metrics_summary.json`.
+        content of `metrics_summary.json`.
     """
-    out_dir = Path(out_dir)
-    dataset.evaluate_file(str(path), str(out_dir), devkit=devkit)
-    with open(out_dir / "metrics_summary.json") as file:
-        return json.load(file)
-
-
-def _lift_result_files(out_dir):
-    """mmdet3d writes into a sub-folder named like the result key; users look in the folder itself."""
-    nested = out_dir / "pts_bbox"
-    if nested.is_dir():
-        for path in nested.iterdir():
-            if (out_dir / path.name).is_dir():
-                shutil.rmtree(out_dir / path.name)  # the plots of an earlier evaluation
-            os.replace(path, out_dir / path.name)
-        nested.rmdir()
-
-
-def headline_metrics(summary):
-    """mAP, NDS and the five true-positive errors under their usual names."""
-    errors = {short: summary["tp_errors"][name] for name, short in TP_ERRORS.items()}
-    return {"mAP": summary["mean_ap"], "NDS": summary["nd_score"], **errors}
+    return dataset.evaluator.score_file(str(path), str(out_dir), devkit=devkit)

@@ -9,8 +9,10 @@ from mmcv.runner import HOOKS, Hook, LoggerHook
 
 from projects.bevformer.engine.batch import train_sample_tokens
 from projects.bevformer.engine.distributed import all_gather, barrier, broadcast_buffers, get_rank
-from projects.bevformer.engine.evaluate import headline_metrics, predict, score
-from projects.bevformer.engine.report import metrics_table
+from projects.bevformer.engine.evaluate import predict, score
+from projects.bevformer.engine.report import headline_metrics, metrics_table
+
+_NUSCENES = "pts_bbox_NuScenes/"
 
 
 @HOOKS.register_module()
@@ -89,8 +91,8 @@ class DataWaitHook(Hook):
 class TemporalEvalHook(Hook):
     """Evaluates during training; frames of a scene stay in order and on one process.
 
-    Results go to `<work_dir>/eval/epoch_N` (or `iter_N`), the newest `metrics_summary.json` to the
-    work dir as well.
+    Results go to `<work_dir>/eval/epoch_N` (or `iter_N`), the newest `metrics_summary.json` also to the work
+    dir.
 
     Args:
         dataset: the validation set, test mode.
@@ -99,11 +101,12 @@ class TemporalEvalHook(Hook):
         interval: epochs (iterations without `by_epoch`) between two evaluations.
         start: first epoch that may be evaluated; None for `interval`.
         by_epoch: whether the runner counts epochs.
-        metric: handed to `dataset.evaluate`.
-        save_best: "NDS", "mAP" or "auto" (NDS) keeps the best checkpoint as `best_NDS_epoch_N.pth`.
+        metric: see `engine.evaluate.score`.
+        save_best: "NDS", "mAP" or "auto" (NDS) keeps the best checkpoint as `best_NDS_epoch_N.pth`;
+            "<head>/<name>" does so for a metric of another head, where higher is better.
 
     Raises:
-        ValueError: an impossible interval or an unknown `save_best`.
+        ValueError: an impossible interval, or an unknown `metric` or `save_best`.
     """
 
     def __init__(
@@ -126,13 +129,17 @@ class TemporalEvalHook(Hook):
         self.start = interval if start is None else start
         self.by_epoch = by_epoch
         self.metric = metric
+        heads = dataset.evaluator.heads_of(metric)
         self.best_key = None
         if save_best is not None:
-            name = save_best.split("/")[-1]  # mmdet3d users write pts_bbox_NuScenes/NDS
+            # mmdet3d users write pts_bbox_NuScenes/NDS.
+            name = save_best[len(_NUSCENES) :] if save_best.startswith(_NUSCENES) else save_best
             self.best_key = "NDS" if name == "auto" else name
-            if self.best_key not in ("NDS", "mAP"):
+            head = self.best_key.partition("/")[0]
+            if head not in (*heads, *(("NDS", "mAP") if "pts_bbox" in heads else ())):
                 raise ValueError(
-                    f"evaluation.save_best is {save_best!r}: it must be NDS, mAP or auto"
+                    f"evaluation.save_best is {save_best!r}: it must be NDS, mAP or auto, or <head>/<name>, "
+                    f"of a head that evaluation.metric names ({metric!r})"
                 )
 
     def _is_due(self, done):
@@ -168,6 +175,11 @@ class TemporalEvalHook(Hook):
             runner.log_buffer.output.update(headline)
             runner.log_buffer.ready = True
             if self.best_key is not None:
+                if self.best_key not in headline:
+                    raise ValueError(
+                        f"evaluation.save_best is {self.best_key!r}, but the metrics are "
+                        f"{', '.join(headline)}"
+                    )
                 self._keep_best(runner, headline[self.best_key])
         barrier()
 
@@ -178,7 +190,7 @@ class TemporalEvalHook(Hook):
         previous = messages.get("best_ckpt")
         epoch, iteration, _ = runner._progress()
         number = f"epoch_{epoch}" if self.by_epoch else f"iter_{iteration}"
-        name = f"best_{self.best_key}_{number}.pth"
+        name = f"best_{self.best_key.replace('/', '_')}_{number}.pth"
         messages.update(best_score=value, best_ckpt=name)
         runner.save_checkpoint(runner.work_dir, filename_tmpl=name, create_symlink=False)
         if previous is not None and previous != name:

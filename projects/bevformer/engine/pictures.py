@@ -12,7 +12,6 @@ from projects.bevformer.engine.bev_inputs import (
     InputFrame,
     build_preprocessor,
     ego_track,
-    ground_truth,
     network_input,
     seen_cells,
 )
@@ -84,7 +83,7 @@ def draw_samples(
             out_dir,
             dataset.info_with_paths(index),
             found,
-            ground_truth(dataset, index),
+            dataset.ground_truth(index),
             dataset.data_root,
             score_threshold,
             dataset.CLASSES,

@@ -1,15 +1,29 @@
 """Metrics as plain text."""
 
+from __future__ import annotations
+
+from typing import Any
+
 from terminaltables import AsciiTable
 
-# nuScenes name of a true-positive error -> name in papers and tables.
-TP_ERRORS = {
-    "trans_err": "mATE",
-    "scale_err": "mASE",
-    "orient_err": "mAOE",
-    "vel_err": "mAVE",
-    "attr_err": "mAAE",
-}
+from projects.bevformer.nuscenes.spec import TP_ERRORS
+
+
+def headline_metrics(summary: dict[str, Any]) -> dict[str, float]:
+    """mAP, NDS and the five true-positive errors under their usual names, and metrics of other heads.
+
+    Args:
+        summary: content of `metrics_summary.json`.
+    """
+    metrics = _of_heads(summary)
+    if "nd_score" in summary:
+        errors = {short: summary["tp_errors"][name] for name, short in TP_ERRORS.items()}
+        metrics = {"mAP": summary["mean_ap"], "NDS": summary["nd_score"], **errors, **metrics}
+    return metrics
+
+
+def _of_heads(summary):
+    return {name: value for name, value in summary.items() if "/" in name}
 
 
 def _number(value):
@@ -17,22 +31,30 @@ def _number(value):
     return "-" if value is None or value != value else f"{value:.4f}"
 
 
-def metrics_table(summary):
-    """Overall and per-class figures.
+def metrics_table(summary: dict[str, Any]) -> str:
+    """Overall and per-class metrics of nuScenes, and the metrics of other heads.
 
     Args:
         summary: content of `metrics_summary.json`.
 
     Returns:
-        str: two tables under each other.
+        tables, one below the other.
     """
-    overall = [["mAP", "NDS", *TP_ERRORS.values()]]
-    overall.append(
-        [_number(summary["mean_ap"]), _number(summary["nd_score"])]
-        + [_number(summary["tp_errors"][name]) for name in TP_ERRORS]
-    )
-    classes = [["class", "AP", *(name[1:] for name in TP_ERRORS.values())]]
-    for class_name, ap in summary["mean_dist_aps"].items():
-        errors = summary["label_tp_errors"][class_name]
-        classes.append([class_name, _number(ap)] + [_number(errors[name]) for name in TP_ERRORS])
-    return f"{AsciiTable(overall).table}\n{AsciiTable(classes).table}"
+    tables = []
+    if "nd_score" in summary:
+        overall = [["mAP", "NDS", *TP_ERRORS.values()]]
+        overall.append(
+            [_number(summary["mean_ap"]), _number(summary["nd_score"])]
+            + [_number(summary["tp_errors"][name]) for name in TP_ERRORS]
+        )
+        classes = [["class", "AP", *(name[1:] for name in TP_ERRORS.values())]]
+        for class_name, ap in summary["mean_dist_aps"].items():
+            errors = summary["label_tp_errors"][class_name]
+            classes.append(
+                [class_name, _number(ap)] + [_number(errors[name]) for name in TP_ERRORS]
+            )
+        tables += [overall, classes]
+    rows = [[name, _number(value)] for name, value in _of_heads(summary).items()]
+    if rows:
+        tables.append([["head/metric", "value"], *rows])
+    return "\n".join(AsciiTable(table).table for table in tables)

@@ -1,4 +1,4 @@
-"""Rigid transforms between the frames of a vehicle that moves; float64 NumPy arrays."""
+"""Rigid transforms between the frames of a vehicle that moves; float64 NumPy arrays named `src2dst`."""
 
 from __future__ import annotations
 
@@ -6,24 +6,21 @@ from typing import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.spatial.transform import Rotation
+
+from projects.bevformer.geometry import rotations
 
 
-def pose_matrix(rotation_wxyz: Sequence[float], translation: ArrayLike) -> NDArray[np.float64]:
-    """`src2dst` of a quaternion and a translation, as the tables and the info files give them.
+def pose_matrix(rotation_wxyz: ArrayLike, translation: ArrayLike) -> NDArray[np.float64]:
+    """`src2dst` from quaternions and translations, as the tables and the info files store them.
 
     Args:
-        rotation_wxyz: (4,) unit quaternion w, x, y, z.
-        translation: (3,) metres.
+        rotation_wxyz: (..., 4) quaternions w, x, y, z.
+        translation: (..., 3) metres.
 
     Returns:
-        (4, 4), acts on column vectors.
+        (..., 4, 4), acting on column vectors.
     """
-    w, x, y, z = rotation_wxyz
-    matrix = np.eye(4)
-    matrix[:3, :3] = Rotation.from_quat((x, y, z, w)).as_matrix()
-    matrix[:3, 3] = translation
-    return matrix
+    return rigid_matrix(rotations.matrices(rotation_wxyz), translation)
 
 
 def inverse_poses(src2dst: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -31,18 +28,14 @@ def inverse_poses(src2dst: NDArray[np.float64]) -> NDArray[np.float64]:
 
     Avoids np.linalg.inv, whose BLAS threads keep spinning on cores that other workers need.
     """
-    rotations = np.swapaxes(src2dst[..., :3, :3], -1, -2)
-    inverses = np.zeros_like(src2dst)
-    inverses[..., :3, :3] = rotations
-    inverses[..., :3, 3] = -np.einsum("...ij,...j->...i", rotations, src2dst[..., :3, 3])
-    inverses[..., 3, 3] = 1.0
-    return inverses
+    turned = np.swapaxes(src2dst[..., :3, :3], -1, -2)
+    return rigid_matrix(turned, -np.einsum("...ij,...j->...i", turned, src2dst[..., :3, 3]))
 
 
 def adjacent_to_current(
     lidar2global_adjacent: NDArray[np.float64], lidar2global_current: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Where a place seen from the lidar of an adjacent frame lies for the lidar of the current one.
+    """Transform from the lidar of an adjacent frame to the lidar of the current one.
 
     Args:
         lidar2global_adjacent: (4, 4) at the time of the adjacent frame.

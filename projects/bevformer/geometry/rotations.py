@@ -1,6 +1,6 @@
-"""Many rotations at once: quaternions w, x, y, z as rows of float64 arrays.
+"""Rotations as quaternions w, x, y, z: rows of float64 NumPy arrays.
 
-Everything is computed element by element, so that a row does not depend on the number of rows.
+Everything is computed element by element, so the result of a row does not depend on the number of rows.
 """
 
 from __future__ import annotations
@@ -9,8 +9,18 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.spatial.transform import Rotation
 
 Array = NDArray[np.float64]
+
+
+def matrices(quaternions: ArrayLike) -> Array:
+    """(..., 4) of any length but 0 -> (..., 3, 3) rotation matrices, acting on column vectors."""
+    elements = np.asarray(quaternions, dtype=np.float64)
+    rows = np.roll(elements, -1, axis=-1).reshape(-1, 4)  # SciPy wants w last, and one row or more
+    turns = Rotation.from_quat(rows).as_matrix() if len(rows) else np.zeros((0, 3, 3))
+    shaped: Array = turns.reshape(*elements.shape[:-1], 3, 3)
+    return shaped
 
 
 def normalise(quaternions: Array) -> Array:

@@ -3,16 +3,21 @@
 Shape legend: N cameras, G objects.
 """
 
+from __future__ import annotations
+
+import itertools
 from dataclasses import dataclass
+from typing import Mapping
 
 import numpy as np
-import torch
 
-from projects.bevformer.geometry.camera_boxes import box_corners
-from projects.bevformer.geometry.poses import pose_matrix
-from projects.bevformer.nuscenes.spec import CAMERAS
+from projects.bevformer.nuscenes.records import (
+    cam2img_of_camera,
+    lidar2cam_of_camera,
+    lidar2global_of,
+)
 
-# DD3D tells three attributes apart in each class.
+# DD3D distinguishes three attributes per class.
 _ATTRIBUTE_INDEX = {
     "vehicle.moving": 0,
     "vehicle.parked": 1,
@@ -24,7 +29,7 @@ _ATTRIBUTE_INDEX = {
     "cycle.without_rider": 1,
 }
 _UNKNOWN = -1
-# The devkit's idea of an object in an image: all of it this far ahead, and a corner in the image.
+# As in the devkit, an object is in an image if all of it is this far ahead and a corner is in the image.
 _NEAREST_CORNER_M = 0.1
 _NEAREST_SEEN_CORNER_M = 1.0
 _SMALLEST_SIDE_PX = 1e-5
@@ -42,7 +47,7 @@ class CameraObjects:
         size_wlh: (G, 3) metres.
         attribute: (G,) int64, -1 where unknown.
         speed: (G,) m/s, NaN where unknown.
-        min_visibility: share of the box around an object's projection that must lie in the image.
+        min_visibility: share of the box around an object's projection that must lie within the image.
     """
 
     intrinsics: np.ndarray
@@ -54,8 +59,10 @@ class CameraObjects:
     speed: np.ndarray
     min_visibility: float
 
-    def in_image(self, intrinsics, source_hw, image_hw):
-        """What of them a network sees in the image after augmentation.
+    def in_image(
+        self, intrinsics: np.ndarray, source_hw: tuple[int, int], image_hw: tuple[int, int]
+    ) -> dict[str, np.ndarray]:
+        """The objects that a network sees in the image after augmentation.
 
         Args:
             intrinsics: (3, 3) camera matrix of that image: cropped and scaled, not turned.
@@ -64,11 +71,9 @@ class CameraObjects:
 
         Returns:
             dict of float32 and int64 arrays: intrinsics (3, 3), bbox (G, 4) x1, y1, x2, y2 in pixels,
-            label, rotation, center, size_wlh, attribute, speed. G is 0 where it sees none.
+            label, rotation, center, size_wlh, attribute, speed. G is 0 if it sees none.
         """
-        corners = box_corners(
-            *(torch.from_numpy(part) for part in (self.rotation, self.center, self.size_wlh))
-        ).numpy()
+        corners = box_corners(self.rotation, self.center, self.size_wlh)
         depth = corners[..., 2]
         with np.errstate(divide="ignore", invalid="ignore"):  # corners behind the camera are no use
             uv = corners @ self.intrinsics.T
@@ -96,11 +101,13 @@ class CameraObjects:
         }
 
 
-def camera_objects(info, class_index, min_points, min_visibility):
+def camera_objects(
+    info: Mapping, class_index: Mapping[str, int], min_points: int, min_visibility: float
+) -> list[CameraObjects]:
     """Objects of an info record in the frame of each camera.
 
-    Every annotated object of a known class with enough points is taken, whatever the dataset's
-    `use_valid_flag` and range filter leave out.
+    Takes every annotated object of a known class with enough points, regardless of the dataset's
+    `use_valid_flag` and range filter.
 
     Args:
         info: record of an info file. `gt_attributes` (G,) of str is optional.
@@ -109,7 +116,7 @@ def camera_objects(info, class_index, min_points, min_visibility):
         min_visibility: see CameraObjects.
 
     Returns:
-        list of N CameraObjects.
+        list of N CameraObjects, in the order of `info["cams"]`.
     """
     points = info["num_lidar_pts"] + info["num_radar_pts"]
     keep = (points >= min_points) & np.isin(info["gt_names"], list(class_index))
@@ -119,18 +126,14 @@ def camera_objects(info, class_index, min_points, min_visibility):
     if "gt_attributes" in info:
         names = info["gt_attributes"][keep]
         attributes[:] = [_ATTRIBUTE_INDEX.get(name, _UNKNOWN) for name in names]
-    lidar2global = pose_matrix(info["ego2global_rotation"], (0, 0, 0)) @ pose_matrix(
-        info["lidar2ego_rotation"], (0, 0, 0)
-    )
-    box2lidar = upright_rotations(boxes[:, 6], lidar2global[:3, :3])
+    box2lidar = upright_rotations(boxes[:, 6], lidar2global_of(info)[:3, :3])
 
     cameras = []
-    for name in CAMERAS:
-        camera = info["cams"][name]
-        lidar2cam = np.asarray(camera["sensor2lidar_rotation"], dtype=np.float64).T
+    for camera in info["cams"].values():
+        lidar2cam = lidar2cam_of_camera(camera)[:3, :3]
         cameras.append(
             CameraObjects(
-                intrinsics=np.asarray(camera["cam_intrinsic"], dtype=np.float64),
+                intrinsics=cam2img_of_camera(camera)[:3, :3],
                 label=labels,
                 rotation=lidar2cam @ box2lidar,
                 center=(boxes[:, :3] - camera["sensor2lidar_translation"]) @ lidar2cam.T,
@@ -143,8 +146,15 @@ def camera_objects(info, class_index, min_points, min_visibility):
     return cameras
 
 
-def upright_rotations(yaws, lidar2global):
-    """Turns of boxes that stand upright in the world, as those of nuScenes do, not on the lidar.
+def box_corners(rotations: np.ndarray, centers: np.ndarray, sizes_wlh: np.ndarray) -> np.ndarray:
+    """(G, 3, 3) box to camera, (G, 3) and (G, 3) metres -> (G, 8, 3) corners in the camera frame."""
+    signs = np.array(list(itertools.product((1, -1), repeat=3)))
+    offsets = signs * sizes_wlh[:, None, [1, 0, 2]] / 2  # (G, 8, 3) along length, width, height
+    return (rotations[:, None] * offsets[:, :, None]).sum(axis=-1) + centers[:, None]
+
+
+def upright_rotations(yaws: np.ndarray, lidar2global: np.ndarray) -> np.ndarray:
+    """Rotations of boxes that are upright in the world, as in nuScenes, not in the lidar frame.
 
     Args:
         yaws: (G,) radians, heading of the boxes seen along the lidar's z axis.

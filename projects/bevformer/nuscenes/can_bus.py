@@ -1,7 +1,8 @@
 """The vehicle's CAN bus at a key frame, read from the nuScenes CAN bus expansion."""
 
+from __future__ import annotations
+
 import json
-import math
 import os.path as osp
 import reprlib
 from bisect import bisect_right
@@ -17,6 +18,7 @@ from projects.bevformer.geometry.can_bus import (
     CAN_SIZE,
     CAN_VELOCITY,
 )
+from projects.bevformer.nuscenes.vectors import described, finite_rows
 
 # Scenes recorded without a CAN bus; the list is the devkit's `NuScenesCanBus.can_blacklist`.
 SCENES_WITHOUT_CAN_BUS = frozenset(
@@ -31,12 +33,12 @@ _POSE_FIELDS = {
     "rotation_rate": CAN_ROTATION_RATE,
     "vel": CAN_VELOCITY,
 }
-_SIZES = {"utime": None, **{key: part.stop - part.start for key, part in _POSE_FIELDS.items()}}
+_SHAPES = {"utime": (), **{key: (part.stop - part.start,) for key, part in _POSE_FIELDS.items()}}
 _REMEDY = "unpack can_bus.zip again"
 
 
-def find_can_bus_folder(path):
-    """Find the folder that holds `scene-*_pose.json`.
+def find_can_bus_folder(path: str) -> str:
+    """Find the folder that contains `scene-*_pose.json`.
 
     Args:
         path: the folder `can_bus` itself, or the folder it lies in.
@@ -45,7 +47,7 @@ def find_can_bus_folder(path):
         Path of the folder `can_bus`.
 
     Raises:
-        FileNotFoundError: neither is the case.
+        FileNotFoundError: there is no such folder.
     """
     if osp.isdir(osp.join(path, "can_bus")):
         return osp.join(path, "can_bus")
@@ -69,7 +71,7 @@ class SceneCanBus:
         ValueError: the file is not a non-empty list of complete, finite pose messages.
     """
 
-    def __init__(self, folder, scene_name):
+    def __init__(self, folder: str, scene_name: str) -> None:
         self._path = osp.join(folder, f"{scene_name}_pose.json")
         if not osp.isfile(self._path):
             raise FileNotFoundError(
@@ -82,8 +84,8 @@ class SceneCanBus:
         for key, columns in _POSE_FIELDS.items():
             self._vectors[:, columns] = [message[key] for message in messages]
 
-    def check_overlap(self, start_us, end_us):
-        """Refuse messages that are all before or all after the scene: they are of another one.
+    def check_overlap(self, start_us: int, end_us: int) -> None:
+        """Refuse messages that are all before or all after the scene: they belong to another one.
 
         The first or last message a little inside the scene is normal.
 
@@ -99,18 +101,18 @@ class SceneCanBus:
                 f"the scene, {start_us} to {end_us}: unpack can_bus.zip again"
             )
 
-    def at(self, timestamp_us):
-        """The last message at or before a time; the first message where there is none.
+    def at(self, timestamp_us: int) -> np.ndarray:
+        """The last message at or before a time; the first message if there is none.
 
         Args:
             timestamp_us: microseconds.
 
         Returns:
-            (18,) float64, columns as in `nuscenes_spec`; the two yaw columns are 0.
+            (18,) float64, columns as in `geometry.can_bus`; the two yaw columns are 0.
         """
         return self._vectors[self._last_before(timestamp_us)].copy()
 
-    def motion_after(self, timestamp_us):
+    def motion_after(self, timestamp_us: int) -> np.ndarray:
         """Acceleration, rotation rate and velocity of the first message after a time.
 
         The official info files pair these with the position of the message before; official weights
@@ -129,8 +131,8 @@ class SceneCanBus:
         return max(bisect_right(self._times_us, timestamp_us) - 1, 0)
 
 
-def _read_messages(path):
-    """Pose messages in time order; where one is not whole, its number in the file and its field."""
+def _read_messages(path: str) -> list[dict]:
+    """Pose messages in time order; an incomplete one is an error that names message and field."""
     try:
         with open(path, encoding="utf-8") as file:
             messages = json.load(file)
@@ -138,28 +140,14 @@ def _read_messages(path):
         raise ValueError(f"{path} is damaged ({error}): {_REMEDY}") from error
     if not isinstance(messages, list) or not messages:
         raise ValueError(f"{path} is not a list of pose messages, or an empty one: {_REMEDY}")
-    for position, message in enumerate(messages):
-        for key, size in _SIZES.items():
-            value = message.get(key) if isinstance(message, dict) else None
-            if not _is_finite(value, size):
-                raise ValueError(
-                    f"{path}: {key} of message {position} is {reprlib.repr(value)}, not "
-                    f"{f'{size} finite numbers' if size else 'a number'}: {_REMEDY}"
-                )
+    rows = [message if isinstance(message, dict) else {} for message in messages]
+    for key, shape in _SHAPES.items():
+        values = [row.get(key) for row in rows]
+        good = finite_rows(values, shape)
+        if not good.all():
+            position = int(good.argmin())
+            raise ValueError(
+                f"{path}: {key} of message {position} is {reprlib.repr(values[position])}, not "
+                f"{described(shape)}: {_REMEDY}"
+            )
     return sorted(messages, key=lambda message: message["utime"])
-
-
-def _is_finite(value, size):
-    """Whether it is a finite number (size None) or a list of `size` of them."""
-    if size is not None:
-        return (
-            isinstance(value, list)
-            and len(value) == size
-            and all(_is_finite(x, None) for x in value)
-        )
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an int that no float can hold
-        return False

@@ -1,6 +1,9 @@
-"""Names and orders that nuScenes and its detection benchmark fix; each defined once."""
+"""Names, orders and splits fixed by nuScenes and its detection benchmark, each defined once."""
 
-# Camera index: the row of `cams_embeds`, the order of `info["cams"]` and of every (B, N, ...) tensor.
+from __future__ import annotations
+
+# The cameras of nuScenes in the order of the official weights' `cams_embeds`. Everything else reads the
+# list of cameras from the info file (`metadata["cameras"]`).
 CAMERAS = (
     "CAM_FRONT",
     "CAM_FRONT_RIGHT",
@@ -23,20 +26,6 @@ CLASSES = (
     "pedestrian",
     "traffic_cone",
 )
-
-# Distance from the ego vehicle, metres, up to which the benchmark counts a class (detection_cvpr_2019).
-CLASS_RANGE = {
-    "car": 50.0,
-    "truck": 50.0,
-    "construction_vehicle": 50.0,
-    "bus": 50.0,
-    "trailer": 50.0,
-    "barrier": 30.0,
-    "motorcycle": 40.0,
-    "bicycle": 40.0,
-    "pedestrian": 40.0,
-    "traffic_cone": 30.0,
-}
 
 # nuScenes category -> detection class; categories that are not listed are not detected.
 CATEGORY_TO_CLASS = {
@@ -69,3 +58,55 @@ ATTRIBUTES = (
     "vehicle.parked",
     "vehicle.stopped",
 )
+
+# Class -> attribute of an object that moves, and of one that stands still. Attributes are not predicted.
+ATTRIBUTES_OF_CLASS = {
+    "car": ("vehicle.moving", "vehicle.parked"),
+    "truck": ("vehicle.moving", "vehicle.parked"),
+    "construction_vehicle": ("vehicle.moving", "vehicle.parked"),
+    "bus": ("vehicle.moving", "vehicle.stopped"),
+    "trailer": ("vehicle.moving", "vehicle.parked"),
+    "barrier": ("", ""),
+    "motorcycle": ("cycle.with_rider", "cycle.without_rider"),
+    "bicycle": ("cycle.with_rider", "cycle.without_rider"),
+    "pedestrian": ("pedestrian.moving", "pedestrian.standing"),
+    "traffic_cone": ("", ""),
+}
+
+# True-positive error in the devkit's files -> its name in papers and tables.
+TP_ERRORS = {
+    "trans_err": "mATE",
+    "scale_err": "mASE",
+    "orient_err": "mAOE",
+    "vel_err": "mAVE",
+    "attr_err": "mAAE",
+}
+
+# Table folder -> {split of an info file: the devkit's name of that split}.
+SPLITS = {
+    "v1.0-trainval": {"train": "train", "val": "val"},
+    "v1.0-test": {"test": "test"},
+    "v1.0-mini": {"train": "mini_train", "val": "mini_val"},
+}
+WITHOUT_ANNOTATIONS = "v1.0-test"
+# --version of tools/create_data.py -> the table folders that it reads.
+TABLE_FOLDERS = {
+    "v1.0": ("v1.0-trainval", "v1.0-test"),
+    **{folder: (folder,) for folder in SPLITS},
+}
+# Number of samples in the full download -> the split, for guesses in error messages.
+SPLIT_OF_SIZE = {
+    28130: "train of v1.0-trainval",
+    6019: "val of v1.0-trainval",
+    6008: "test of v1.0-test",
+    323: "train of v1.0-mini",
+    81: "val of v1.0-mini",
+}
+
+
+def split_of_scene(folder: str) -> dict[str, str]:
+    """Scene name -> split of an info file, for the scenes of a table folder."""
+    from nuscenes.utils.splits import create_splits_scenes  # imports the whole devkit
+
+    scenes = create_splits_scenes()
+    return {name: split for split, devkit in SPLITS[folder].items() for name in scenes[devkit]}

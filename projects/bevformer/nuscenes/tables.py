@@ -1,21 +1,23 @@
 """The nuScenes tables, as much of them as info files need.
 
-The devkit keeps every row of every table; here rows are sorted out while a table is parsed, and
-annotations become columns of numbers.
+The devkit keeps every row of every table; here rows are filtered while a table is parsed, and annotations
+become columns of numbers. Rows are checked on the way.
 
 Shape legend: A annotations of the whole table folder.
 """
 
-import json
+from __future__ import annotations
+
 import os.path as osp
 from array import array
-from typing import NamedTuple
+from typing import Any, Iterable, NamedTuple
 
 import numpy as np
 
-from projects.bevformer.nuscenes.spec import CAMERAS
+from projects.bevformer.nuscenes.spec import CAMERAS, WITHOUT_ANNOTATIONS
+from projects.bevformer.nuscenes.table_rows import VECTORS, Row, Rows, Table
+from projects.bevformer.nuscenes.vectors import described
 
-_CHANNELS = ("LIDAR_TOP", *CAMERAS)
 # Velocities come from annotations no further apart than this, twice as much across both neighbours.
 _MAX_TIME_DIFF_S = 1.5  # the devkit's default
 
@@ -58,7 +60,7 @@ class Annotations(NamedTuple):
     num_lidar_pts: np.ndarray  # (A,) int32
     num_radar_pts: np.ndarray  # (A,) int32
     category: list  # A names
-    attribute: list  # A names, empty where there is none
+    attribute: list  # A names, empty for annotations without attribute
 
 
 class NuScenesTables:
@@ -68,8 +70,11 @@ class NuScenesTables:
         root_path: nuScenes root.
         folder: such as "v1.0-trainval".
         with_sweeps: keep the lidar's records between the key frames too.
+        check_all: also check the rows that info files do not need, and the tables and map masks that only
+            the devkit opens.
 
     Attributes:
+        cameras: their channels: nuScenes' six in their own order, then any others by name.
         scenes: rows of the scene table.
         samples: token -> row.
         sample_data: sample token -> {channel: SensorData} of the key frame, lidar and cameras.
@@ -79,62 +84,96 @@ class NuScenesTables:
         annotations_of: sample token -> rows of `annotations`.
 
     Raises:
-        ValueError: a table is missing or damaged, repeats a token or a key frame, or names a row that
-            another one does not have.
+        FileNotFoundError: a table or a map mask is missing.
+        ValueError: a table is damaged, repeats a token or a key frame, names a row that does not exist,
+            or holds a value that cannot be used; samples are not chained in time order; a camera is
+            missing; a path leads out of the data set. The first problem is named with file, row and field.
     """
 
-    def __init__(self, root_path, folder, with_sweeps=False):
-        self._folder = osp.join(root_path, folder)
-        self.scenes = self._read("scene", lambda row: row)
-        self.samples = self._index("sample", lambda row: row)
-        sensors = self._index("sensor", lambda row: row["channel"])
-        calibrations = self._index(
-            "calibrated_sensor",
-            lambda row: Calibration(
-                sensors[row["sensor_token"]],
-                row["translation"],
-                row["rotation"],
-                row["camera_intrinsic"],
-            ),
-        )
-        self._read_sample_data(calibrations, with_sweeps)
+    def __init__(
+        self, root_path: str, folder: str, with_sweeps: bool = False, check_all: bool = False
+    ) -> None:
+        self._root, self._folder = root_path, osp.join(root_path, folder)
+        self._with_sweeps, self._check_all = with_sweeps, check_all
+        self._read_scenes()
+        sensors = self._table("sensor").index(lambda row: row)
+        found = {row["channel"] for row in sensors.values() if row["modality"] == "camera"}
+        own = [name for name in CAMERAS if name in found]
+        self.cameras = (*own, *sorted(found.difference(own)))
+        self._read_sample_data(self._read_calibrations(sensors))
         self._read_annotations()
+        if check_all:
+            self._check_devkit_tables()
 
-    def _read(self, table, keep):
-        """What `keep` makes of the rows of a table, which are let go as soon as they are parsed."""
-        path = osp.join(self._folder, f"{table}.json")
-        try:
-            with open(path) as file:
-                rows = json.load(file, object_hook=keep)
-            if not isinstance(rows, list):
-                raise TypeError(f"it holds one {type(rows).__name__}, not a list of rows")
-        except _DanglingToken:
-            raise
-        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-            what = f"a row has no {error}" if isinstance(error, KeyError) else error
-            raise ValueError(f"cannot read the tables: {path}: {what}: {_UNPACK}") from error
-        return rows
+    def _table(self, name: str) -> Table:
+        return Table(self._folder, name)
 
-    def _index(self, table, keep):
-        """Token -> what `keep` makes of the row."""
-        rows = self._read(table, lambda row: (row["token"], keep(row)))
-        indexed = _Rows(table, rows)
-        if len(indexed) < len(rows):
-            raise ValueError(f"{table}.json repeats tokens: {_UNPACK}")
-        return indexed
+    def _read_scenes(self) -> None:
+        table = self._table("sample")
+        scenes = self._table("scene").index(lambda row: row)
+        of_scene = Rows("scene", {token: [] for token in scenes})
+        self.scenes = list(scenes.values())
+        self.samples = table.index(lambda row: of_scene[row["scene_token"]].append(row) or row)
+        for token, row in self.samples.items():
+            for field in ("prev", "next"):
+                if row[field] and row[field] not in self.samples:
+                    raise table.dangling(field, token, row[field], "sample")
+        for scene in self.scenes:
+            own = sorted(of_scene[scene["token"]], key=lambda sample: sample["timestamp"])
+            self._check_scene(scene, own)
 
-    def _read_sample_data(self, calibrations, with_sweeps):
-        self.sample_data = _Rows("sample", {token: {} for token in self.samples})
-        self.lidar_data = _Rows("sample_data")
-        pose_tokens = set()
+    def _check_scene(self, scene: Row, samples: list[Row]) -> None:
+        """Refuse a scene that its samples, in time order, do not fit, and samples that are not chained."""
+        table = self._table("scene")
+        if not samples or scene["nbr_samples"] != len(samples):
+            raise table.error(
+                f"nbr_samples of {scene['name']} is {scene['nbr_samples']}, sample.json has {len(samples)}"
+            )
+        tokens = ["", *(sample["token"] for sample in samples), ""]
+        for before, sample, after in zip(tokens, samples, tokens[2:]):
+            _check_order(self._table("sample"), sample, sample["token"], prev=before, next=after)
+        ends = {"first_sample_token": tokens[1], "last_sample_token": tokens[-2]}
+        _check_order(table, scene, scene["name"], **ends)
 
-        def keep(row):
+    def _read_calibrations(self, sensors: Rows) -> Rows:
+        def keep(row: Row) -> Calibration:
+            channel = sensors[row["sensor_token"]]["channel"]
+            fields = ("translation", "rotation", "camera_intrinsic")
+            return Calibration(channel, *(row[field] for field in fields))
+
+        table = self._table("calibrated_sensor")
+        calibrations = table.index(keep)
+        used = {t: c for t, c in calibrations.items() if c.channel in ("LIDAR_TOP", *self.cameras)}
+        _check_poses(table, calibrations if self._check_all else used)
+        cameras = {token: c for token, c in used.items() if c.channel != "LIDAR_TOP"}
+        matrices = [calibration.camera_intrinsic for calibration in cameras.values()]
+        table.check_vectors(cameras, matrices, "camera_intrinsic", (3, 3))
+        return calibrations
+
+    def _read_sample_data(self, calibrations: Rows) -> None:
+        table = self._table("sample_data")
+        channels = ("LIDAR_TOP", *self.cameras)
+        self.sample_data = Rows("sample", {token: {} for token in self.samples})
+        self.lidar_data = Rows("sample_data")
+        user_of_pose = {}  # pose token -> a record of that pose
+        chain = {}  # with check_all: token -> (time, token of the record before, of the one after)
+
+        def keep(row: Row) -> None:
             is_key_frame = row["is_key_frame"]
-            if not (is_key_frame or with_sweeps):
+            if not (is_key_frame or self._with_sweeps or self._check_all):
                 return
             calibration = calibrations[row["calibrated_sensor_token"]]
-            is_sweep = with_sweeps and calibration.channel == "LIDAR_TOP"
-            if not (is_sweep or (is_key_frame and calibration.channel in _CHANNELS)):
+            is_sweep = self._with_sweeps and calibration.channel == "LIDAR_TOP"
+            is_used = is_sweep or (is_key_frame and calibration.channel in channels)
+            if not (is_used or self._check_all):
+                return
+            table.check_types(row)
+            _check_filename(table, row)
+            frame = self.sample_data[row["sample_token"]]
+            user_of_pose[row["ego_pose_token"]] = row["token"]
+            if self._check_all:
+                chain[row["token"]] = (row["timestamp"], row["prev"], row["next"])
+            if not is_used:
                 return
             data = SensorData(
                 row["token"],
@@ -145,44 +184,63 @@ class NuScenesTables:
                 (row["width"], row["height"]),
                 calibration,
             )
-            pose_tokens.add(data.ego_pose_token)
-            if is_key_frame:
-                frame = self.sample_data[row["sample_token"]]
-                if calibration.channel in frame:
-                    raise ValueError(f"two key frames of a sample are of {calibration.channel}")
-                frame[calibration.channel] = data
             if is_sweep:
                 self.lidar_data[data.token] = data
+            if is_key_frame and calibration.channel in frame:
+                raise table.error(
+                    f"sample {row['sample_token']} has 2 key frames of {calibration.channel}"
+                )
+            if is_key_frame:
+                frame[calibration.channel] = data
 
-        self._read("sample_data", keep)
-        self.ego_poses = _Rows("ego_pose")
+        number = table.read(keep)
+        for token, frame in self.sample_data.items():
+            for channel in channels:
+                if channel not in frame:
+                    raise table.error(f"sample {token} has no key frame of {channel}")
+        if self._check_all:
+            table.check_repeats(number - len(chain))
+            _check_chain(table, chain)
+        self._read_ego_poses(table, user_of_pose)
 
-        def keep_pose(row):
-            if row["token"] in pose_tokens:
+    def _read_ego_poses(self, users: Table, user_of_pose: dict[str, str]) -> None:
+        table = self._table("ego_pose")
+        self.ego_poses = Rows("ego_pose")
+        unused = set()
+
+        def keep(row: Row) -> None:
+            if row["token"] in user_of_pose:
                 self.ego_poses[row["token"]] = EgoPose(row["translation"], row["rotation"])
+            elif self._check_all:
+                unused.add(row["token"])
 
-        self._read("ego_pose", keep_pose)
-        missing = pose_tokens - self.ego_poses.keys()
-        if missing:
-            raise _DanglingToken("ego_pose", min(missing))
+        number = table.read(keep)
+        for pose, user in user_of_pose.items():
+            if pose not in self.ego_poses:
+                raise users.dangling("ego_pose_token", user, pose, "ego_pose")
+        if self._check_all:
+            table.check_repeats(number - len(self.ego_poses) - len(unused))
+        _check_poses(table, self.ego_poses)
 
-    def _read_annotations(self):
-        categories = self._index("category", lambda row: row["name"])
-        instances = self._index("instance", lambda row: categories[row["category_token"]])
-        numbers = {name: array("d") for name in ("translation", "size", "rotation")}
+    def _read_annotations(self) -> None:
+        table = self._table("sample_annotation")
+        categories = self._table("category").index(lambda row: row["name"])
+        instances = self._table("instance").index(lambda row: categories[row["category_token"]])
+        numbers = {name: array("d") for name in VECTORS[table.name]}
         points = {name: array("i") for name in ("num_lidar_pts", "num_radar_pts")}
-        attributes = self._index("attribute", lambda row: row["name"])
+        attributes = self._table("attribute").index(lambda row: row["name"])
         times_us, neighbours = array("q"), {"prev": [], "next": []}
         category, attribute = [], []
         rows = {}
-        self.annotations_of = _Rows("sample", {token: [] for token in self.samples})
+        self.annotations_of = Rows("sample", {token: [] for token in self.samples})
 
-        def keep(row):
-            for name, width in (("translation", 3), ("size", 3), ("rotation", 4)):
-                values = row[name]
-                if len(values) != width:
-                    raise ValueError(f"{name} of {row['token']} has {len(values)} numbers")
-                numbers[name].extend(values)
+        def keep(row: Row) -> None:
+            table.check_types(row)
+            for name, shape in VECTORS[table.name].items():
+                if not _append(numbers[name], row[name], shape):
+                    raise table.error(
+                        f"{name} of {row['token']} is {row[name]}, not {described(shape)}"
+                    )
             for name, column in points.items():
                 column.append(row[name])
             for name, tokens in neighbours.items():
@@ -190,56 +248,91 @@ class NuScenesTables:
             category.append(instances[row["instance_token"]])
             tokens = row["attribute_tokens"]
             if len(tokens) > 1:
-                raise ValueError(f"{row['token']} has {len(tokens)} attributes, not one or none")
+                raise table.error(f"{row['token']} has {len(tokens)} attributes, not one or none")
             attribute.append(attributes[tokens[0]] if tokens else "")
             times_us.append(self.samples[row["sample_token"]]["timestamp"])
             place = rows[row["token"]] = len(rows)
             self.annotations_of[row["sample_token"]].append(place)
 
-        self._read("sample_annotation", keep)
-        if len(rows) < len(category):
-            raise ValueError(f"sample_annotation.json repeats tokens: {_UNPACK}")
-        translation = np.array(numbers["translation"]).reshape(-1, 3)
+        number = table.read(keep)
+        table.check_repeats(number - len(rows))
+        if not rows and osp.basename(self._folder) != WITHOUT_ANNOTATIONS:
+            raise table.error(f"no rows, which is right only in {WITHOUT_ANNOTATIONS}")
+        columns = {}
+        for name, shape in VECTORS[table.name].items():
+            columns[name] = np.array(numbers[name]).reshape(-1, *shape)
+            table.check_vectors(rows, columns[name], name, shape)
+        places = [_places(table, rows, field, tokens) for field, tokens in neighbours.items()]
         self.annotations = Annotations(
-            translation=translation,
-            size_wlh=np.array(numbers["size"]).reshape(-1, 3),
-            rotation_wxyz=np.array(numbers["rotation"]).reshape(-1, 4),
-            velocity=_velocities(
-                translation[:, :2],
-                np.array(times_us),
-                *(self._places(rows, neighbours[name]) for name in ("prev", "next")),
-            ),
+            translation=columns["translation"],
+            size_wlh=columns["size"],
+            rotation_wxyz=columns["rotation"],
+            velocity=_velocities(columns["translation"][:, :2], np.array(times_us), *places),
             num_lidar_pts=np.array(points["num_lidar_pts"]),
             num_radar_pts=np.array(points["num_radar_pts"]),
             category=category,
             attribute=attribute,
         )
 
-    def _places(self, rows, tokens):
-        """Row of each token, -1 where it is empty."""
-        try:
-            return np.array([rows[token] if token else -1 for token in tokens], dtype=np.int64)
-        except KeyError as error:
-            raise _DanglingToken("sample_annotation", error.args[0]) from None
+    def _check_devkit_tables(self) -> None:
+        logs = self._table("log").index(lambda row: row["location"])
+        for scene in self.scenes:
+            if scene["log_token"] not in logs:
+                name, token = scene["token"], scene["log_token"]
+                raise self._table("scene").dangling("log_token", name, token, "log")
+        self._table("visibility").index(lambda row: row)
+        maps = self._table("map").index(lambda row: (row["log_tokens"], row["filename"]))
+        for _, filename in maps.values():
+            mask = osp.join(self._root, filename)
+            if not osp.isfile(mask):
+                raise FileNotFoundError(
+                    f"{mask} does not exist, which map.json names and the devkit opens: unpack the maps"
+                )
 
 
-_UNPACK = "the tables are damaged, unpack the metadata again"
+def _check_order(table: Table, row: Row, name: str, **expected: str) -> None:
+    for field, token in expected.items():
+        if row[field] != token:
+            raise table.error(f"{field} of {name} is {row[field]!r}, in time order it is {token!r}")
 
 
-class _DanglingToken(ValueError):
-    def __init__(self, table, token):
-        super().__init__(f"{table}.json has no row {token!r}, which another table names: {_UNPACK}")
+def _check_poses(table: Table, rows: dict[str, Any]) -> None:
+    for field, shape in VECTORS[table.name].items():
+        table.check_vectors(rows, [getattr(row, field) for row in rows.values()], field, shape)
 
 
-class _Rows(dict):
-    """Token -> row; a token that is not there is an error that names the table."""
+def _check_filename(table: Table, row: Row) -> None:
+    name = row["filename"]
+    if name[:1] in ("/", "\\") or (".." in name and ".." in name.split("/")):
+        raise table.error(
+            f"filename of {row['token']} is {name!r}, which leads out of the data set"
+        )
 
-    def __init__(self, table, rows=()):
-        super().__init__(rows)
-        self.table = table
 
-    def __missing__(self, token):
-        raise _DanglingToken(self.table, token)
+def _check_chain(table: Table, chain: dict[str, tuple[int, str, str]]) -> None:
+    for token, (time_us, before, after) in chain.items():
+        for field, neighbour in (("prev", before), ("next", after)):
+            if neighbour and neighbour not in chain:
+                raise table.dangling(field, token, neighbour, table.name)
+        if before and chain[before][0] >= time_us:
+            raise table.error(f"prev of {token} is {before}, which is not earlier")
+
+
+def _places(table: Table, rows: dict[str, int], field: str, tokens: Iterable[str]) -> np.ndarray:
+    """Row of each token, -1 where it is empty."""
+    for user, token in zip(rows, tokens):
+        if token and token not in rows:
+            raise table.dangling(field, user, token, table.name)
+    return np.array([rows[token] if token else -1 for token in tokens], dtype=np.int64)
+
+
+def _append(column, values, shape):
+    """Whether the values have the shape and could be appended."""
+    try:
+        column.extend(values)
+    except (TypeError, OverflowError):
+        return False
+    return (len(values),) == shape
 
 
 def _velocities(positions, times_us, before, after):
@@ -248,7 +341,7 @@ def _velocities(positions, times_us, before, after):
     Args:
         positions: (A, 2) metres.
         times_us: (A,) microseconds.
-        before, after: (A,) rows of the neighbours, -1 where there is none.
+        before, after: (A,) rows of the neighbours, -1 at the ends of a chain.
     """
     here = np.arange(len(positions))
     first, last = np.where(before < 0, here, before), np.where(after < 0, here, after)

@@ -3,12 +3,13 @@
 Images are uint8 in BGR, as OpenCV reads and writes them.
 """
 
-from typing import Any, List, Mapping, Optional, Sequence, Tuple
+from typing import List, Mapping, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
 
 from projects.bevformer.io import join_root, read_image
+from projects.bevformer.nuscenes.records import lidar2img_of_camera
 from projects.bevformer.visualization.boxes import (
     FRONT_FACE,
     REAR_FACE,
@@ -82,7 +83,7 @@ def draw_cameras(
     views = {}
     for name, camera in info["cams"].items():
         image = read_image(join_root(data_root, camera["data_path"]), cv2.IMREAD_COLOR)
-        views[name] = image, lidar_to_image(camera)
+        views[name] = image, lidar2img_of_camera(camera)
     return draw_views(info, views, box_sets)
 
 
@@ -156,26 +157,6 @@ def arrange(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
     return picture
 
 
-def lidar_to_image(camera: Mapping[str, Any]) -> np.ndarray:
-    """Projection of one camera of an info.
-
-    Args:
-        camera: an entry of `info["cams"]`: `sensor2lidar_rotation` (3, 3) and
-            `sensor2lidar_translation` (3,) map camera points, at the time the camera fired, to the
-            lidar frame of the key frame; `cam_intrinsic` (3, 3) in pixels.
-
-    Returns:
-        (4, 4) float64, maps homogeneous lidar points to (u*d, v*d, d, 1), pixels of the whole
-        image, d the depth in metres.
-    """
-    camera2lidar = np.eye(4)
-    camera2lidar[:3, :3] = camera["sensor2lidar_rotation"]
-    camera2lidar[:3, 3] = camera["sensor2lidar_translation"]
-    camera2image = np.eye(4)
-    camera2image[:3, :3] = camera["cam_intrinsic"]
-    return camera2image @ np.linalg.inv(camera2lidar)
-
-
 def clip_to_near_plane(
     start: np.ndarray, end: np.ndarray, near: float = NEAR_PLANE_M
 ) -> np.ndarray:
@@ -207,7 +188,7 @@ def draw_boxes(
     Args:
         image: (H, W, 3) uint8 BGR.
         boxes: DrawableBoxes.
-        lidar2img: (4, 4), see `lidar_to_image`, in pixels of `image`.
+        lidar2img: (4, 4), see `records.lidar2img_of_camera`, in pixels of `image`.
         line_width: pixels; far boxes have thin lines.
     """
     homogeneous = np.concatenate(

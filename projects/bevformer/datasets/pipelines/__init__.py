@@ -1,39 +1,49 @@
-"""Pipeline steps under the names that the published configs use.
+"""Pipeline steps, most of them under the names that the published configs use.
 
-Every step takes and returns the dict of one frame. `img` is a list of N (H, W, 3) arrays, one a camera;
+Each step takes and returns the dict of one frame. `img` is a list of N (H, W, 3) arrays, one per camera;
 `lidar2img` and `cam2img` are lists of N (4, 4) arrays that follow the images through scaling.
 No step edits an array that it was given.
 """
 
-from projects.bevformer.datasets.pipelines.color import (
-    DrawColorDistortion,
-    NormalizeMultiviewImage,
-    PhotoMetricDistortionMultiViewImage,
-)
-from projects.bevformer.datasets.pipelines.format import ByteImageFormatBundle3D, CustomCollect3D
-from projects.bevformer.datasets.pipelines.loading import LoadMultiViewImageFromFiles
-from projects.bevformer.datasets.pipelines.mono import DD3DMapper
-from projects.bevformer.datasets.pipelines.objects import ObjectRangeFilter
-from projects.bevformer.datasets.pipelines.size import (
-    PadMultiViewImage,
-    RandomScaleImageMultiViewImage,
-)
-from projects.bevformer.datasets.pipelines.view_augmentation import (
-    CropResizeFlipImage,
-    GlobalRotScaleTransImage,
-)
+from __future__ import annotations
 
-__all__ = [
-    "ByteImageFormatBundle3D",
-    "CropResizeFlipImage",
-    "CustomCollect3D",
-    "DD3DMapper",
-    "DrawColorDistortion",
-    "GlobalRotScaleTransImage",
-    "LoadMultiViewImageFromFiles",
-    "NormalizeMultiviewImage",
-    "ObjectRangeFilter",
-    "PadMultiViewImage",
-    "PhotoMetricDistortionMultiViewImage",
-    "RandomScaleImageMultiViewImage",
-]
+import logging
+from typing import Any, Sequence
+
+from mmdet3d.datasets.builder import PIPELINES
+from mmdet3d.datasets.pipelines import LoadMultiViewImageFromFiles, ObjectRangeFilter
+
+from projects.bevformer.datasets.pipelines import (  # noqa: F401
+    color,
+    format,
+    loading,
+    mono,
+    objects,
+    size,
+    view_augmentation,
+)
+from projects.bevformer.published import translate
+
+# Published name, which belongs to mmdet3d -> its class there and the step that is used instead.
+_OWN_STEPS = {
+    "LoadMultiViewImageFromFiles": (LoadMultiViewImageFromFiles, loading.LoadCameraImages),
+    "ObjectRangeFilter": (ObjectRangeFilter, objects.FilterObjectsByRange),
+}
+
+
+def with_own_steps(pipeline: Sequence[Any], logger: logging.Logger) -> Sequence[Any]:
+    """A pipeline config in which steps of mmdet3d that fail on today's stack are this package's.
+
+    Args:
+        pipeline: step configs, also within wrappers such as MultiScaleFlipAug3D. It is not modified. A step
+            that somebody else registered under the name of mmdet3d's stays.
+        logger: receives the names of the replaced steps.
+    """
+
+    def replace(step: dict) -> dict:
+        theirs, ours = _OWN_STEPS.get(step["type"], (None, None))
+        if ours is not None and PIPELINES.get(step["type"]) is theirs:
+            step["type"] = ours.__name__
+        return step
+
+    return translate(pipeline, replace, logger)

@@ -4,9 +4,11 @@ import mmcv
 import numpy as np
 from mmdet3d.datasets.builder import PIPELINES
 
+from projects.bevformer.datasets.pipelines.step import Step
+
 
 @PIPELINES.register_module()
-class DrawColorDistortion:
+class DrawColorDistortion(Step):
     """Draw the numbers of a PhotoMetricDistortionMultiViewImage and leave the images as they are.
 
     The images can then stay uint8, and the model's ImagePreprocessor distorts them on its device. On
@@ -68,13 +70,6 @@ class DrawColorDistortion:
             draw["channels"] = tuple(np.random.permutation(3))
         return draw
 
-    def __repr__(self):
-        return (
-            f"{type(self).__name__}(brightness_delta={self.brightness_delta}, "
-            f"contrast_range={self.contrast_range}, saturation_range={self.saturation_range}, "
-            f"hue_delta={self.hue_delta})"
-        )
-
 
 @PIPELINES.register_module()
 class PhotoMetricDistortionMultiViewImage(DrawColorDistortion):
@@ -98,7 +93,7 @@ class PhotoMetricDistortionMultiViewImage(DrawColorDistortion):
             if image.dtype != np.float32:
                 raise ValueError(
                     f"PhotoMetricDistortionMultiViewImage needs float32 images, got {image.dtype}: "
-                    "set to_float32=True in LoadMultiViewImageFromFiles"
+                    "set to_float32=True in the loading step"
                 )
         results["img"] = [_distort(image, self.draw()) for image in results["img"]]
         return results
@@ -127,7 +122,7 @@ def _distort(image, draw):
 
 
 @PIPELINES.register_module()
-class NormalizeMultiviewImage:
+class NormalizeMultiviewImage(Step):
     """Subtract the mean and divide by the standard deviation, channel by channel.
 
     Args:
@@ -148,9 +143,6 @@ class NormalizeMultiviewImage:
         ]
         results["img_norm_cfg"] = {"mean": self.mean, "std": self.std, "to_rgb": self.to_rgb}
         return results
-
-    def __repr__(self):
-        return f"NormalizeMultiviewImage(mean={self.mean}, std={self.std}, to_rgb={self.to_rgb})"
 
 
 def _coin():

@@ -1,7 +1,12 @@
 """The last steps of a pipeline."""
 
+from __future__ import annotations
+
+from typing import Sequence
+
 import numpy as np
 import torch
+from einops import rearrange
 from mmcv.parallel import DataContainer
 from mmdet3d.datasets.builder import PIPELINES
 from mmdet3d.datasets.pipelines import Collect3D, DefaultFormatBundle3D
@@ -23,6 +28,7 @@ META_KEYS = (
     "prev_idx",
     "next_idx",
     "scene_token",
+    "timestamp",
     "can_bus",
     "pts_filename",
 )
@@ -37,8 +43,8 @@ class ByteImageFormatBundle3D(DefaultFormatBundle3D):
     Args:
         class_names: class names in the order of the logits.
         with_label: the frame has objects.
-        stack: False hands on the N images as they are, for a dataset that stacks the images of a whole
-            queue: they are copied once instead of twice.
+        stack: False keeps the N images as a list, for a dataset that stacks those of a whole queue: they are
+            copied once instead of twice.
     """
 
     def __init__(self, class_names, with_label=True, stack=True):
@@ -56,7 +62,7 @@ class ByteImageFormatBundle3D(DefaultFormatBundle3D):
             if image.dtype != np.uint8:
                 raise ValueError(
                     f"ByteImageFormatBundle3D needs uint8 images, got {image.dtype}: set "
-                    "to_float32=False in LoadMultiViewImageFromFiles, and leave colours and padding "
+                    "to_float32=False in the loading step, and leave colours and padding "
                     "to model.data_preprocessor"
                 )
         results = super().__call__(results)
@@ -64,10 +70,27 @@ class ByteImageFormatBundle3D(DefaultFormatBundle3D):
         return results
 
 
-def stack_byte_images(images):
+def stack_byte_images(images: Sequence[np.ndarray]) -> DataContainer:
     """DataContainer of one (len(images), H, W, 3) tensor."""
     # mmcv pads the last two dimensions of a batch to its largest; here they are not H and W.
     return DataContainer(torch.from_numpy(np.stack(images)), stack=True, pad_dims=None)
+
+
+def image_hw(images: torch.Tensor | Sequence[np.ndarray]) -> tuple[int, int]:
+    """Height and width of the images of a frame: one tensor, or N byte images."""
+    if isinstance(images, torch.Tensor) and images.dtype != torch.uint8:
+        return tuple(images.shape[-2:])
+    return tuple(images[0].shape[:2])
+
+
+def stack_frames(frames: Sequence[DataContainer]) -> DataContainer:
+    """`img` of T frames, each one tensor or N byte images, as one container."""
+    if isinstance(frames[0].data, torch.Tensor):
+        images = torch.stack([frame.data for frame in frames])
+        return DataContainer(images, stack=True, pad_dims=frames[0].pad_dims)
+    stacked = stack_byte_images([image for frame in frames for image in frame.data])
+    images = rearrange(stacked.data, "(t n) h w c -> t n h w c", t=len(frames))
+    return DataContainer(images, stack=True, pad_dims=stacked.pad_dims)
 
 
 @PIPELINES.register_module()
@@ -76,7 +99,8 @@ class CustomCollect3D(Collect3D):
 
     Args:
         keys: what to collect besides `img_metas`.
-        meta_keys: what to collect into `img_metas`, where the frame has it.
+        meta_keys: what to collect into `img_metas`, if the frame has it. A list without "timestamp" (s)
+            turns off the check that frames of a scene come in time order.
     """
 
     def __init__(self, keys, meta_keys=(*META_KEYS, "color_distortion")):

@@ -4,15 +4,16 @@ import numpy as np
 from mmcv.image.io import imread_flags
 from mmdet3d.datasets.builder import PIPELINES
 
+from projects.bevformer.datasets.pipelines.step import Step
 from projects.bevformer.io import read_image
 
 
-@PIPELINES.register_module(force=True)
-class LoadMultiViewImageFromFiles:
-    """Load one image a camera.
+@PIPELINES.register_module()
+class LoadCameraImages(Step):
+    """Load one image per camera.
 
-    Takes the published name from mmdet3d's step, with its arguments and results: that one answers a
-    missing or broken file with "all input arrays must have the same shape".
+    Arguments and results are those of mmdet3d's LoadMultiViewImageFromFiles, whose answer to a missing or
+    broken file is "all input arrays must have the same shape".
 
     Args:
         to_float32: convert to float32; values stay 0 ... 255.
@@ -58,9 +59,6 @@ class LoadMultiViewImageFromFiles:
             },
         )
         return results
-
-    def __repr__(self):
-        return f"LoadMultiViewImageFromFiles(to_float32={self.to_float32}, color_type={self.color_type!r})"
 
 
 def _read_image(filename, color_type):

@@ -2,31 +2,34 @@
 
 from mmdet3d.datasets.builder import PIPELINES
 
+from projects.bevformer.datasets.pipelines.step import Step
+from projects.bevformer.published import published
+
 
 @PIPELINES.register_module()
-class DD3DMapper:
-    """Turn the objects of the single cameras into targets on the augmented images.
+@published(only={"is_train": True})
+class DD3DMapper(Step):
+    """Turn the objects of single cameras into targets on the augmented images.
 
     Comes after CustomCollect3D, which must collect `mono_input_dict` and `aug_param`.
 
     Args:
-        is_train: accepted because published configs give it; only True is possible.
-        tasks: accepted because published configs give it; both tasks are always on.
+        tasks: None, or a dict of True: all tasks are always on.
 
     Raises:
-        ValueError: an option that is not possible.
+        ValueError: a task is off.
     """
 
-    def __init__(self, is_train=True, tasks=None):
-        if not is_train or not all((tasks or {}).values()):
-            raise ValueError("DD3DMapper has is_train=True and all tasks on only")
+    def __init__(self, tasks=None):
+        if not all((tasks or {}).values()):
+            raise ValueError(f"DD3DMapper cannot turn off a task: set all of tasks={tasks} to True")
 
     def __call__(self, results):
-        """Replace `mono_input_dict`, N CameraObjects, by {camera: dict} of the cameras that see one.
+        """Replace `mono_input_dict`, N CameraObjects, by {camera index: dict} of the cameras that see one.
 
         Returns:
-            The results; None where no camera sees an object. Frames without `mono_input_dict` (those
-            beside the current one) stay as they are.
+            The results; None if no camera sees an object. Frames without `mono_input_dict` (all but the
+            current one) are returned as they are.
 
         Raises:
             ValueError: CropResizeFlipImage has not run.
@@ -48,6 +51,3 @@ class DD3DMapper:
             return None
         results["mono_input_dict"] = seen
         return results
-
-    def __repr__(self):
-        return "DD3DMapper()"

@@ -3,13 +3,15 @@
 import numpy as np
 from mmdet3d.datasets.builder import PIPELINES
 
+from projects.bevformer.datasets.pipelines.step import Step
 
-@PIPELINES.register_module(force=True)
-class ObjectRangeFilter:
+
+@PIPELINES.register_module()
+class FilterObjectsByRange(Step):
     """Keep the objects whose centre lies in the range seen from above.
 
-    Takes the published name from mmdet3d's step, with its arguments and results: that one needs
-    `np.bool`, which NumPy 1.24 to 1.26 do not have.
+    Arguments and results are those of mmdet3d's ObjectRangeFilter, which needs `np.bool`; NumPy 1.24 to
+    1.26 do not have it.
 
     Args:
         point_cloud_range: x_min, y_min, z_min, x_max, y_max, z_max; metres, lidar frame.
@@ -26,6 +28,3 @@ class ObjectRangeFilter:
         results["gt_bboxes_3d"] = boxes
         results["gt_labels_3d"] = results["gt_labels_3d"][inside.numpy()]
         return results
-
-    def __repr__(self):
-        return f"ObjectRangeFilter(point_cloud_range={self.point_cloud_range.tolist()})"

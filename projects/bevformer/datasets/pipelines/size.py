@@ -1,16 +1,17 @@
 """Steps that change the size of the images, and the camera matrices with it."""
 
 import mmcv
-import numpy as np
 from mmdet3d.datasets.builder import PIPELINES
+
+from projects.bevformer.datasets.pipelines.step import Step, resize_images
 
 
 @PIPELINES.register_module()
-class RandomScaleImageMultiViewImage:
+class RandomScaleImageMultiViewImage(Step):
     """Scale all images by one factor.
 
-    The published name says random, the published recipes give one factor: frames of a queue must
-    have one size.
+    Despite the published name nothing is random: published recipes give one factor, because the frames of a
+    queue must have one size.
 
     Args:
         scales: a list with the one factor.
@@ -29,23 +30,12 @@ class RandomScaleImageMultiViewImage:
 
     def __call__(self, results):
         """Scale `img`, and scale the pixel rows of `lidar2img` and `cam2img` to match."""
-        height, width = results["img"][0].shape[:2]
-        new_height, new_width = int(height * self.scale), int(width * self.scale)
-        results["img"] = [mmcv.imresize(image, (new_width, new_height)) for image in results["img"]]
-        # The true ratios, in case the size was rounded.
-        scaling = np.diag([new_width / width, new_height / height, 1.0, 1.0])
-        for key in ("lidar2img", "cam2img"):
-            results[key] = [scaling @ matrix for matrix in results[key]]
-        shapes = [image.shape for image in results["img"]]
-        results["img_shape"] = results["ori_shape"] = results["pad_shape"] = shapes
+        resize_images(results, results["img"], self.scale)
         return results
-
-    def __repr__(self):
-        return f"RandomScaleImageMultiViewImage(scales=[{self.scale}])"
 
 
 @PIPELINES.register_module()
-class PadMultiViewImage:
+class PadMultiViewImage(Step):
     """Pad all images at the right and at the bottom; pixel coordinates do not move.
 
     Args:
@@ -92,9 +82,3 @@ class PadMultiViewImage:
         results["pad_fixed_size"] = self.size
         results["pad_size_divisor"] = self.size_divisor
         return results
-
-    def __repr__(self):
-        return (
-            f"PadMultiViewImage(size={self.size}, size_divisor={self.size_divisor}, "
-            f"pad_val={self.pad_val})"
-        )

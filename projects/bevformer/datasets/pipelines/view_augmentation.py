@@ -1,34 +1,35 @@
 """Augmentation of what the cameras see and of the ground plane, the same for all frames of an item.
 
-What a step draws it writes into `results["aug_param"]` under its name, and takes from there where an
-earlier frame has drawn; the dataset hands one such dict to all frames of an item.
+A step writes its random draws into `results["aug_param"]` under its name, and uses those of an earlier
+frame if there are any; the dataset passes one such dict to all frames of an item.
 """
 
-import mmcv
 import numpy as np
 from mmdet3d.datasets.builder import PIPELINES
 
+from projects.bevformer.datasets.pipelines.step import Step, resize_images
+from projects.bevformer.published import published
+
 
 @PIPELINES.register_module()
-class CropResizeFlipImage:
-    """Cut out a fixed part of all images and scale it to a drawn height; decide on a mirror image.
+@published(only={"debug": False})
+class CropResizeFlipImage(Step):
+    """Cut out a fixed part of all images and scale it to a random height; decide whether to mirror.
 
     The step only decides whether images are mirrored: the network mirrors the padded images and its
     features back, so that the camera matrices stay true.
 
     Args:
-        data_aug_conf: dict of `reisze` (so spelt in published configs), list of heights in pixels to draw from; `crop`, (left,
-            top, right, bottom) in pixels; `H` and `W`, size of the images; `rand_flip`.
-        training: draw; else there must be one height, and nothing is mirrored.
-        debug: accepted because published configs give it; only False is possible.
+        data_aug_conf: dict of `reisze` (spelt like that in published configs), list of heights in pixels to
+            draw from; `crop`, (left, top, right, bottom) in pixels; `H` and `W`, size of the images;
+            `rand_flip`.
+        training: draw; otherwise there must be one height, and nothing is mirrored.
 
     Raises:
-        ValueError: several heights without `training`, a crop beyond the image, or `debug`.
+        ValueError: several heights without `training`, or a crop beyond the image.
     """
 
-    def __init__(self, data_aug_conf, training=True, debug=False):
-        if debug:
-            raise ValueError("CropResizeFlipImage writes no debug pictures: set debug=False")
+    def __init__(self, data_aug_conf, training=True):
         self.heights = list(data_aug_conf["reisze"])
         self.crop = tuple(data_aug_conf["crop"])
         self.source_hw = (data_aug_conf["H"], data_aug_conf["W"])
@@ -56,20 +57,12 @@ class CropResizeFlipImage:
                 )
         draw = _draw_once(results, self)
         left, top, right, bottom = self.crop
-        size = (int(draw["scale"] * (right - left)), int(draw["scale"] * (bottom - top)))
         images = [image[top:bottom, left:right] for image in results["img"]]
-        results["img"] = [mmcv.imresize(image, size) for image in images]
-        # The true ratios, in case the size was rounded.
-        matrix = np.diag([size[0] / (right - left), size[1] / (bottom - top), 1.0, 1.0])
-        matrix[:2, 2] = -matrix[[0, 1], [0, 1]] * (left, top)
-        for key in ("cam2img", "lidar2img"):
-            results[key] = [matrix @ camera for camera in results[key]]
-        shapes = [image.shape for image in results["img"]]
-        results["img_shape"] = results["ori_shape"] = results["pad_shape"] = shapes
+        resize_images(results, images, draw["scale"], origin=(left, top))
         return results
 
     def draw(self):
-        """What is the same for all frames of an item."""
+        """Draw what all frames of an item share."""
         height = self.heights[np.random.randint(len(self.heights))]
         return {
             "scale": height / (self.crop[3] - self.crop[1]),
@@ -77,27 +70,19 @@ class CropResizeFlipImage:
             "source_hw": self.source_hw,
         }
 
-    def __repr__(self):
-        return (
-            f"CropResizeFlipImage(heights={self.heights}, crop={self.crop}, "
-            f"source_hw={self.source_hw}, flips={self.flips})"
-        )
-
 
 @PIPELINES.register_module()
-class GlobalRotScaleTransImage:
+@published(only={"reverse_angle": True, "training": True})
+class GlobalRotScaleTransImage(Step):
     """Turn, scale and mirror the scene seen from above.
 
     With `only_gt` the boxes move and the cameras stay; the network moves its BEV features by the
-    matrix that is drawn. Without, the cameras move too, and the network knows nothing of it.
+    drawn matrix. Without it the cameras move as well, and the network needs no correction.
 
     Args:
         rot_range: least and largest turn, degrees, counter-clockwise.
         scale_ratio_range: least and largest factor.
-        translation_std: accepted because published configs give it; only zeros are possible.
-        reverse_angle: accepted because published configs give it; only True is possible: it makes
-            boxes of mmdet3d below 1.0 turn the way of the features, and here they do anyway.
-        training: accepted because published configs give it; only True is possible.
+        translation_std: only zeros are supported.
         flip_dx_ratio: how often x is negated.
         flip_dy_ratio: how often y is negated.
         only_gt: see above.
@@ -113,16 +98,13 @@ class GlobalRotScaleTransImage:
         rot_range=(-22.5, 22.5),
         scale_ratio_range=(0.95, 1.05),
         translation_std=(0, 0, 0),
-        reverse_angle=True,
-        training=True,
         flip_dx_ratio=0.5,
         flip_dy_ratio=0.5,
         only_gt=False,
     ):
-        if any(translation_std) or not reverse_angle or not training:
+        if any(translation_std):
             raise ValueError(
-                "GlobalRotScaleTransImage has translation_std=(0, 0, 0), reverse_angle=True and "
-                "training=True only"
+                "GlobalRotScaleTransImage does not translate: set translation_std=(0, 0, 0)"
             )
         self.rot_range = tuple(rot_range)
         self.scale_ratio_range = tuple(scale_ratio_range)
@@ -149,7 +131,7 @@ class GlobalRotScaleTransImage:
         return results
 
     def draw(self):
-        """What is the same for all frames of an item; `matrix` (3, 3) maps lidar points."""
+        """Draw what all frames of an item share; `matrix` (3, 3) maps lidar points."""
         angle = np.deg2rad(np.random.uniform(*self.rot_range))
         scale = np.random.uniform(*self.scale_ratio_range)
         flip_x = np.random.uniform() < self.flip_dx_ratio
@@ -165,13 +147,6 @@ class GlobalRotScaleTransImage:
             "matrix": mirror @ (scale * turn),
             "only_gt": self.only_gt,
         }
-
-    def __repr__(self):
-        return (
-            f"GlobalRotScaleTransImage(rot_range={self.rot_range}, "
-            f"scale_ratio_range={self.scale_ratio_range}, flip_dx_ratio={self.flip_dx_ratio}, "
-            f"flip_dy_ratio={self.flip_dy_ratio}, only_gt={self.only_gt})"
-        )
 
 
 def _draw_once(results, step):

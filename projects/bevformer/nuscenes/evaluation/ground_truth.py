@@ -1,23 +1,27 @@
-"""What the benchmark compares detections with: from info files, or from the tables."""
+"""Ground truth of the benchmark, from info files or from the tables."""
+
+from __future__ import annotations
+
+from typing import Any, Sequence
 
 import numpy as np
 
-from projects.bevformer.geometry import rotations as quaternions
-from projects.bevformer.geometry.poses import pose_matrix
+from projects.bevformer.geometry import rotations
 from projects.bevformer.nuscenes.evaluation.metrics import Boxes, GroundTruth
 from projects.bevformer.nuscenes.evaluation.results import ATTRIBUTE_CODES
+from projects.bevformer.nuscenes.records import boxes_global, velocities_global
 from projects.bevformer.nuscenes.spec import BICYCLE_RACK, CATEGORY_TO_CLASS
 
 # What older info files, and those of other projects, do not have.
 EVALUATION_FIELDS = ("gt_centers_global", "gt_rotations_global", "gt_attributes")
 
 
-def has_ground_truth(infos):
-    """Whether info records hold all that the benchmark needs."""
+def has_ground_truth(infos: Sequence[dict]) -> bool:
+    """Whether info records contain everything that the benchmark compares with."""
     return all(field in info for info in infos for field in EVALUATION_FIELDS)
 
 
-def ground_truth_of_infos(infos, config):
+def ground_truth_of_infos(infos: Sequence[dict], config: Any) -> GroundTruth:
     """`GroundTruth` of info records with the `EVALUATION_FIELDS`."""
     counts = [len(info["gt_names"]) for info in infos]
     return _ground_truth(
@@ -32,7 +36,7 @@ def ground_truth_of_infos(infos, config):
     )
 
 
-def ground_truth_of_tables(nusc, tokens, config):
+def ground_truth_of_tables(nusc: Any, tokens: Sequence[str], config: Any) -> GroundTruth:
     """`GroundTruth` of samples of the devkit's tables."""
     samples = [nusc.get("sample", token) for token in tokens]
     annotations = [nusc.get("sample_annotation", token) for s in samples for token in s["anns"]]
@@ -50,28 +54,7 @@ def ground_truth_of_tables(nusc, tokens, config):
     )
 
 
-def boxes_global(info):
-    """(G, 10) x, y, z, w, l, h, quaternion w, x, y, z of a record's objects in the global frame, m.
-
-    These are the tables' own numbers: on the edge of a threshold a rounding would decide.
-    """
-    sizes_wlh = info["gt_boxes"][:, [4, 3, 5]]
-    return np.concatenate(
-        (info["gt_centers_global"], sizes_wlh, info["gt_rotations_global"]), axis=1
-    )
-
-
-def velocities_global(info):
-    """(G, 2) velocities of a record's objects along the global axes, m/s, within rounding."""
-    lidar2global = pose_matrix(info["ego2global_rotation"], (0, 0, 0)) @ pose_matrix(
-        info["lidar2ego_rotation"], (0, 0, 0)
-    )
-    # The vertical part was left out before turning: what is undone is this matrix, which is no rotation.
-    global2lidar_xy = lidar2global[:2, :2].T
-    return info["gt_velocity"] @ np.linalg.inv(global2lidar_xy).T
-
-
-def attribute_name(nusc, annotation):
+def attribute_name(nusc: Any, annotation: dict) -> str:
     """Name of an annotation's attribute, empty where it has none.
 
     Raises:
@@ -103,7 +86,7 @@ def _ground_truth(sample, names, box, velocity, attributes, points, ego_xy, conf
         attribute=np.array([ATTRIBUTE_CODES[name] for name in attributes], dtype=int),
     )
     racks = boxes.take(np.array([name == BICYCLE_RACK for name in names], dtype=bool))
-    racks.box[:, 6:] = quaternions.normalise(racks.box[:, 6:])
+    racks.box[:, 6:] = rotations.normalise(racks.box[:, 6:])
     return GroundTruth(
         boxes=boxes.take((label >= 0) & (points > 0)),
         ego_xy=ego_xy,

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from projects.bevformer.geometry import rotations
-from projects.bevformer.geometry.poses import inverse_poses, pose_matrix
+from projects.bevformer.geometry.poses import inverse_poses
 from projects.bevformer.nuscenes.evaluation.metrics import Boxes
+from projects.bevformer.nuscenes.records import lidar2global_of
 
 
 def lidar_detections(
@@ -29,7 +30,7 @@ def lidar_detections(
     """
     from mmdet3d.core.bbox import LiDARInstance3DBoxes
 
-    global2lidar = np.stack([inverse_poses(_lidar2global(info)) for info in infos])[boxes.sample]
+    global2lidar = np.stack([inverse_poses(lidar2global_of(info)) for info in infos])[boxes.sample]
 
     def turned(vectors_global: np.ndarray) -> np.ndarray:
         return np.einsum("mij,mj->mi", global2lidar[:, :3, :3], vectors_global)
@@ -56,11 +57,3 @@ def lidar_detections(
             }
         )
     return detections
-
-
-def _lidar2global(info: Mapping[str, Any]) -> np.ndarray:
-    lidar2ego, ego2global = (
-        pose_matrix(info[f"{name}_rotation"], info[f"{name}_translation"])
-        for name in ("lidar2ego", "ego2global")
-    )
-    return ego2global @ lidar2ego

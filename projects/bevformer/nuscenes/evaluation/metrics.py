@@ -9,15 +9,17 @@ C classes. Global frame, metres.
 Source: nuScenes (arXiv 1903.11027), section 3.1.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Optional
+from typing import Any
 
 import numpy as np
 
-from projects.bevformer.geometry import rotations as quaternions
+from projects.bevformer.geometry import rotations
 from projects.bevformer.jit import jit
+from projects.bevformer.nuscenes.spec import TP_ERRORS
 
-TP_ERRORS = ("trans_err", "scale_err", "orient_err", "vel_err", "attr_err")
 _DETAILS = (
     "recall", "precision", "confidence", "trans_err", "vel_err", "scale_err", "orient_err", "attr_err",
 )  # fmt: skip
@@ -39,7 +41,7 @@ class Boxes:
         label: (N,) int, index into the class names of the benchmark's config.
         box: (N, 10) float64, x, y, z of the centre, w, l, h, quaternion w, x, y, z.
         velocity: (N, 2) m/s, NaN where unknown.
-        attribute: (N,) int, index into `nuscenes_spec.ATTRIBUTES`, -1 for none.
+        attribute: (N,) int, index into `spec.ATTRIBUTES`, -1 for none.
         score: (N,), None for ground truth.
     """
 
@@ -48,12 +50,12 @@ class Boxes:
     box: np.ndarray
     velocity: np.ndarray
     attribute: np.ndarray
-    score: Optional[np.ndarray] = None
+    score: np.ndarray | None = None
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.sample)
 
-    def take(self, rows):
+    def take(self, rows: Any) -> Boxes:
         """The boxes that a mask or indices choose, in that order."""
         return Boxes(
             self.sample[rows],
@@ -82,7 +84,7 @@ class GroundTruth:
     rack_box: np.ndarray
 
 
-def detection_metrics(detections, truth, config):
+def detection_metrics(detections: Boxes, truth: GroundTruth, config: Any) -> tuple[dict, dict]:
     """Score detections.
 
     Args:
@@ -119,7 +121,7 @@ def detection_metrics(detections, truth, config):
     return _summary(curves, names, config), details
 
 
-def counted_boxes(boxes, truth, config):
+def counted_boxes(boxes: Boxes, truth: GroundTruth, config: Any) -> Boxes:
     """Boxes within the range of their class, and cycles outside of bicycle racks."""
     ranges = np.array(list(config.class_range.values()), dtype=np.float64)
     offset = boxes.box[:, :2] - truth.ego_xy[boxes.sample]
@@ -139,7 +141,7 @@ def _in_racks(sample, point, truth):
     ends = np.searchsorted(sample[order], truth.rack_sample, side="right")
     for start, end, rack in zip(starts, ends, truth.rack_box):
         rows = order[start:end]
-        offset = quaternions.rotate_back(rack[None, 6:], point[rows] - rack[:3])
+        offset = rotations.rotate_back(rack[None, 6:], point[rows] - rack[:3])
         inside[rows] |= (np.abs(offset) <= rack[[4, 3, 5]] / 2).all(axis=1)
     return inside
 
@@ -230,7 +232,7 @@ def _errors(hits, targets, name):
     union = _volume(targets.box[:, 3:6]) + _volume(hits.box[:, 3:6]) - intersection
     # A barrier looks the same from both sides.
     period = np.pi if name == "barrier" else 2 * np.pi
-    turn = quaternions.yaws(targets.box[:, 6:]) - quaternions.yaws(hits.box[:, 6:])
+    turn = rotations.yaws(targets.box[:, 6:]) - rotations.yaws(hits.box[:, 6:])
     wrong_attribute = (hits.attribute != targets.attribute).astype(np.float64)
     return {
         "trans_err": np.sqrt(offset[:, 0] ** 2 + offset[:, 1] ** 2),
@@ -246,7 +248,7 @@ def _volume(size):
 
 
 def _running_mean(values):
-    """Mean of all values up to each one, without NaN; 0 before the first, 1 where there is none."""
+    """Mean of all values up to each one, without NaN; 0 before the first, 1 if all are NaN."""
     known = ~np.isnan(values)
     if not known.any():
         return np.ones(len(values))

@@ -3,47 +3,24 @@
 Shape legend: M detections, F frames.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import os.path as osp
 import reprlib
 from array import array
 from collections import Counter
-from typing import Any, List, NamedTuple, Sequence, Tuple
+from typing import Any, NamedTuple, Sequence
 
 import numpy as np
 
-from projects.bevformer.geometry import rotations as quaternions
+from projects.bevformer.geometry import rotations
 from projects.bevformer.io import whole_file
 from projects.bevformer.nuscenes.evaluation.metrics import Boxes
-from projects.bevformer.nuscenes.spec import ATTRIBUTES
+from projects.bevformer.nuscenes.spec import ATTRIBUTES, ATTRIBUTES_OF_CLASS, SPLIT_OF_SIZE
 
-# Attributes are not predicted: a class and whether it moves stand for them, as in mmdet3d.
-_MOVING_SPEED = 0.2  # m/s
-_MOVING_ATTRIBUTE = {
-    "car": "vehicle.moving",
-    "truck": "vehicle.moving",
-    "construction_vehicle": "vehicle.moving",
-    "bus": "vehicle.moving",
-    "trailer": "vehicle.moving",
-    "motorcycle": "cycle.with_rider",
-    "bicycle": "cycle.with_rider",
-    "pedestrian": "pedestrian.moving",
-    "barrier": "",
-    "traffic_cone": "",
-}
-_STILL_ATTRIBUTE = {
-    "car": "vehicle.parked",
-    "truck": "vehicle.parked",
-    "construction_vehicle": "vehicle.parked",
-    "bus": "vehicle.stopped",
-    "trailer": "vehicle.parked",
-    "motorcycle": "cycle.without_rider",
-    "bicycle": "cycle.without_rider",
-    "pedestrian": "pedestrian.standing",
-    "barrier": "",
-    "traffic_cone": "",
-}
+_MOVING_SPEED = 0.2  # m/s; as in mmdet3d, attributes follow from the class and from moving or not
 ATTRIBUTE_CODES = {"": -1, **{name: code for code, name in enumerate(ATTRIBUTES)}}
 _RECORD = (
     '{"sample_token": %s, "translation": [%r, %r, %r], "size": [%r, %r, %r], '
@@ -51,24 +28,39 @@ _RECORD = (
     '"detection_score": %r, "attribute_name": %s}'
 )
 _LENGTHS = {"translation": 3, "size": 3, "rotation": 4, "velocity": 2}
-# Number of samples -> what has so many, to guess from.
-_SPLIT_OF_SIZE = {
-    28130: "train of v1.0-trainval",
-    6019: "val of v1.0-trainval",
-    6008: "test of v1.0-test",
-    323: "train of v1.0-mini",
-    81: "val of v1.0-mini",
-}
 
 
-def detected_boxes(detections, infos, class_names, config):
+class Frames:
+    """What turns detections of many frames into global boxes.
+
+    Args:
+        infos: the F info records.
+
+    Attributes:
+        tokens: F sample tokens.
+        lidar2ego, ego2global: (F, 4) unit quaternions.
+        lidar_in_ego, ego_in_global: (F, 3) metres.
+    """
+
+    def __init__(self, infos: Sequence[dict]) -> None:
+        self.tokens = [info["token"] for info in infos]
+        self.lidar2ego, self.lidar_in_ego = _poses(infos, "lidar2ego")
+        self.ego2global, self.ego_in_global = _poses(infos, "ego2global")
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def detected_boxes(
+    detections: Sequence[dict], frames: Frames, class_names: Sequence[str], config: Any
+) -> Boxes:
     """Detections of many frames in the global frame.
 
-    Boxes further from the ego vehicle than the benchmark counts their class are left out.
+    Boxes beyond the range in which the benchmark counts their class are dropped.
 
     Args:
         detections: F dicts: boxes_3d, LiDARInstance3DBoxes with 7 or 9 columns; scores_3d; labels_3d.
-        infos: the F info records, in the same order.
+        frames: the F frames, in the same order.
         class_names: label -> name.
         config: the devkit's DetectionConfig.
 
@@ -90,38 +82,38 @@ def detected_boxes(detections, infos, class_names, config):
     scores = np.concatenate([np.asarray(found["scores_3d"], float) for found in detections])
     labels = np.concatenate([np.asarray(found["labels_3d"], int) for found in detections])
     frame = np.repeat(np.arange(len(detections)), [len(found["scores_3d"]) for found in detections])
-    lidar2ego, lidar_in_ego = _poses(infos, "lidar2ego")
-    ego2global, ego_in_global = _poses(infos, "ego2global")
-    lidar2global = quaternions.multiply(ego2global, lidar2ego)
+    lidar2global = rotations.multiply(frames.ego2global, frames.lidar2ego)
 
     centers = columns[:, :3].copy()
     centers[:, 2] += columns[:, 5] / 2  # from the bottom to the middle
-    centers_ego = quaternions.rotate(lidar2ego[frame], centers) + lidar_in_ego[frame]
+    centers_ego = rotations.rotate(frames.lidar2ego[frame], centers) + frames.lidar_in_ego[frame]
     velocities = np.zeros((len(columns), 3))
     velocities[:, :2] = columns[:, 7:9]
-    velocities = quaternions.rotate(lidar2global[frame], velocities)[:, :2]
+    velocities = rotations.rotate(lidar2global[frame], velocities)[:, :2]
     moving = np.hypot(velocities[:, 0], velocities[:, 1]) > _MOVING_SPEED
     boxes = Boxes(
         sample=frame,
         label=np.array([benchmark_names.index(name) for name in class_names], int)[labels],
         box=np.concatenate(
             (
-                quaternions.rotate(ego2global[frame], centers_ego) + ego_in_global[frame],
+                rotations.rotate(frames.ego2global[frame], centers_ego)
+                + frames.ego_in_global[frame],
                 columns[:, [4, 3, 5]],
-                quaternions.multiply(lidar2global[frame], quaternions.about_z(columns[:, 6])),
+                rotations.multiply(lidar2global[frame], rotations.about_z(columns[:, 6])),
             ),
             axis=1,
         ),
         velocity=velocities,
         attribute=np.where(
             moving,
-            _attribute_codes(class_names, _MOVING_ATTRIBUTE)[labels],
-            _attribute_codes(class_names, _STILL_ATTRIBUTE)[labels],
+            *(
+                np.array([ATTRIBUTE_CODES[name] for name in names], int)[labels]
+                for names in zip(*(ATTRIBUTES_OF_CLASS[name] for name in class_names))
+            ),
         ),
         score=scores,
     )
-    tokens = [info["token"] for info in infos]
-    _check_boxes(boxes, tokens, "predictions", config, np.isfinite(velocities))
+    _check_boxes(boxes, frames.tokens, "predictions", config, np.isfinite(velocities))
     ranges = np.array([config.class_range[name] for name in class_names])
     return boxes.take(np.hypot(centers_ego[:, 0], centers_ego[:, 1]) <= ranges[labels])
 
@@ -136,9 +128,9 @@ def _columns(boxes):
 
 def _poses(infos, name):
     """Unit quaternions (F, 4) and translations (F, 3) of all frames."""
-    rotations = np.array([info[f"{name}_rotation"] for info in infos], np.float64).reshape(-1, 4)
+    turns = np.array([info[f"{name}_rotation"] for info in infos], np.float64).reshape(-1, 4)
     translations = np.array([info[f"{name}_translation"] for info in infos], np.float64)
-    return quaternions.normalise(rotations), translations.reshape(-1, 3)
+    return rotations.normalise(turns), translations.reshape(-1, 3)
 
 
 def _check_boxes(boxes, tokens, source, config, right_velocity):
@@ -169,11 +161,9 @@ def _check_boxes(boxes, tokens, source, config, right_velocity):
         )
 
 
-def _attribute_codes(class_names, attribute_of_class):
-    return np.array([ATTRIBUTE_CODES[attribute_of_class[name]] for name in class_names], int)
-
-
-def write_result_file(boxes, tokens, modality, config, path):
+def write_result_file(
+    boxes: Boxes, tokens: Sequence[str], modality: dict[str, bool], config: Any, path: str
+) -> None:
     """Write boxes as a nuScenes submission; the same boxes give the same bytes.
 
     Args:
@@ -181,7 +171,7 @@ def write_result_file(boxes, tokens, modality, config, path):
         tokens: sample tokens; all of them are keys of the file.
         modality: dict of use_camera ... use_external.
         config: the devkit's DetectionConfig.
-        path: of the file; its folder is made where missing.
+        path: of the file; its folder is created if needed.
     """
     os.makedirs(osp.dirname(path) or ".", exist_ok=True)
     names = [json.dumps(name) for name in config.class_range]
@@ -206,12 +196,14 @@ def write_result_file(boxes, tokens, modality, config, path):
         file.write("}}")
 
 
-def read_result_file(path, tokens, config, split):
+def read_result_file(
+    path: str, tokens: Sequence[str], config: Any, split: str
+) -> tuple[Boxes, dict]:
     """Read a nuScenes submission.
 
     Args:
         path: `results_nusc.json`.
-        tokens: sample tokens that it must hold, in any order.
+        tokens: sample tokens that it must contain, in any order.
         config: the devkit's DetectionConfig.
         split: what the tokens are of, for the message.
 
@@ -221,15 +213,15 @@ def read_result_file(path, tokens, config, split):
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a submission; samples are missing, extra or there twice; or a box that the
-            benchmark does not accept.
+        ValueError: not a submission; samples are missing, extra or repeated; or a box that the benchmark
+            does not accept.
     """
     results, meta, repeated = _parse_file(path, config)
     check_samples([*results, *repeated], tokens, path, split)
     return _boxes_of(results, tokens, path, config), meta
 
 
-def read_results_of(path: str, tokens: Sequence[str], config: Any) -> Tuple[Boxes, List[str]]:
+def read_results_of(path: str, tokens: Sequence[str], config: Any) -> tuple[Boxes, list[str]]:
     """Read those samples of a nuScenes submission that are among `tokens`; it may hold others.
 
     Args and errors: as in `read_result_file`.
@@ -251,7 +243,7 @@ def _parse_file(path, config):
     repeated = []
 
     def parse(pairs):
-        """Boxes become compact as soon as they are read: the file of a whole split is large."""
+        """Make boxes compact as soon as they are read: the file of a whole split is large."""
         members = dict(pairs)
         if "sample_token" in members or "translation" in members:
             return _parse_box(members, labels, path)
@@ -331,11 +323,11 @@ def _parse_box(members, labels, path):
     return _ParsedBox(members["sample_token"], labels[name], ATTRIBUTE_CODES[attribute], numbers)
 
 
-def check_samples(found, expected, source, split):
-    """Raise where samples are missing, extra or there twice, with what probably went wrong.
+def check_samples(found: Sequence[str], expected: Sequence[str], source: str, split: str) -> None:
+    """Raise if samples are missing, extra or repeated, with what probably went wrong.
 
     Args:
-        found: sample tokens that there are results for.
+        found: sample tokens that have results.
         expected: sample tokens of the split.
         source: where the results are from, for the message.
         split: such as "val of v1.0-mini", for the message.
@@ -357,8 +349,8 @@ def check_samples(found, expected, source, split):
         likely = "the run was cut short, or load_interval is not 1"
     else:
         likely = "the results of several runs were put together"
-    if (missing or extra) and len(set(found)) in _SPLIT_OF_SIZE:
-        likely += f"; {_SPLIT_OF_SIZE[len(set(found))]} has {len(set(found))} samples"
+    if (missing or extra) and len(set(found)) in SPLIT_OF_SIZE:
+        likely += f"; {SPLIT_OF_SIZE[len(set(found))]} has {len(set(found))} samples"
     raise ValueError(
         f"{source} does not fit {split}: of its {total} samples {missing} are missing, {extra} results "
         f"are of other samples, and {twice} are there twice; probably {likely}"

@@ -1,0 +1,141 @@
+"""Evaluation of a data set: one evaluator per head of the network.
+
+A result is a dict per frame: {"pts_bbox": detections, "<another head>": anything that pickles}. A head of
+your own is scored by a class of your own:
+
+    from projects.bevformer.datasets.evaluators import EVALUATORS
+
+    @EVALUATORS.register_module()
+    class MapEvaluator:
+        def __init__(self, dataset, threshold=0.5): ...
+
+        def score(self, results, folder=None):
+            '''dict of float; results: what the head returned for each frame, in dataset order.'''
+
+        def write(self, results, folder):
+            '''Write predictions without a score.'''
+
+    data = dict(test=dict(evaluators=dict(map_head=dict(type="MapEvaluator"))))
+    evaluation = dict(metric=["bbox", "map_head"])
+"""
+
+from __future__ import annotations
+
+from typing import Any, Mapping, Sequence
+
+from mmcv.utils import Registry
+
+from projects.bevformer.nuscenes.evaluation.evaluator import NuScenesEvaluator
+from projects.bevformer.nuscenes.evaluation.scoring import write_metrics
+
+EVALUATORS = Registry("evaluator")
+BOXES = "pts_bbox"
+
+
+class DatasetEvaluator:
+    """Scores and writes the results of all heads.
+
+    Args:
+        evaluators: head -> NuScenesEvaluator, or an evaluator as described in this module.
+        size: number of frames.
+        logger: gets headlines and warnings.
+    """
+
+    def __init__(self, evaluators: Mapping[str, Any], size: int, logger: Any) -> None:
+        self.evaluators = dict(evaluators)
+        self.size = size
+        self.logger = logger
+
+    def score(
+        self,
+        results: Sequence[dict],
+        folder: str | None = None,
+        metric: str | Sequence[str] = "bbox",
+        logger: Any | None = None,
+        devkit: bool = False,
+    ) -> dict[str, Any]:
+        """Score predictions.
+
+        Args:
+            results: one dict of heads per frame, in dataset order.
+            folder: gets what the evaluators write, and `metrics_summary.json`; None keeps nothing.
+            metric: which heads to score: "bbox" for the boxes, else the name of the head; or a list.
+            logger: instead of the evaluator's own.
+            devkit: let the nuScenes devkit score the boxes, see NuScenesEvaluator.
+
+        Returns:
+            content of `metrics_summary.json`: for boxes that of the devkit, for other heads
+            "<head>/<name>": float.
+
+        Raises:
+            ValueError: an unknown metric, a frame or a head without results, or see the evaluators.
+        """
+        logger = self.logger if logger is None else logger
+        heads = self.heads_of(metric)
+        summary: dict[str, Any] = {}
+        for head in heads:
+            evaluator, found = self.evaluators[head], self._of_head(results, head)
+            if isinstance(evaluator, NuScenesEvaluator):
+                summary.update(evaluator.score(found, logger, folder, devkit))
+            else:
+                scores = evaluator.score(found, folder)
+                summary.update({f"{head}/{name}": float(value) for name, value in scores.items()})
+        if folder is not None:
+            write_metrics(summary, "summary", folder)
+        return summary
+
+    def score_file(
+        self, path: str, folder: str, logger: Any | None = None, devkit: bool = False
+    ) -> dict[str, Any]:
+        """Score the boxes of a `results_nusc.json`; see NuScenesEvaluator.
+
+        Args:
+            folder: gets `metrics_summary.json` and `metrics_details.json`.
+
+        Returns:
+            content of `metrics_summary.json`.
+        """
+        logger = self.logger if logger is None else logger
+        summary = self.evaluators[BOXES].score_file(path, logger, folder, devkit)
+        write_metrics(summary, "summary", folder)
+        return summary
+
+    def write(self, results: Sequence[dict], folder: str) -> dict[str, Any]:
+        """Write predictions without scoring them.
+
+        Returns:
+            head -> what its evaluator returned: the path of `results_nusc.json` for "pts_bbox".
+
+        Raises:
+            ValueError: a frame without results, or see the evaluators.
+        """
+        return {
+            head: evaluator.write(self._of_head(results, head), folder)
+            for head, evaluator in self.evaluators.items()
+            if head == BOXES or any(head in result for result in results)
+        }
+
+    def heads_of(self, metric: str | Sequence[str]) -> list[str]:
+        """The heads that `score` scores; unknown metrics are refused."""
+        head_of = {("bbox" if head == BOXES else head): head for head in self.evaluators}
+        metrics = [metric] if isinstance(metric, str) else list(metric)
+        unknown = [name for name in metrics if name not in head_of]
+        if unknown or not metrics:
+            raise ValueError(
+                f"metric {metric!r} cannot be evaluated: this data set has {', '.join(head_of)}; "
+                "`evaluators` of the data set adds others"
+            )
+        return [head_of[name] for name in metrics]
+
+    def _of_head(self, results: Sequence[dict], head: str) -> list[Any]:
+        if len(results) != self.size:
+            raise ValueError(
+                f"{len(results)} results for {self.size} frames: every frame needs one, in order"
+            )
+        for result in results:
+            if head not in result:
+                raise ValueError(
+                    f"there are no results of the head {head!r} to evaluate, only of "
+                    f"{', '.join(map(repr, result))}: is it the name of a head of the model?"
+                )
+        return [result[head] for result in results]

@@ -1,0 +1,238 @@
+"""The detection benchmark of nuScenes on the split of an info file."""
+
+from __future__ import annotations
+
+import os.path as osp
+import tempfile
+from functools import cached_property
+from typing import Any, Sequence
+
+from projects.bevformer.nuscenes.evaluation.ground_truth import (
+    EVALUATION_FIELDS,
+    ground_truth_of_infos,
+    ground_truth_of_tables,
+    has_ground_truth,
+)
+from projects.bevformer.nuscenes.evaluation.metrics import Boxes, GroundTruth
+from projects.bevformer.nuscenes.evaluation.results import (
+    Frames,
+    check_samples,
+    detected_boxes,
+    read_result_file,
+    write_result_file,
+)
+from projects.bevformer.nuscenes.evaluation.scoring import score_boxes, score_with_devkit
+from projects.bevformer.nuscenes.info_list import column
+from projects.bevformer.nuscenes.spec import SPLITS, WITHOUT_ANNOTATIONS
+
+
+class NuScenesEvaluator:
+    """Writes detections as a nuScenes submission, and scores them.
+
+    The info records are read once, when they are first needed.
+
+    Args:
+        infos: records that are evaluated, in the order of the detections.
+        metadata: of the info file.
+        class_names: label -> name.
+        config: the devkit's DetectionConfig.
+        ann_file: the info file, for messages.
+        data_root: nuScenes root, for the tables.
+        modality: dict of use_camera ... use_external, written into result files.
+        tokens: all sample tokens of the info file; those of `infos` where None.
+    """
+
+    def __init__(
+        self,
+        infos: Sequence[dict],
+        metadata: dict[str, Any],
+        class_names: Sequence[str],
+        config: Any,
+        ann_file: str,
+        data_root: str | None = None,
+        modality: dict[str, bool] | None = None,
+        tokens: Sequence[str] | None = None,
+    ) -> None:
+        self.infos = infos
+        self._tokens_of_file = column(infos, "token") if tokens is None else tokens
+        self.metadata = metadata
+        self.class_names = class_names
+        self.config = config
+        self.ann_file = ann_file
+        self.data_root = data_root
+        self.modality = dict(modality or {})
+
+    @cached_property
+    def _contents(self):
+        """Frames of the records, and their ground truth if they contain it."""
+        records = list(self.infos)
+        known = has_ground_truth(records)
+        return Frames(records), ground_truth_of_infos(records, self.config) if known else None
+
+    @property
+    def frames(self) -> Frames:
+        """The frames that are evaluated."""
+        return self._contents[0]
+
+    @property
+    def split(self) -> str:
+        """Such as "val of v1.0-mini", for messages."""
+        return f"{self.metadata.get('split', 'val')} of {self.metadata['version']}"
+
+    @property
+    def eval_set(self) -> str:
+        """The devkit's name of the split.
+
+        Raises:
+            ValueError: it has no public annotations.
+        """
+        version, split = self.metadata["version"], self.metadata.get("split", "val")
+        if version == WITHOUT_ANNOTATIONS or split not in SPLITS.get(version, ()):
+            raise ValueError(
+                f"the {split} split of {version} has no public annotations to evaluate with: write the "
+                "submission with --format-only instead"
+            )
+        return SPLITS[version][split]
+
+    def boxes(self, results: Sequence[dict]) -> Boxes:
+        """Detections in the global frame.
+
+        Args:
+            results: one {"boxes_3d", "scores_3d", "labels_3d"} per frame, in the order of the infos.
+
+        Raises:
+            ValueError: not one result per frame, or a box that the benchmark does not accept.
+        """
+        if len(results) != len(self.frames):
+            raise ValueError(
+                f"{len(results)} results for {len(self.frames)} frames of {self.ann_file}: every frame "
+                "needs one, in order"
+            )
+        return detected_boxes(results, self.frames, self.class_names, self.config)
+
+    def write(self, results: Boxes | Sequence[dict], folder: str) -> str:
+        """Write `results_nusc.json`.
+
+        Args:
+            results: as in `boxes`, or its result.
+            folder: of the file; created if needed.
+
+        Returns:
+            path of the file.
+        """
+        boxes = results if isinstance(results, Boxes) else self.boxes(results)
+        path = osp.join(folder, "results_nusc.json")
+        write_result_file(boxes, self.frames.tokens, self.modality, self.config, path)
+        return path
+
+    def score(
+        self,
+        results: Sequence[dict],
+        logger: Any,
+        folder: str | None = None,
+        devkit: bool = False,
+    ) -> dict:
+        """Score detections.
+
+        Args:
+            results: as in `boxes`.
+            logger: gets the headline.
+            folder: gets `results_nusc.json` and `metrics_details.json`; None keeps nothing.
+            devkit: let the nuScenes devkit score, which needs the tables and draws curves.
+
+        Returns:
+            content of the devkit's `metrics_summary.json`.
+
+        Raises:
+            FileNotFoundError: the tables are needed and do not exist.
+            ValueError: the split cannot be scored, not all of its samples are present, or see `boxes`.
+        """
+        truth = self._tables() if devkit else self.ground_truth(logger)
+        boxes = self.boxes(results)
+        if devkit:
+            with tempfile.TemporaryDirectory() as scratch:
+                folder = scratch if folder is None else folder
+                return self._score_with_devkit(self.write(boxes, folder), truth, folder, logger)
+        if folder is not None:
+            self.write(boxes, folder)
+        return self._score(boxes, truth, self.modality, folder, logger)
+
+    def score_file(self, path: str, logger: Any, folder: str, devkit: bool = False) -> dict:
+        """Score a nuScenes submission, written here or elsewhere.
+
+        Args:
+            path: `results_nusc.json`; its samples may be in any order.
+            logger, folder, devkit: as in `score`.
+
+        Returns:
+            content of the devkit's `metrics_summary.json`.
+
+        Raises:
+            FileNotFoundError: no such file, or the tables are needed and do not exist.
+            ValueError: the split cannot be scored, or the file is not a submission for it.
+        """
+        truth = self._tables() if devkit else self.ground_truth(logger)
+        boxes, meta = read_result_file(path, self.frames.tokens, self.config, self.split)
+        if devkit:
+            return self._score_with_devkit(path, truth, folder, logger)
+        return self._score(boxes, truth, meta, folder, logger)
+
+    def _score(self, boxes, truth, meta, folder, logger):
+        if not len(boxes):
+            logger.warning("no detection is within the benchmark's range: all scores are zero")
+        summary = score_boxes(boxes, truth, self.config, meta, folder)
+        logger.info(
+            "nuScenes %s: mAP %.4f, NDS %.4f, scored in %.1f s",
+            self.split, summary["mean_ap"], summary["nd_score"], summary["eval_time"],
+        )  # fmt: skip
+        return summary
+
+    def _score_with_devkit(self, path, nusc, folder, logger):
+        return score_with_devkit(path, nusc, self.eval_set, self.config, folder, logger)
+
+    def ground_truth(self, logger: Any) -> GroundTruth:
+        """Ground truth of the infos, or, with a warning, of the tables.
+
+        Raises:
+            FileNotFoundError: the tables are needed and do not exist.
+            ValueError: the split has no public annotations, or the infos are not all of its samples.
+        """
+        eval_set = self.eval_set
+        found, total = len(self._tokens_of_file), self.metadata.get("samples_in_split")
+        truth = self._contents[1]
+        if total is not None and truth is not None:
+            if total != found:
+                raise ValueError(
+                    f"{self.ann_file} holds {found} samples, {self.split} has {total}, and only a whole "
+                    "split can be scored: were scenes without images left out, or files joined? Write "
+                    "the info file again from the whole download"
+                )
+            self._check_samples(self._tokens_of_file)
+            return truth
+        logger.warning(
+            f"{self.ann_file} lacks {', '.join(EVALUATION_FIELDS)} or samples_in_split: the ground "
+            f"truth is read from the tables of {eval_set} at {self.data_root}, which takes longer and "
+            "more memory. Write the file again with tools/create_data.py to evaluate without them"
+        )
+        return ground_truth_of_tables(self._tables(), self.frames.tokens, self.config)
+
+    def _check_samples(self, expected):
+        check_samples(self.frames.tokens, expected, self.ann_file, self.split)
+
+    def _tables(self):
+        """The devkit's tables; raises as `ground_truth`."""
+        from nuscenes.nuscenes import NuScenes
+        from nuscenes.utils.splits import create_splits_scenes
+
+        scenes = set(create_splits_scenes()[self.eval_set])
+        version = self.metadata["version"]
+        root = self.data_root or "."
+        if not osp.isdir(osp.join(root, version)):
+            raise FileNotFoundError(
+                f"no nuScenes tables at {osp.join(root, version)}, which this evaluation needs: check "
+                "data_root, or write the info file again with tools/create_data.py"
+            )
+        nusc = NuScenes(version=version, dataroot=root, verbose=False)
+        scene_tokens = {scene["token"] for scene in nusc.scene if scene["name"] in scenes}
+        self._check_samples([s["token"] for s in nusc.sample if s["scene_token"] in scene_tokens])
+        return nusc
