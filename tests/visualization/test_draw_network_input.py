@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from projects.bevformer.nuscenes.records import lidar2img_of_camera
 from projects.bevformer.nuscenes.spec import CAMERAS
 from projects.bevformer.visualization.boxes import drawable_boxes
-from projects.bevformer.visualization.cameras import draw_views, lidar_to_image
+from projects.bevformer.visualization.cameras import draw_views
 from projects.bevformer.visualization.network_input import (
     QUEUE_VIEW_WIDTH,
     draw_input_bev,
@@ -32,7 +33,7 @@ def green(picture):
 def test_boxes_are_drawn_with_the_given_matrices(sample, car, error):
     info, _ = sample
     image = np.zeros((100, 200, 3), np.uint8)
-    views = {name: (image, lidar_to_image(camera)) for name, camera in info["cams"].items()}
+    views = {name: (image, lidar2img_of_camera(camera)) for name, camera in info["cams"].items()}
     shift = np.array([[1, 0, error, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
     views["CAM_FRONT"] = image, shift @ views["CAM_FRONT"][1]
     picture = draw_views(info, views, drawable_boxes(None, car, 0.0))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from nuscenes.eval.detection.config import config_factory
 
-from projects.bevformer.nuscenes.evaluation.results import detected_boxes, write_result_file
+from projects.bevformer.nuscenes.evaluation.results import Frames, detected_boxes, write_result_file
 from projects.bevformer.nuscenes.spec import CLASSES
 from projects.bevformer.visualization import load_results
 
@@ -74,7 +74,7 @@ def test_global_frame_round_trip_keeps_detections(infos, make_boxes, tmp_path):
         make_boxes(*r.tolist(), scores=[0.1 * i for i in range(7)], labels=[3] * 7) for r in rows
     ]
     config = config_factory("detection_cvpr_2019")
-    boxes = detected_boxes(found, infos, CLASSES, config)
+    boxes = detected_boxes(found, Frames(infos), CLASSES, config)
     path = tmp_path / "results_nusc.json"
     write_result_file(boxes, ["t0", "t1"], {}, config, str(path))
     loaded = load_results(path, infos)

@@ -29,19 +29,15 @@ def run(tool, sample, make_boxes, monkeypatch, tmp_path):
     infos = [dict(info, token=f"s{i}", gt_boxes=()) for i in range(5)]
     del infos[-1]["gt_boxes"]
 
-    def get_ann_info(index):
-        ground_truth = make_boxes(*[CAR] * index)
-        return {
-            "gt_bboxes_3d": ground_truth["boxes_3d"],
-            "gt_labels_3d": ground_truth["labels_3d"],
-        }
+    def ground_truth(index):
+        return make_boxes(*[CAR] * index) if "gt_boxes" in infos[index] else None
 
     dataset = SimpleNamespace(
         data_infos=infos,
         info_with_paths=infos.__getitem__,
         data_root=data_root,
         CLASSES=("car",),
-        get_ann_info=get_ann_info,
+        ground_truth=ground_truth,
     )
     monkeypatch.setattr(tool, "load_config", lambda path, options, data_root: None)
     monkeypatch.setattr(tool, "build_test_dataset", lambda cfg: dataset)
