@@ -9,7 +9,7 @@ from projects.bevformer.model.bevformer import BEVFormer
 from projects.bevformer.model.detection.decoder import DetectionTransformerDecoder
 from projects.bevformer.model.detection.head import BEVFormerHead
 from projects.bevformer.model.image_preprocessor import ImagePreprocessor
-from projects.bevformer.model.mm import deform_conv, mmcv_deform_attn  # noqa: F401
+from projects.bevformer.model.mm import batch_norm, deform_conv, mmcv_deform_attn  # noqa: F401
 from projects.bevformer.model.mm.focal_loss import TorchFocalLoss
 from projects.bevformer.model.perception_transformer import PerceptionTransformer
 from projects.bevformer.model.temporal_memory import TemporalMemory
