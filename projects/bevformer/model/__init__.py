@@ -6,6 +6,12 @@
 from projects.bevformer import compat  # noqa: F401
 from projects.bevformer.model.bev_encoder.encoder import BEVFormerEncoder
 from projects.bevformer.model.bevformer import BEVFormer
+from projects.bevformer.model.detection import (  # noqa: F401
+    assigner,
+    box_coder,
+    group_attention,
+    match_costs,
+)
 from projects.bevformer.model.detection.decoder import DetectionTransformerDecoder
 from projects.bevformer.model.detection.head import BEVFormerHead
 from projects.bevformer.model.image_preprocessor import ImagePreprocessor
