@@ -5,17 +5,22 @@ Importing it makes `import mmdet3d` work; every module that uses mmdet3d imports
 
 import contextlib
 import inspect
-import io
-import os
-import pickle
-import re
 import warnings
 
-import mmcv
-import torch
-import torch.distributed
-from mmcv.utils import digit_version
-from torch.utils.checkpoint import checkpoint as torch_checkpoint
+try:
+    import mmcv
+    import mmdet  # noqa: F401
+    import mmseg  # noqa: F401
+    import torch
+    import torch.distributed
+    import torchvision  # noqa: F401
+    from torch.utils.checkpoint import checkpoint as torch_checkpoint
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"{error}: torch and the OpenMMLab packages are installed by `make setup` (docs/install.md), "
+        "not by pip from this project's dependencies",
+        name=error.name,
+    ) from error
 
 # mmdet3d 1.0.0rc6 refuses mmcv above this version; it runs on the ones below unchanged.
 _MMDET3D_NEWEST_MMCV = "1.7.0"
@@ -23,7 +28,11 @@ TESTED_MMCV = ("1.6.0", "1.7.0", "1.7.2")
 
 
 def _import_mmdet3d():
-    """Import mmdet3d past its version gate; `mmcv.__version__` is true again afterwards."""
+    """Import mmdet3d past its version check; `mmcv.__version__` has its own value again afterwards.
+
+    In an environment made by `make setup` the check is relaxed in the installed file and
+    `import mmdet3d` works by itself; elsewhere this module has to be imported first.
+    """
     true_version = mmcv.__version__
     if true_version not in TESTED_MMCV:
         raise ImportError(
@@ -41,79 +50,6 @@ def _import_mmdet3d():
 
 
 _import_mmdet3d()
-
-
-class _PlainPickle:
-    """Stands in for the pickle module in `torch.load` of torch < 1.13: tensors and plain values only."""
-
-    _ALLOWED = {
-        ("collections", "OrderedDict"),
-        ("builtins", "set"),
-        ("torch", "Size"),
-        ("torch", "device"),
-        ("torch._utils", "_rebuild_parameter"),
-        ("torch._utils", "_rebuild_tensor"),
-        ("torch._utils", "_rebuild_tensor_v2"),
-    }
-
-    class Unpickler(pickle.Unpickler):
-        def find_class(self, module, name):
-            is_storage_or_dtype = module == "torch" and (
-                name.endswith("Storage") or isinstance(getattr(torch, name, None), torch.dtype)
-            )
-            if is_storage_or_dtype or (module, name) in _PlainPickle._ALLOWED:
-                return super().find_class(module, name)
-            raise pickle.UnpicklingError(f"Unsupported global: GLOBAL {module}.{name}")
-
-    @staticmethod
-    def load(file, **pickle_load_args):
-        return _PlainPickle.Unpickler(file, **pickle_load_args).load()
-
-
-def _safely():
-    """Arguments of `torch.load` that keep it from running code."""
-    if digit_version(torch.__version__) >= digit_version("1.13.0"):
-        return {"weights_only": True}
-    return {"pickle_module": _PlainPickle}
-
-
-def load_torch_bytes(content):
-    """What torch put into a pickle for a tensor's storage, read as `load_torch_file` reads a file."""
-    return torch.load(io.BytesIO(content), map_location="cpu", **_safely())
-
-
-def load_torch_file(path, map_location="cpu"):
-    """`torch.load` that never runs code from the file: tensors and plain Python values only.
-
-    Args:
-        path: a file that `torch.save` wrote.
-        map_location: as in `torch.load`.
-
-    Returns:
-        What the file holds.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is empty, truncated, not of torch, or holds other objects.
-    """
-    path = str(path)
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"checkpoint {path} does not exist")
-    try:
-        return torch.load(path, map_location=map_location, **_safely())
-    except Exception as error:  # random bytes can make an unpickler raise anything
-        if "GLOBAL" in str(error):
-            unsafe = re.search(r"GLOBAL ([\w.]+)", str(error))
-            raise ValueError(
-                f"checkpoint {path} holds a Python object ({unsafe.group(1) if unsafe else '?'}); "
-                "loading it could run code, so only tensors and plain values are read: save it again "
-                "with `meta` made of str, int, float, list and dict"
-            ) from error
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"checkpoint {path} cannot be read ({reason}): it is truncated or not a torch file; "
-            "copy or download it again"
-        ) from error
 
 
 def gpu_computes_in_bfloat16():

@@ -12,10 +12,10 @@ from projects.bevformer.engine.checkpoint import (
     find_latest_checkpoint,
     load_checkpoint,
     load_weights,
-    plain_values,
     point_latest_at,
     publish_weights,
     save_checkpoint,
+    to_plain,
 )
 
 LOGGER = logging.getLogger("test")
@@ -101,13 +101,13 @@ def test_latest_follows_the_newest(tmp_path):
     assert load_checkpoint(tmp_path / "latest.pth")["meta"]["epoch"] == 2
 
 
-def test_plain_values_converts_scalars_and_refuses_objects():
+def test_to_plain_converts_scalars_and_refuses_objects():
     meta = {"a": np.int64(3), "b": (1, 2.5), "c": {1: None}, "d": torch.tensor(2.0)}
-    plain = plain_values(meta)
+    plain = to_plain(meta)
     assert plain == {"a": 3, "b": [1, 2.5], "c": {"1": None}, "d": 2.0}
     assert type(plain["a"]) is int
     with pytest.raises(TypeError, match=r"meta\.list\[1\] is a object"):
-        plain_values({"list": [1, object()]})
+        to_plain({"list": [1, object()]})
 
 
 def test_a_checkpoint_that_runs_code_is_refused_and_does_not_run(tmp_path):

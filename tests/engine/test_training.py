@@ -5,24 +5,18 @@ import logging
 import os
 import weakref
 from functools import partial
-from types import SimpleNamespace
-from urllib.error import URLError
+from io import StringIO
 
 import pytest
 import torch
-from mmcv import Config
 from mmcv.runner import HOOKS, Hook
 
 from projects.bevformer.datasets import EpochShuffleSampler
 from projects.bevformer.engine.checkpoint import load_checkpoint
 from projects.bevformer.engine.config import load_config
 from projects.bevformer.engine.hooks import DataWaitHook
-from projects.bevformer.engine.train import (
-    _init_weights,
-    _read_pretrained_onto_cpu,
-    _warn_of_frozen_random_layers,
-    train,
-)
+from projects.bevformer.engine.log import get_run_logger
+from projects.bevformer.engine.train import train
 
 CPU = torch.device("cpu")
 
@@ -68,13 +62,26 @@ def test_a_run_leaves_checkpoints_logs_config_and_metrics(run):
     assert validation[1]["NDS"] == pytest.approx(json.loads(last.read_text())["nd_score"], abs=1e-5)
 
 
-def test_weights_that_cannot_be_downloaded_are_named():
-    def download():
-        raise URLError("no network")
-
-    model_cfg = {"pretrained": {"img": "torchvision://resnet50"}}
-    with pytest.raises(ValueError, match="torchvision://resnet50.*no network.*pretrained.img=FILE"):
-        _init_weights(SimpleNamespace(init_weights=download), model_cfg)
+def test_a_run_starts_with_a_summary(run, monkeypatch):
+    handler = next(h for h in get_run_logger().handlers if type(h) is logging.StreamHandler)
+    monkeypatch.setattr(handler, "stream", StringIO())
+    work_dir = run(max_iters=3, validate=False)
+    console = handler.stream.getvalue()
+    (log,) = work_dir.glob("*.log")
+    for text in (console, log.read_text()):
+        summary = text.split("INFO - training\n")[1].split("\n20")[0].splitlines()
+        assert len(summary) == 12
+        assert "DummyDataset: 9 samples in 3 scenes; validation DummyDataset" in summary[0]
+        assert "10: car, truck" in summary[1]
+        assert "6: CAM_FRONT, " in summary[2]
+        assert "2 samples x 1 process x 1 accumulated = 2; 0 data workers" in summary[5]
+        assert "AdamW, lr 0.01, CosineAnnealing after 2 warm-up iterations" in summary[6]
+        assert "3 iterations (5 are an epoch)" in summary[7]
+        assert "float32, TF32 on" in summary[8]
+        assert str(work_dir) in summary[11]
+    assert len(console.splitlines()) < 35
+    assert "checkpoint_config = " not in console
+    assert "checkpoint_config = " in log.read_text()
 
 
 def test_the_backbone_has_its_own_learning_rate(run):
@@ -323,35 +330,3 @@ def test_mixed_precision_trains_and_evaluates(run):
 def test_wrong_configs_say_what_and_where(run, options, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         run(options)
-
-
-@pytest.mark.parametrize(
-    ("backbone", "load_from", "warned"),
-    [
-        ({"frozen_stages": 1}, None, True),
-        ({"frozen_stages": 1}, "weights.pth", False),
-        ({"frozen_stages": 1, "init_cfg": {"type": "Pretrained"}}, None, False),
-        ({"frozen_stages": -1}, None, False),
-    ],
-)
-def test_frozen_stages_of_random_weights_are_warned_of(backbone, load_from, warned, caplog):
-    cfg = Config({"model": {"img_backbone": backbone}, "load_from": load_from})
-    _warn_of_frozen_random_layers(cfg, logging.getLogger("test"))
-    assert ("freezes stages of random weights" in caplog.text) == warned
-
-
-def test_pretrained_weights_of_any_part_are_read_onto_the_cpu():
-    model = Config(
-        dict(
-            img_backbone=dict(init_cfg=dict(type="Pretrained", checkpoint="a.pth")),
-            img_neck=dict(
-                init_cfg=[dict(type="Xavier"), dict(type="Pretrained", checkpoint="b.pth")]
-            ),
-            init_cfg=dict(type="Pretrained", checkpoint="c.pth", map_location="cuda:1"),
-        )
-    )
-    _read_pretrained_onto_cpu(model._cfg_dict)
-    assert model.img_backbone.init_cfg.map_location == "cpu"
-    assert model.img_neck.init_cfg[1].map_location == "cpu"
-    assert "map_location" not in model.img_neck.init_cfg[0]
-    assert model.init_cfg.map_location == "cuda:1"

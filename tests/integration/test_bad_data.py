@@ -442,7 +442,7 @@ INFO_FILES = {
     ),
     "malicious": (
         lambda d: d.write(VAL, pickle.dumps({"infos": [RunsCode()], "metadata": {}})),
-        f"{VAL} is not read: it names posix.system",
+        f"{VAL} is not read: it refers to posix.system",
     ),
     "of stock mmdet3d": (
         lambda d: d.edit(VAL, lambda c: c["infos"][1].pop("can_bus") is None or None),

@@ -355,12 +355,12 @@ def check_info_files(info_files, data_root):
 
 
 def _check_info_file(label, path, data_root):
-    from projects.bevformer.io import load_plain
+    from projects.bevformer.io import load_pickle_restricted
     from projects.bevformer.nuscenes.evaluation.ground_truth import has_ground_truth
     from projects.bevformer.nuscenes.infos import load_infos
 
     infos, metadata = load_infos(path)
-    stamp = load_plain(path, "an info file", "")["metadata"].get("box_convention")
+    stamp = load_pickle_restricted(path, "an info file", "")["metadata"].get("box_convention")
     version, split = metadata["version"], metadata.get("split")
     if not infos:
         return [

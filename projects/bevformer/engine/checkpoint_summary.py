@@ -1,13 +1,15 @@
-"""What a checkpoint file is, in words, and how it fits a config."""
+"""A description of a checkpoint file, and how it fits a config."""
+
+from __future__ import annotations
 
 import re
 from collections import Counter
 from pathlib import Path
 
-from mmdet3d.models import build_model
+from mmcv import Config
 
+from projects.bevformer.engine.build import build_detector
 from projects.bevformer.engine.checkpoint import WeightFit, by_prefix
-from projects.bevformer.engine.config import config_errors
 from projects.bevformer.engine.provenance import disagreements, trained_with
 
 _RESNETS = {
@@ -18,8 +20,8 @@ _RESNETS = {
 }
 
 
-def describe(checkpoint, path):
-    """What a checkpoint holds.
+def describe(checkpoint: dict, path: str | Path) -> list[tuple[str, str]]:
+    """The content of a checkpoint.
 
     Args:
         checkpoint: what `load_checkpoint` returned.
@@ -37,13 +39,14 @@ def describe(checkpoint, path):
         ("weights", _count(weights)),
         ("optimizer", "with its state" if "optimizer" in checkpoint else "none: cannot be resumed"),
         ("trained", ", ".join([*progress, f"origin {origin}"])),
-        ("trained with", ", ".join(f"{k} {v}" for k, v in stamp.items()) or "not said"),
-        ("classes", ", ".join(meta["CLASSES"]) if meta.get("CLASSES") else "not said"),
+        ("trained with", ", ".join(f"{k} {v}" for k, v in stamp.items()) or "not stamped"),
+        ("classes", ", ".join(meta.get("CLASSES") or ["not stamped"])),
+        ("cameras", ", ".join(meta.get("CAMERAS") or ["not stamped"])),
     ]
     return rows + _architecture(weights)
 
 
-def compare(checkpoint, path, cfg):
+def compare(checkpoint: dict, path: str | Path, cfg: Config) -> list[str]:
     """How a checkpoint fits the model of a config.
 
     Args:
@@ -57,11 +60,7 @@ def compare(checkpoint, path, cfg):
     Raises:
         ValueError: the config's model cannot be built.
     """
-    model_cfg = cfg.model.copy()
-    model_cfg["pretrained"] = None
-    with config_errors("model"):
-        detector = build_model(model_cfg, cfg.get("train_cfg"), cfg.get("test_cfg"))
-    own = detector.state_dict()
+    own = build_detector(cfg).state_dict()
     fit = WeightFit(checkpoint["state_dict"], own)
     lines = [f"{len(fit.fitting)} of {len(own)} weights of the model are in the file"]
     lines += fit.left_over()

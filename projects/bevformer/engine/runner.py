@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import torch
 from mmcv.runner import EpochBasedRunner, IterBasedRunner
 
 from projects.bevformer.engine.checkpoint import (
+    camera_rows,
     load_checkpoint,
     load_weights,
     point_latest_at,
@@ -83,6 +85,7 @@ class _SafeCheckpoints:
                 )
                 self.optimizer.load_state_dict(state)
                 match_layouts(self.optimizer)
+                self._reorder_camera_state(checkpoint, path)
             except (ValueError, KeyError) as error:
                 raise ValueError(
                     f"checkpoint {path}: its optimizer does not fit: {error}"
@@ -99,6 +102,16 @@ class _SafeCheckpoints:
             if key in meta:
                 self.meta[key] = meta[key]
         self.logger.info("resumed %s: epoch %d, iteration %d", path, self.epoch, self.iter)
+
+    def _reorder_camera_state(self, checkpoint, path):
+        """Reorder the optimizer state of the camera embeddings as `load_weights` did the weights."""
+        detector = self.model.module
+        rows = camera_rows(checkpoint, getattr(detector, "CAMERAS", None), path)
+        for name, parameter in detector.named_parameters():
+            if rows is not None and name.endswith("cams_embeds"):
+                for value in self.optimizer.state[parameter].values():
+                    if torch.is_tensor(value) and value.shape == parameter.shape:
+                        value.copy_(value[rows])
 
 
 class SafeEpochBasedRunner(_SafeCheckpoints, EpochBasedRunner):

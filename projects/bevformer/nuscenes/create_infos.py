@@ -24,7 +24,7 @@ from scipy.spatial.transform import Rotation
 from projects.bevformer.geometry.boxes import BOX_CONVENTION_NEW
 from projects.bevformer.geometry.can_bus import CAN_MOTION, CAN_SIZE
 from projects.bevformer.geometry.poses import inverse_poses
-from projects.bevformer.io import whole_file
+from projects.bevformer.io import atomic_write
 from projects.bevformer.nuscenes.can_bus import (
     SCENES_WITHOUT_CAN_BUS,
     SceneCanBus,
@@ -155,11 +155,11 @@ def create_nuscenes_infos(
                 "box_convention": BOX_CONVENTION_NEW,
                 "samples_in_split": samples_in_split[split],
             }
-            with whole_file(f"{path}.pkl", "wb") as file:
+            with atomic_write(f"{path}.pkl", "wb") as file:
                 info_file = {"infos": content.infos, "metadata": metadata}
                 pickle.dump(info_file, file, protocol=_PICKLE_PROTOCOL)
             if with_boxes:
-                with whole_file(f"{path}_mono3d.coco.json", "w") as file:
+                with atomic_write(f"{path}_mono3d.coco.json", "w") as file:
                     write_mono3d(file, content.images, content.boxes)
             summary.frames[f"{path}.pkl"] = len(content.infos)
     return summary

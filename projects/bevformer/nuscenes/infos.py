@@ -14,7 +14,7 @@ from projects.bevformer.geometry.boxes import (
     old_to_new_boxes,
 )
 from projects.bevformer.geometry.can_bus import CAN_SIZE
-from projects.bevformer.io import load_plain
+from projects.bevformer.io import load_pickle_restricted
 from projects.bevformer.nuscenes.spec import ATTRIBUTES, CAMERAS
 
 _REQUIRED_FIELDS = (
@@ -94,7 +94,9 @@ def load_infos(path):
         raise FileNotFoundError(
             f"info file {path} does not exist: write it with tools/create_data.py, or check ann_file"
         )
-    content = load_plain(path, "an info file", "write it again with tools/create_data.py")
+    content = load_pickle_restricted(
+        path, "an info file", "write it again with tools/create_data.py"
+    )
     try:
         infos, metadata = content["infos"], content["metadata"]
         metadata = dict(metadata, version=metadata["version"])

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from pyquaternion import Quaternion
 
-from projects.bevformer import compat
-from projects.bevformer.io import load_plain
+from projects.bevformer import compat  # noqa: F401
+from projects.bevformer.io import load_pickle_restricted, load_torch_bytes
 from projects.bevformer.nuscenes.spec import CLASSES
 
 
@@ -45,14 +45,14 @@ def _load_pickle(path, infos):
     class PickledBoxes:
         """Stands in for mmdet3d's boxes while the file is read: it keeps what they are made of."""
 
-    results = load_plain(
+    results = load_pickle_restricted(
         path,
         "a list of results",
         "make it with tools/eval.py --out",
         {
             ("mmdet3d.core.bbox.structures.lidar_box3d", "LiDARInstance3DBoxes"): PickledBoxes,
             ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-            ("torch.storage", "_load_from_bytes"): compat.load_torch_bytes,
+            ("torch.storage", "_load_from_bytes"): load_torch_bytes,
         },
     )
     try:

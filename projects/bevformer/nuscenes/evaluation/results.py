@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from projects.bevformer.geometry import rotations as quaternions
-from projects.bevformer.io import whole_file
+from projects.bevformer.io import atomic_write
 from projects.bevformer.nuscenes.evaluation.metrics import Boxes
 from projects.bevformer.nuscenes.spec import ATTRIBUTES
 
@@ -187,7 +187,7 @@ def write_result_file(boxes, tokens, modality, config, path):
     names = [json.dumps(name) for name in config.class_range]
     attributes = [json.dumps(name) for name in (*ATTRIBUTES, "")]  # -1 is the last
     ends = np.searchsorted(boxes.sample, np.arange(len(tokens)), side="right").tolist()
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write(f'{{"meta": {json.dumps(modality)}, "results": {{')
         for index, (token, start, end) in enumerate(zip(tokens, [0, *ends[:-1]], ends)):
             token = json.dumps(token)

@@ -9,7 +9,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 
-from projects.bevformer.io import whole_file
+from projects.bevformer.io import atomic_write
 from projects.bevformer.nuscenes.evaluation.ground_truth import (
     EVALUATION_FIELDS,
     ground_truth_of_infos,
@@ -149,7 +149,7 @@ def score(boxes, truth, config, meta, folder=None):
     if folder is not None:
         os.makedirs(folder, exist_ok=True)
         for name, content in (("summary", summary), ("details", details)):
-            with whole_file(osp.join(folder, f"metrics_{name}.json")) as file:
+            with atomic_write(osp.join(folder, f"metrics_{name}.json")) as file:
                 json.dump(content, file, indent=2)
     return summary
 

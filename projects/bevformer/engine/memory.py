@@ -1,9 +1,13 @@
-"""What training needs of a GPU's memory.
+"""GPU memory needed for training.
 
 Figures of benchmarks/memory_model.py, computed and not measured on a GPU: one sample a process, the
 queue of the recipe (docs/performance.md). With the published pipelines, whose images are float32, base
 needs 0.3 GiB more, which the overhead covers.
 """
+
+from __future__ import annotations
+
+from mmcv import Config
 
 # (depth of the ResNet, BEV rows, encoder layers) -> {(recomputed encoder, recomputed backbone,
 # mixed precision): MiB allocated at the peak}.
@@ -60,22 +64,25 @@ TRAINING_MIB = {
 OVERHEAD_MIB = 2_048
 
 
-def training_mib(cfg):
+def training_mib(cfg: Config) -> int | None:
     """GPU memory that training a config needs.
 
     Args:
-        cfg: config of a BEVFormer.
+        cfg: config of a network with a BEV.
 
     Returns:
         MiB for one process, or None where no figure is known for such a network.
     """
-    backbone, head = cfg.model.img_backbone, cfg.model.pts_bbox_head
-    encoder = head.transformer.encoder
+    try:
+        backbone, head = cfg.model.img_backbone, cfg.model.pts_bbox_head
+        encoder = head.transformer.encoder
+        network = backbone.get("depth"), head.bev_h, encoder.num_layers
+    except (KeyError, AttributeError):
+        return None
     switches = (
         bool(encoder.get("with_cp", False)),
         bool(backbone.get("with_cp", False)),
         bool(cfg.get("fp16")),
     )
-    network = backbone.get("depth"), head.bev_h, encoder.num_layers
     mib = TRAINING_MIB.get(network, {}).get(switches)
     return None if mib is None else mib * cfg.data.get("samples_per_gpu", 1) + OVERHEAD_MIB
