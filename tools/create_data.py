@@ -13,12 +13,11 @@ import signal
 import sys
 import tempfile
 
-from tqdm import tqdm
+import bootstrap  # noqa: F401
 
-sys.path.insert(0, osp.dirname(osp.dirname(osp.abspath(__file__))))
-
-from projects.bevformer.engine.cli import tool_errors  # noqa: E402
-from projects.bevformer.nuscenes.create_infos import TABLE_FOLDERS, create_nuscenes_infos
+from projects.bevformer.cli.arguments import add_debug_argument
+from projects.bevformer.cli.errors import tool_errors
+from projects.bevformer.nuscenes.spec import TABLE_FOLDERS
 
 
 def parse_args():
@@ -40,7 +39,7 @@ def parse_args():
     parser.add_argument(
         "--keep-scenes-without-images",
         action="store_true",
-        help="list frames of images that are not there",
+        help="keep frames whose image files are missing",
     )
     parser.add_argument(
         "--mono3d", action="store_true",
@@ -52,7 +51,7 @@ def parse_args():
         default=os.cpu_count(),
         help="processes; one per CPU core if not given",
     )
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    add_debug_argument(parser)
     return parser.parse_args()
 
 
@@ -76,7 +75,7 @@ def check(args):
 
 @contextlib.contextmanager
 def ended_by_sigterm():
-    """Let SIGTERM end the tool as Ctrl-C does: half files go, and so do worker processes."""
+    """Let SIGTERM end the tool as Ctrl-C does: partial files are removed, worker processes end."""
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         yield
@@ -86,6 +85,10 @@ def ended_by_sigterm():
 
 def main():
     args = parse_args()
+    from tqdm import tqdm
+
+    from projects.bevformer.nuscenes.create_infos import create_nuscenes_infos
+
     with tool_errors(args.debug), ended_by_sigterm():
         check(args)
         summary = create_nuscenes_infos(

@@ -3,31 +3,18 @@
     python tools/visualize.py CONFIG RESULTS --out-dir DIR [--num-samples N | --samples TOKEN ...]
     python tools/visualize.py CONFIG --ground-truth-only --out-dir DIR
 
-RESULTS is the pickle of `tools/eval.py --out` or a results_nusc.json. Two files a sample:
+RESULTS is the pickle of `tools/eval.py --out` or a results_nusc.json. Two files per sample:
 <token>_bev.png and <token>_camera.png, blue for predictions, green for ground truth.
 """
 
-import argparse
-import os.path as osp
-import sys
+import bootstrap  # noqa: F401
 
-sys.path.insert(0, osp.dirname(osp.dirname(osp.abspath(__file__))))
-
-import numpy as np
-from mmcv import DictAction
-from tqdm import tqdm
-
-from projects.bevformer import compat  # noqa: F401
-from projects.bevformer.engine.cli import tool_errors
-from projects.bevformer.engine.config import load_config
-from projects.bevformer.engine.data_loading import build_test_dataset
-from projects.bevformer.visualization import draw_sample, load_results
+from projects.bevformer.cli.arguments import add_config_arguments, make_parser, parse_options
+from projects.bevformer.cli.errors import quiet_start, tool_errors
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("config", help="config file; its data.test is drawn")
     parser.add_argument("results", nargs="?", help="results .pkl or results_nusc.json")
     parser.add_argument("--ground-truth-only", action="store_true", help="needs no results")
@@ -37,24 +24,13 @@ def parse_args():
         "--num-samples",
         type=int,
         default=10,
-        help="so many, evenly spaced over the set (default 10); 0 draws all",
+        help="number of samples, evenly spaced over the set [10]; 0 draws all",
     )
     chosen.add_argument(
         "--samples", nargs="+", metavar="TOKEN", help="tokens of the samples to draw"
     )
-    parser.add_argument(
-        "--score-thr", type=float, default=0.3, help="predictions that score less are left out"
-    )
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        help="changes to the config, key=value, for example data.test.ann_file=FILE",
-    )
-    parser.add_argument(
-        "--data-root", help="where the data set lies, whatever the config and the info files say"
-    )
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    parser.add_argument("--score-thr", type=float, default=0.3, help="lowest score to draw [0.3]")
+    add_config_arguments(parser)
     args = parser.parse_intermixed_args()  # RESULTS may follow an option
     if args.ground_truth_only and args.results:
         parser.error("--ground-truth-only takes no results file")
@@ -66,7 +42,7 @@ def parse_args():
 
 
 def choose_samples(infos, results, tokens, num_samples):
-    """Indices into `infos` of the samples to draw, of those that `results` covers."""
+    """Indices into `infos` of the samples to draw, among those that `results` covers."""
     index_of = {
         info["token"]: i
         for i, info in enumerate(infos)
@@ -75,6 +51,8 @@ def choose_samples(infos, results, tokens, num_samples):
     if tokens is None:
         indices = list(index_of.values())
         if 0 < num_samples < len(indices):
+            import numpy as np
+
             spaced = np.linspace(0, len(indices) - 1, num_samples).round().astype(int)
             indices = [indices[i] for i in spaced]
         return indices
@@ -95,7 +73,14 @@ def ground_truth_of(dataset, index):
 
 
 def visualize(args):
-    dataset = build_test_dataset(load_config(args.config, args.cfg_options, args.data_root))
+    from tqdm import tqdm
+
+    from projects.bevformer.engine.config import load_config
+    from projects.bevformer.engine.data_loading import build_test_dataset
+    from projects.bevformer.visualization import draw_sample, load_results
+
+    cfg = load_config(args.config, parse_options(args.cfg_options), args.data_root)
+    dataset = build_test_dataset(cfg)
     infos = dataset.data_infos
     results = None if args.ground_truth_only else load_results(args.results, infos, dataset.CLASSES)
     indices = choose_samples(infos, results, args.samples, args.num_samples)
@@ -116,6 +101,7 @@ def visualize(args):
 def main():
     args = parse_args()
     with tool_errors(args.debug):
+        quiet_start()
         visualize(args)
 
 

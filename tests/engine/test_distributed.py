@@ -100,10 +100,7 @@ def test_two_processes_stay_bit_equal(tmp_path, tool_environment):
 def test_checkpoints_go_with_two_processes(tmp_path, tool_environment):
     here = os.path.dirname(os.path.abspath(__file__))
     script = os.path.join(here, "two_process_checkpoints.py")
-    environment = dict(tool_environment)
-    tests = os.path.dirname(here)
-    environment["PYTHONPATH"] = os.pathsep.join((here, tests, os.path.dirname(tests)))
-    torchrun([script, tmp_path / "report.json"], environment, port=29644)
+    torchrun([script, tmp_path / "report.json"], tool_environment, port=29644)
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["parameters"] > 100
     assert report["same_on_both_ranks"]

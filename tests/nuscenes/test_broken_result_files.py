@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from nuscenes.eval.common.config import config_factory
 
+from projects.bevformer.engine import data_loading
 from projects.bevformer.nuscenes.evaluation.results import read_result_file
 from projects.bevformer.nuscenes.spec import CLASSES
 
@@ -129,7 +130,7 @@ def test_the_tool_ends_with_one_line(eval_tool, monkeypatch, tmp_path, name):
     config = Path(__file__).parents[2] / "configs" / "demo.py"
     arguments = ["eval.py", config, "--results", path, "--work-dir", tmp_path, "--device", "cpu"]
     monkeypatch.setattr("sys.argv", list(map(str, arguments)))
-    monkeypatch.setattr(eval_tool, "build_test_dataset", lambda cfg, split: Dataset())
+    monkeypatch.setattr(data_loading, "build_test_dataset", lambda cfg, split: Dataset())
     with pytest.raises(SystemExit, match=message) as caught:
         eval_tool.main()
     # A text as the code of SystemExit is printed, and the exit code is 1.

@@ -14,7 +14,6 @@ from projects.bevformer.engine.device import select_device
 
 # The other ranks wait while rank 0 scores the full validation set during training: half a minute.
 _TIMEOUT = datetime.timedelta(hours=1)
-LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
 
 
 class _Place(NamedTuple):
@@ -75,7 +74,7 @@ def init_process(launcher="none", device=None, gpu_id=0):
     """Choose the device of this process and, with a launcher, join the process group.
 
     Args:
-        launcher: one of LAUNCHERS.
+        launcher: one of `cli.arguments.LAUNCHERS`.
         device: "cpu", "cuda", or None for CUDA where there is one; nccl on CUDA, gloo on CPU.
         gpu_id: index of the GPU without a launcher.
 

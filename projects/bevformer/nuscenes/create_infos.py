@@ -31,17 +31,11 @@ from projects.bevformer.nuscenes.can_bus import (
     find_can_bus_folder,
 )
 from projects.bevformer.nuscenes.mono3d import mono3d_of_scene, write_mono3d
-from projects.bevformer.nuscenes.spec import CAMERAS, CATEGORY_TO_CLASS
+from projects.bevformer.nuscenes.spec import CAMERAS, CATEGORY_TO_CLASS, TABLE_FOLDERS
 from projects.bevformer.nuscenes.table_checks import check_columns, check_tables, read_tables
 from projects.bevformer.nuscenes.tables import NuScenesTables
 
-# --version -> table folders to read; table folder -> {info split: devkit split}.
-TABLE_FOLDERS = {
-    "v1.0": ("v1.0-trainval", "v1.0-test"),
-    "v1.0-trainval": ("v1.0-trainval",),
-    "v1.0-test": ("v1.0-test",),
-    "v1.0-mini": ("v1.0-mini",),
-}
+# Table folder -> {info split: devkit split}.
 SPLITS = {
     "v1.0-trainval": {"train": "train", "val": "val"},
     "v1.0-test": {"test": "test"},

@@ -69,3 +69,11 @@ ATTRIBUTES = (
     "vehicle.parked",
     "vehicle.stopped",
 )
+
+# --version of tools/create_data.py -> the table folders that it reads.
+TABLE_FOLDERS = {
+    "v1.0": ("v1.0-trainval", "v1.0-test"),
+    "v1.0-trainval": ("v1.0-trainval",),
+    "v1.0-test": ("v1.0-test",),
+    "v1.0-mini": ("v1.0-mini",),
+}

@@ -1,5 +1,7 @@
 """One-line remedies for PyTorch errors that are about the machine: memory, shared memory, the GPU."""
 
+from __future__ import annotations
+
 import re
 
 _MEMORY_TABLE = "docs/performance.md#training-memory"
@@ -43,7 +45,7 @@ _REMEDIES = (
 )
 
 
-def remedy(error):
+def remedy(error: BaseException | None) -> str | None:
     """One line for an error of PyTorch that a user can mend, or None.
 
     Args:
@@ -63,7 +65,7 @@ def remedy(error):
     return None
 
 
-def _detail(text, found):
-    """What PyTorch says around the words that were found, from there to the end of the line."""
+def _detail(text: str, found: re.Match) -> str:
+    """PyTorch's own message from the matched words to the end of the line."""
     line = text[found.start() :].splitlines()[0].strip()
     return f" ({line[:200].rstrip('. ')})" if " " in line else ""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from projects.bevformer.engine.cli import tool_errors
+from projects.bevformer.cli.errors import tool_errors
 
 
 class Broken:
