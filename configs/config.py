@@ -11,9 +11,9 @@ _base_ = [
 model = dict(
     data_preprocessor=dict(
         type="ImagePreprocessor",
-        mean=[103.530, 116.280, 123.675],
-        std=[1.0, 1.0, 1.0],
-        to_rgb=False,
+        mean={{_base_.caffe_statistics.mean}},
+        std={{_base_.caffe_statistics.std}},
+        to_rgb={{_base_.caffe_statistics.to_rgb}},
         size_divisor=32,
     ),
 )

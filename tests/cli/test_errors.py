@@ -63,7 +63,12 @@ def test_ctrl_c_is_no_traceback():
     [
         (
             "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB",
-            ["config_low_memory.py", "config_bf16.py", "data.samples_per_gpu", "Tried to allocate"],
+            [
+                "bevformer_low_memory.py",
+                "bevformer_bf16.py",
+                "data.samples_per_gpu",
+                "Tried to allocate",
+            ],
         ),
         (
             "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",

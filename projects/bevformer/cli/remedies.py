@@ -11,7 +11,7 @@ _REMEDIES = (
     (
         r"CUDA out of memory|CUDA error: out of memory|CU[A-Z]+_STATUS_ALLOC_FAILED",
         "the GPU is out of memory",
-        "to train, use configs/config_low_memory.py or configs/config_bf16.py, or their keys "
+        "to train, use configs/bevformer/bevformer_low_memory.py or configs/bevformer/bevformer_bf16.py, or their keys "
         f"({_MEMORY_TABLE}), or a lower data.samples_per_gpu; to evaluate, "
         "--cfg-options fp16.dtype=bfloat16; see in `nvidia-smi` whether another process holds memory",
     ),

@@ -35,7 +35,7 @@ TRAINING_MIB = {
         (True, True, False): 4_222,
         (True, True, True): 2_962,
     },
-    (101, 120, 6): {  # config_bev120
+    (101, 120, 6): {  # bevformer_bev120
         (False, False, False): 12_414,
         (True, False, False): 9_694,
         (True, True, False): 4_313,
