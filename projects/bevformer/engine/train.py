@@ -110,8 +110,12 @@ def train(
         if autoscale_lr:
             cfg.optimizer.lr *= get_world_size() / 8
         optimizer = build_optimizer(detector, cfg.optimizer)
+    options = dict(cfg.runner)
+    runner_class = RUNNERS[options.pop("type")]
     with config_errors("runner"):
-        runner = _build_runner(cfg.runner, model, optimizer, work_dir, logger, meta)
+        runner = runner_class(
+            model, optimizer=optimizer, work_dir=cfg.work_dir, logger=logger, meta=meta, **options
+        )
     runner.timestamp = timestamp  # one name for .log and .log.json
     _register_hooks(runner, cfg, device, validate)
     logger.info("training\n%s", run_summary(cfg, detector, loader, device, seed))
@@ -124,21 +128,6 @@ def train(
     elif cfg.get("load_from"):
         _start_from(runner, cfg, logger)
     runner.run([loader], workflow)
-
-
-def _build_runner(
-    runner_cfg: dict,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    work_dir: Path,
-    logger: logging.Logger,
-    meta: dict,
-) -> BaseRunner:
-    options = dict(runner_cfg)
-    runner_class = RUNNERS[options.pop("type")]
-    return runner_class(
-        model, optimizer=optimizer, work_dir=str(work_dir), logger=logger, meta=meta, **options
-    )
 
 
 def _short_run(cfg: Config, max_iters: int) -> Config:
