@@ -6,8 +6,8 @@ _base_ = [
     "_base_/default_runtime.py",
 ]
 
-# The workers pass uint8 images; the model distorts, normalises and pads them on its device. The numbers
-# are those of the published pipelines, which stay in configs/_base_/nuscenes.py.
+# The workers pass uint8 images; the model distorts, normalises and pads them on its device. The
+# numbers are those of the published pipelines, which stay in configs/_base_/nuscenes.py.
 model = dict(
     data_preprocessor=dict(
         type="ImagePreprocessor",

@@ -1,5 +1,5 @@
-# A small temporal BEVFormer for the synthetic data set (tools/create_synthetic.py): all ten classes,
-# one epoch from the demo weights, on two CPU cores. `make demo` runs it.
+# A small temporal BEVFormer for the synthetic data set (tools/create_synthetic.py): all ten
+# classes, one epoch from the demo weights, on two CPU cores. `make demo` runs it.
 _base_ = ["./_base_/bevformer.py", "./_base_/default_runtime.py"]
 
 point_cloud_range = {{_base_.point_cloud_range}}

@@ -1,4 +1,4 @@
-"""Makes the installed mmdet3d 1.0.0rc6 accept mmcv-full 1.7.2, with which it works but which it refuses.
+"""Makes the installed mmdet3d 1.0.0rc6 accept mmcv-full 1.7.2, which it refuses but works with.
 
 usage: python requirements/relax_mmdet3d.py     (with the Python of the environment)
 
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 BEFORE = "mmcv_maximum_version = '1.7.0'\n"
-AFTER = "mmcv_maximum_version = '1.7.2'  # 1.7.0 in the release; raised by requirements/relax_mmdet3d.py\n"
+AFTER = "mmcv_maximum_version = '1.7.2'  # raised by requirements/relax_mmdet3d.py\n"
 
 
 def main():

@@ -1,4 +1,4 @@
-"""Draw the input of the network, after the pipeline: python tools/browse_dataset.py CONFIG --out DIR.
+"""Draw the input of the network: python tools/browse_dataset.py CONFIG --out DIR.
 
 Three files per sample:
   <token>_queue.png    the images of the queue's frames

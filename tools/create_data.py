@@ -61,8 +61,8 @@ def check(args):
         raise ValueError(f"--max-sweeps {args.max_sweeps}: it must be 0 or more")
     if not args.extra_tag or osp.basename(args.extra_tag) != args.extra_tag:
         raise ValueError(
-            f"--extra-tag {args.extra_tag!r} must be the first part of a file name; folders go into "
-            "--out-dir"
+            f"--extra-tag {args.extra_tag!r} must be the first part of a file name; folders go "
+            "into --out-dir"
         )
     try:
         os.makedirs(args.out_dir, exist_ok=True)

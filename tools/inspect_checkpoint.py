@@ -1,4 +1,4 @@
-"""Describe a checkpoint, and how it fits a config: python tools/inspect_checkpoint.py CKPT [CONFIG]."""
+"""Describe a checkpoint, and how it fits: python tools/inspect_checkpoint.py CKPT [CONFIG]."""
 
 import bootstrap  # noqa: F401
 

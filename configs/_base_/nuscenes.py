@@ -32,8 +32,8 @@ test_pipeline = [
     ),
 ]
 
-# For a model with a `data_preprocessor`: the workers pass uint8 images, and the model distorts, normalises,
-# scales and pads them on its device.
+# For a model with a `data_preprocessor`: the workers pass uint8 images, and the model distorts,
+# normalises, scales and pads them on its device.
 byte_train_pipeline = [
     {{_base_.steps.load_bytes}},
     {{_base_.steps.draw_distortion}},
