@@ -1,6 +1,7 @@
 """Name, version and packages for setuptools < 61, which does not read [project] of pyproject.toml.
 
-torch 1.10 needs such an old one (Python 3.8). The version is that of projects/bevformer/__init__.py.
+torch 1.10 needs such an old one (Python 3.8). The version is that of
+projects/bevformer/__init__.py.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""The only file that knows how versions of torch, mmcv and mmdet3d differ.
+"""All version checks: differences between versions of torch, mmcv and mmdet3d.
 
 Importing it makes `import mmdet3d` work; every module that uses mmdet3d imports this one first.
 """
@@ -17,8 +17,8 @@ try:
     from torch.utils.checkpoint import checkpoint as torch_checkpoint
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-        f"{error}: torch and the OpenMMLab packages are installed by `make setup` (docs/install.md), "
-        "not by pip from this project's dependencies",
+        f"{error}: torch and the OpenMMLab packages are installed by `make setup` "
+        "(docs/install.md), not by pip from this project's dependencies",
         name=error.name,
     ) from error
 
@@ -53,7 +53,7 @@ _import_mmdet3d()
 
 
 def gpu_computes_in_bfloat16():
-    """Whether the current GPU has bfloat16 arithmetic; newer versions of torch emulate it where not."""
+    """Whether the current GPU has bfloat16 arithmetic; newer torch versions can emulate it."""
     supported = torch.cuda.is_bf16_supported
     if "including_emulation" in inspect.signature(supported).parameters:
         return supported(including_emulation=False)
@@ -67,21 +67,21 @@ def make_grad_scaler(**options):
     return torch.cuda.amp.GradScaler(**options)
 
 
-# torch >= 1.11. Before, deterministic algorithms make an error of each operator that has none, such as
-# deformable convolution.
+# torch >= 1.11. Before, deterministic algorithms make an error of each operator that has none, such
+# as deformable convolution.
 CAN_WARN_OF_NONDETERMINISM = (
     "warn_only" in inspect.signature(torch.use_deterministic_algorithms).parameters
 )
 
 
 def use_deterministic_algorithms():
-    """Let torch choose repeatable algorithms and warn where it has none; torch 1.10 is left as it is."""
+    """Choose deterministic algorithms, with a warning where there are none; no-op on torch 1.10."""
     if CAN_WARN_OF_NONDETERMINISM:
         torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def has_fused_cuda_kernels(optimizer_class):
-    """Whether an optimizer takes `fused=True` for parameters on CUDA: Adam, AdamW and SGD of torch 2."""
+    """Whether an optimizer takes `fused=True` on CUDA: Adam, AdamW and SGD of torch 2."""
     return (
         optimizer_class in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
         and "fused" in inspect.signature(optimizer_class).parameters
@@ -95,7 +95,7 @@ _GROUPS_TAKE_A_DEVICE = (
 
 
 def device_of_process_group(device):
-    """Arguments of `init_process_group` that bind it to a GPU; without them torch 2's barrier() warns."""
+    """Arguments of `init_process_group` that bind it to a GPU; else torch 2's barrier() warns."""
     return {"device_id": device} if device.type == "cuda" and _GROUPS_TAKE_A_DEVICE else {}
 
 
@@ -106,19 +106,20 @@ def mmcv_has_cuda_operators():
     return get_compiling_cuda_version() != "not available"
 
 
-# torch >= 1.11. The reentrant form before it runs the backward pass of each checkpoint as a pass of its
-# own, which DistributedDataParallel cannot tell from a second use where it searches unused parameters.
+# torch >= 1.11. The reentrant form before it runs the backward pass of each checkpoint as a pass of
+# its own, which DistributedDataParallel cannot tell from a second use where it searches unused
+# parameters.
 NON_REENTRANT_CHECKPOINTS = "use_reentrant" in inspect.signature(torch_checkpoint).parameters
 
 
 def checkpoint(function, *tensors):
-    """`function(*tensors)`, of which only the arguments are kept; backward computes it once more.
+    """`function(*tensors)`, recomputed in the backward pass: only the arguments are kept.
 
     Random numbers and autocast are those of the first time. Without gradient it is a plain call.
 
     Args:
-        function: returns a tensor. Tensors that it uses besides its arguments must not carry a gradient
-            that comes from elsewhere than its own parameters: torch < 1.11 would lose it.
+        function: returns a tensor. Tensors that it uses besides its arguments must not carry a
+            gradient that comes from elsewhere than its own parameters: torch < 1.11 would lose it.
         tensors: its arguments; None is allowed.
     """
     if not torch.is_grad_enabled():
@@ -131,7 +132,7 @@ def checkpoint(function, *tensors):
 
 
 def _with_autocast_of_now(function):
-    """`function` under today's autocast whenever it is called; torch 1.10's checkpoint forgets a CPU's."""
+    """Wrap `function` in the current autocast state, which torch 1.10 does not restore on CPU."""
     states = []
     if torch.is_autocast_enabled():
         states.append(("cuda", torch.get_autocast_gpu_dtype()))

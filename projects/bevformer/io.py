@@ -1,4 +1,4 @@
-"""Files: reading pickles and checkpoints as data, paths of a data set, damaged images, atomic writes.
+"""Files: pickles and checkpoints read as data, paths of a data set, damaged images, atomic writes.
 
 Imports NumPy only (torch where a checkpoint is read), so that the doctor can use it in a broken
 installation.
@@ -21,8 +21,8 @@ import numpy as np
 _JPEG = b"\xff\xd8"
 _START_OF_SCAN = b"\xff\xda"
 _END_OF_IMAGE = b"\xff\xd9"
-# Code lengths of the Huffman table that cameras use (ITU-T T.81, table K.5). With it, zero bits encode
-# blocks that no picture has; with a table made for one picture they may be plain sky.
+# Code lengths of the Huffman table that cameras use (ITU-T T.81, table K.5). With it, zero bits
+# encode blocks that no picture has; with a table made for one picture they may be plain sky.
 _STANDARD_TABLE = bytes([0, 2, 1, 3, 3, 2, 4, 3, 5, 5, 4, 4, 0, 0, 1, 125])
 _LOST_BLOCK = bytes(256)  # disks and copies lose 512 bytes at least; pictures have runs of about 8
 
@@ -106,8 +106,8 @@ def load_pickle_restricted(
         The content of the file.
 
     Raises:
-        ValueError: the file is truncated, not a pickle, or refers to anything that is not listed; the
-            message names it. None of its code has run.
+        ValueError: the file is truncated, not a pickle, or refers to anything that is not listed;
+            the message names it. None of its code has run.
     """
     try:
         with open(path, "rb") as file:
@@ -116,12 +116,12 @@ def load_pickle_restricted(
         foreign = _foreign_global(error)
         if foreign:
             raise ValueError(
-                f"{path} is not read: it refers to {foreign}, and unpickling that can run code; {what} "
-                f"contains only plain values and numpy arrays: {remedy}"
+                f"{path} is not read: it refers to {foreign}, and unpickling that can run code; "
+                f"{what} contains only plain values and numpy arrays: {remedy}"
             ) from error
         raise ValueError(
-            f"{path} is not {what} ({type(error).__name__}: {error}): it is truncated or in another "
-            f"format; {remedy}"
+            f"{path} is not {what} ({type(error).__name__}: {error}): it is truncated or in "
+            f"another format; {remedy}"
         ) from error
 
 
@@ -141,7 +141,7 @@ def _torch_globals() -> dict[tuple[str, str], Any]:
 
 
 def _restricted_pickle() -> SimpleNamespace:
-    """Stands in for the pickle module in `torch.load` of torch < 1.13, which has no `weights_only`."""
+    """Replaces the pickle module in `torch.load` of torch < 1.13, which has no `weights_only`."""
     known = _torch_globals()
 
     class Unpickler(_RestrictedUnpickler):
@@ -193,9 +193,9 @@ def load_torch_file(path: str, map_location: str = "cpu") -> Any:
     except Exception as error:  # random bytes can make an unpickler raise anything
         if "GLOBAL" in str(error):
             raise ValueError(
-                f"checkpoint {path} holds a Python object ({_foreign_global(error) or '?'}); loading it "
-                "could run code, so only tensors and plain values are read: save it again with `meta` "
-                "made of str, int, float, list and dict"
+                f"checkpoint {path} holds a Python object ({_foreign_global(error) or '?'}); "
+                "loading it could run code, so only tensors and plain values are read: save it "
+                "again with `meta` made of str, int, float, list and dict"
             ) from error
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
@@ -209,8 +209,8 @@ def join_root(data_root, path):
 
     Args:
         data_root: folder that paths are relative to; None or "" where there is none.
-        path: as in the record. Absolute paths, and relative ones that begin with `data_root`, as the
-            original BEVFormer writes them, are taken as they are.
+        path: as in the record. Absolute paths, and relative ones that begin with `data_root`, as
+            the original BEVFormer writes them, are taken as they are.
 
     Raises:
         ValueError: the path leads out of data_root.
@@ -221,8 +221,8 @@ def join_root(data_root, path):
     joined = osp.join(root, path)  # an absolute path stays as it is
     if ".." in path and root and osp.relpath(joined, root).startswith(osp.pardir):
         raise ValueError(
-            f"an info record names the file {path}, which is outside of data_root {root}: write the "
-            "info file again with tools/create_data.py"
+            f"an info record names the file {path}, which is outside of data_root {root}: write "
+            "the info file again with tools/create_data.py"
         )
     return joined
 

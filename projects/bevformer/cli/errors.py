@@ -23,7 +23,7 @@ def silence_notices() -> None:
 
 
 def quiet_start() -> None:
-    """Import torch without its notice about CUDA_HOME, and silence mmcv's about its next version."""
+    """Import torch without its notice about CUDA_HOME, and silence mmcv's about version 2."""
     silence_notices()
     # torch 1.10 prints it. A missing torch is reported by `compat`, with the remedy.
     with contextlib.suppress(ImportError), contextlib.redirect_stdout(io.StringIO()):
@@ -38,8 +38,8 @@ def tool_errors(debug: bool) -> Iterator[None]:
         debug: let the traceback through.
 
     Raises:
-        SystemExit: for a ValueError, OSError, FloatingPointError or Ctrl-C without `debug`, and for a
-            RuntimeError or MemoryError that `remedy` knows.
+        SystemExit: for a ValueError, OSError, FloatingPointError or Ctrl-C without `debug`, and for
+            a RuntimeError or MemoryError that `remedy` knows.
     """
     try:
         yield
@@ -64,7 +64,7 @@ def tool_errors(debug: bool) -> Iterator[None]:
 
 
 def _distributed() -> Any:
-    """`engine.distributed` if it has been imported: without it this process is in no process group."""
+    """`engine.distributed`, or None: without it this process is in no process group."""
     return sys.modules.get("projects.bevformer.engine.distributed")
 
 

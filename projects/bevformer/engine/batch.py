@@ -58,7 +58,8 @@ def to_device(batch: Any, device: torch.device) -> Any:
     mmcv's own `scatter` fails on CUDA with torch >= 2.1 (it passes an int to `_get_stream`).
 
     Args:
-        batch: nested dicts, lists and tuples of DataContainers and tensors, as `collate` makes them.
+        batch: nested dicts, lists and tuples of DataContainers and tensors, as `collate` makes
+            them.
         device: of the tensors; the content of `cpu_only` containers stays.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Building the network of a config, the same for training, evaluation, inspection and the doctor."""
+"""Building the network of a config, for training, evaluation, inspection and the doctor."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def build_detector(
         pretrained: keep `model.pretrained`, for `init_weights`; otherwise a checkpoint follows.
 
     Raises:
-        ValueError: a wrong key (the message names the section), or the config is for another number of
-            classes or cameras than the data set.
+        ValueError: a wrong key (the message names the section), or the config is for another number
+            of classes or cameras than the data set.
     """
     with config_errors("model"):
         model_cfg = copy.deepcopy(cfg.model)
@@ -63,15 +63,16 @@ def init_weights(detector: nn.Module, cfg: Config, logger: logging.Logger) -> No
             detector.init_weights()
     except URLError as error:
         raise ValueError(
-            f"pretrained weights {cfg.model.get('pretrained')} cannot be downloaded ({error.reason}): "
-            "copy the file here and name it, --cfg-options model.pretrained.img=FILE"
+            f"pretrained weights {cfg.model.get('pretrained')} cannot be downloaded "
+            f"({error.reason}): copy the file here and name it, --cfg-options "
+            "model.pretrained.img=FILE"
         ) from error
     backbone = cfg.model.get("img_backbone", {})
     start = cfg.get("load_from") or cfg.model.get("pretrained") or backbone.get("init_cfg")
     if backbone.get("frozen_stages", -1) >= 0 and not start:
         logger.warning(
-            "model.img_backbone freezes stages of random weights: give it pretrained ones, for example "
-            "--cfg-options load_from=ckpts/r101_dcn_fcos3d_pretrain.pth "
+            "model.img_backbone freezes stages of random weights: give it pretrained ones, for "
+            "example --cfg-options load_from=ckpts/r101_dcn_fcos3d_pretrain.pth "
             "(docs/checkpoint_compatibility.md), or set model.img_backbone.frozen_stages=-1"
         )
 
@@ -89,7 +90,7 @@ def _quiet(detector: nn.Module) -> Iterator[None]:
 
 
 def _read_pretrained_onto_cpu(part: Any) -> None:
-    """Complete each `Pretrained` of a config: a file of GPU tensors would go to GPU 0 in every process."""
+    """Set `map_location` of each `Pretrained`: every rank would load GPU tensors to GPU 0."""
     if isinstance(part, dict):
         if part.get("type") == "Pretrained":
             part.setdefault("map_location", "cpu")
@@ -105,8 +106,9 @@ def _check_num_classes(model_cfg: dict, class_names: Sequence[str]) -> None:
     number = head.get("num_classes", len(class_names))
     if number != len(class_names):
         raise ValueError(
-            f"model.pts_bbox_head.num_classes is {number}, but the data set has {len(class_names)} classes "
-            f"({', '.join(class_names)}): make them agree, in model.pts_bbox_head.bbox_coder too"
+            f"model.pts_bbox_head.num_classes is {number}, but the data set has {len(class_names)} "
+            f"classes ({', '.join(class_names)}): make them agree, in "
+            "model.pts_bbox_head.bbox_coder too"
         )
 
 
@@ -119,6 +121,7 @@ def _set_num_cams(model_cfg: dict, cameras: Sequence[str]) -> None:
     number = transformer.setdefault("num_cams", len(cameras))
     if number != len(cameras):
         raise ValueError(
-            f"model.pts_bbox_head.transformer.num_cams is {number}, but the data set has {len(cameras)} "
-            f"cameras ({', '.join(cameras)}): leave num_cams out to take it from the data"
+            f"model.pts_bbox_head.transformer.num_cams is {number}, but the data set has "
+            f"{len(cameras)} cameras ({', '.join(cameras)}): leave num_cams out to take it from "
+            "the data"
         )

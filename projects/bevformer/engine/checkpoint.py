@@ -96,8 +96,8 @@ def _write(path: Path, checkpoint: dict) -> None:
 def publish_weights(source: str | Path, target: str | Path, half: bool = False) -> None:
     """Write the weights of a checkpoint without what only a training run needs.
 
-    The optimizer state is dropped; of the meta data the class and camera names, the config, the seed
-    and the progress stay.
+    The optimizer state is dropped; of the meta data the class and camera names, the config, the
+    seed and the progress stay.
 
     Args:
         source: a training checkpoint.
@@ -122,7 +122,7 @@ def publish_weights(source: str | Path, target: str | Path, half: bool = False) 
 
 
 def point_latest_at(path: str | Path) -> None:
-    """Make `latest.pth` in the folder of a checkpoint a link to it; the link is replaced atomically."""
+    """Link `latest.pth` in the folder of a checkpoint to it, atomically."""
     path = Path(path)
     link = path.with_name(f".latest.{os.getpid()}.tmp")
     with contextlib.suppress(FileNotFoundError):
@@ -135,7 +135,8 @@ def load_checkpoint(path: str | Path) -> dict:
     """Read a checkpoint onto the CPU.
 
     Returns:
-        dict with at least "state_dict" (names without a leading `module.`) and "meta" (maybe empty).
+        dict with at least "state_dict" (names without a leading `module.`) and "meta" (maybe
+        empty).
 
     Raises:
         FileNotFoundError: no such file.
@@ -223,8 +224,8 @@ class WeightFit:
         lines = []
         if untrained:
             lines.append(
-                f"{len(untrained)} backbone weights are absent from the file ({by_prefix(untrained)}): "
-                "it is not of this backbone"
+                f"{len(untrained)} backbone weights are absent from the file "
+                f"({by_prefix(untrained)}): it is not of this backbone"
             )
         reshaped = [name for name in self.reshaped if name.startswith("img_backbone.")]
         if reshaped:
@@ -244,13 +245,14 @@ def camera_rows(
     """Rows of a checkpoint's camera embeddings in the order of a data set's cameras.
 
     Args:
-        checkpoint: what `load_checkpoint` returned. Six cameras without `CAMERAS` in its meta are those
-            of nuScenes; of another number only the number is known.
+        checkpoint: what `load_checkpoint` returned. Six cameras without `CAMERAS` in its meta are
+            those of nuScenes; of another number only the number is known.
         cameras: names in the order of the data set; None checks nothing.
         path: file of the checkpoint, for messages.
 
     Returns:
-        Row of the file for each camera; None where the order is the same or there are no embeddings.
+        Row of the file for each camera; None where the order is the same or there are no
+        embeddings.
 
     Raises:
         ValueError: it was trained with other cameras.
@@ -262,9 +264,10 @@ def camera_rows(
     saved = checkpoint["meta"].get("CAMERAS") or (CAMERAS if number == len(CAMERAS) else [])
     if number != len(wanted) or (saved and sorted(saved) != sorted(wanted)):
         raise ValueError(
-            f"checkpoint {path} was trained with {number} cameras ({', '.join(saved) or 'not named'}), "
-            f"the data set has {len(wanted)} ({', '.join(wanted)}): each camera has a learned "
-            "embedding, so use weights of the same cameras"
+            f"checkpoint {path} was trained with {number} cameras "
+            f"({', '.join(saved) or 'not named'}), the data set has {len(wanted)} "
+            f"({', '.join(wanted)}): each camera has a learned embedding, so use weights of the "
+            "same cameras"
         )
     return [saved.index(name) for name in wanted] if saved and list(saved) != wanted else None
 
@@ -309,7 +312,8 @@ def load_weights(
         )
     if not fit.fitting:
         raise ValueError(
-            f"checkpoint {path} has no weight that fits this model: it holds {by_prefix(fit.surplus)}"
+            f"checkpoint {path} has no weight that fits this model: it holds "
+            f"{by_prefix(fit.surplus)}"
         )
     fit.fitting._metadata = getattr(checkpoint["state_dict"], "_metadata", OrderedDict())
     detector.load_state_dict(fit.fitting, strict=False)

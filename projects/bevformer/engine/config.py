@@ -33,7 +33,7 @@ _ORIGINAL_PLUGIN = "mmdet3d_plugin"  # published BEVFormer configs name it; this
 
 @contextlib.contextmanager
 def config_errors(key: str) -> Iterator[None]:
-    """Turn what a registry raises for a wrong config section into a ValueError that names the section.
+    """Turn an error of a registry into a ValueError that names the config section.
 
     mmcv and mmdet check many arguments by assertions.
     """
@@ -91,8 +91,8 @@ def load_config(
     Args:
         path: a Python config.
         options: dict of dotted keys -> values from `--cfg-options`.
-        data_root: replaces the `data_root` of all splits. An info file that is missing below the old
-            root is looked up below the new one.
+        data_root: replaces the `data_root` of all splits. An info file that is missing below the
+            old root is looked up below the new one.
 
     Returns:
         mmcv.Config.
@@ -226,7 +226,7 @@ def runner_settings(cfg: Config, max_iters: int | None = None) -> ConfigDict:
 
 
 def check_checkpoint_config(checkpoint_config: Mapping[str, Any] | None) -> None:
-    """Refuse unknown keys of `checkpoint_config` before training; mmcv fails only when it first saves.
+    """Refuse unknown keys of `checkpoint_config` now; mmcv fails only when it first saves.
 
     Args:
         checkpoint_config: the config's dict, or None.

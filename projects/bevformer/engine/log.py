@@ -55,7 +55,7 @@ def _is_for_console(record: logging.LogRecord) -> bool:
 
 
 def progress_bar(items: Iterable, description: str, unit: str) -> tqdm:
-    """Iterate with a progress bar on rank 0; without a terminal it prints a line every ten seconds."""
+    """Iterate with a progress bar on rank 0; without a terminal, a line every ten seconds."""
     return tqdm(
         items,
         desc=description,

@@ -1,8 +1,8 @@
 """GPU memory needed for training.
 
 Figures of benchmarks/memory_model.py, computed and not measured on a GPU: one sample a process, the
-queue of the recipe (docs/performance.md). With the published pipelines, whose images are float32, base
-needs 0.3 GiB more, which the overhead covers.
+queue of the recipe (docs/performance.md). With the published pipelines, whose images are float32,
+base needs 0.3 GiB more, which the overhead covers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""mmcv's runners with safe checkpoints: atomic to write, and no code from them is run on resume."""
+"""mmcv's runners with safe checkpoints: written atomically, resumed without running their code."""
 
 from pathlib import Path
 
@@ -18,8 +18,8 @@ from projects.bevformer.engine.optimizer import fit_saved_state, match_layouts
 class _SafeCheckpoints:
     """Replaces how mmcv's runners write and read checkpoints.
 
-    Hooks may have a method `checkpoint_meta()`: the dict that it returns is added to the meta of each
-    checkpoint when it is saved.
+    Hooks may have a method `checkpoint_meta()`: the dict that it returns is added to the meta of
+    each checkpoint when it is saved.
     """
 
     def _progress(self):
@@ -52,13 +52,13 @@ class _SafeCheckpoints:
             point_latest_at(path)
 
     def load_checkpoint(self, filename, map_location="cpu", strict=False, revise_keys=None):
-        """Start from the weights of a file; what it lacks keeps its initial values (reported)."""
+        """Start from the weights of a file; missing ones keep their initial values (reported)."""
         checkpoint = load_checkpoint(filename)
         load_weights(self.model.module, checkpoint, filename, self.logger, complete=strict)
         return checkpoint
 
     def resume(self, checkpoint, resume_optimizer=True, map_location="cpu"):
-        """Go on with the weights, optimizer state and progress of a checkpoint file.
+        """Resume with the weights, optimizer state and progress of a checkpoint file.
 
         mmcv's `resume` would execute the config text in the file as Python.
 
@@ -104,7 +104,7 @@ class _SafeCheckpoints:
         self.logger.info("resumed %s: epoch %d, iteration %d", path, self.epoch, self.iter)
 
     def _reorder_camera_state(self, checkpoint, path):
-        """Reorder the optimizer state of the camera embeddings as `load_weights` did the weights."""
+        """Reorder the optimizer state of the camera embeddings like the weights."""
         detector = self.model.module
         rows = camera_rows(checkpoint, getattr(detector, "CAMERAS", None), path)
         for name, parameter in detector.named_parameters():

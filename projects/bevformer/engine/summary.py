@@ -35,7 +35,8 @@ def run_summary(
         "network": _network(cfg, detector),
         "start": _start(cfg),
         "batch": _batch(cfg, loader),
-        "optimizer": f"{cfg.optimizer.type}, lr {cfg.optimizer.lr}, {lr_config.get('policy')}{warmup}",
+        "optimizer": f"{cfg.optimizer.type}, lr {cfg.optimizer.lr}, "
+        f"{lr_config.get('policy')}{warmup}",
         "length": _length(cfg.runner, len(loader)),
         "precision": f"{dtype}, TF32 {'on' if cfg.get('tf32') else 'off'}, deformable attention: "
         f"{cfg.get('deform_attn_backend') or 'chosen by device'}",

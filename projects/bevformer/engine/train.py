@@ -180,7 +180,7 @@ def _resume_from(cfg: Config, auto_resume: bool, logger: logging.Logger) -> str 
 
 
 def _start_from(runner: BaseRunner, cfg: Config, logger: logging.Logger) -> None:
-    """Load the weights of `load_from`; a function, so that the file's tensors are freed when it returns."""
+    """Load the weights of `load_from`; a function, so that its return frees the file's tensors."""
     checkpoint = runner.load_checkpoint(cfg.load_from)
     check_provenance(checkpoint, cfg.load_from, cfg, logger, split="train")
 
@@ -200,8 +200,8 @@ def _remedy_for_slow_data(cfg: Config) -> str:
     remedy = f"Raise data.workers_per_gpu (now {workers_per_process(cfg)})"
     if cfg.model.get("data_preprocessor") is None:
         remedy += (
-            ", or let the model prepare the images on its device: configs/bevformer/bevformer_tiny_fast.py, "
-            "bevformer_small_fast.py, configs/config.py"
+            ", or let the model prepare the images on its device: configs/config.py, "
+            "configs/bevformer/bevformer_tiny_fast.py, bevformer_small_fast.py"
         )
     return f"{remedy} (docs/performance.md#data)"
 
