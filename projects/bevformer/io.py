@@ -149,7 +149,9 @@ def _restricted_pickle() -> SimpleNamespace:
             super().__init__(file, known, **options)
 
     return SimpleNamespace(
-        Unpickler=Unpickler, load=lambda file, **options: Unpickler(file, **options).load()
+        __name__="restricted pickle",
+        Unpickler=Unpickler,
+        load=lambda file, **options: Unpickler(file, **options).load(),
     )
 
 
