@@ -45,12 +45,12 @@ def test_debug_lets_the_error_through(broken_batches):
         next(broken_batches)
 
 
-def test_a_loss_that_is_not_finite_is_one_line():
+def test_non_finite_loss_is_one_line():
     with pytest.raises(SystemExit, match="loss is not finite"), tool_errors(debug=False):
         raise FloatingPointError("loss is not finite at epoch 1")
 
 
-def test_ctrl_c_is_no_traceback():
+def test_ctrl_c_prints_no_traceback():
     with pytest.raises(SystemExit) as stop, tool_errors(debug=False):
         raise KeyboardInterrupt
     assert stop.value.code == 130

@@ -63,7 +63,7 @@ def test_info_files_are_found_below_another_data_root(config_path, tmp_path):
         ({"xyz": 1}, r"'xyz' \(it takes num_classes, in_channels, "),
     ],
 )
-def test_an_unknown_name_in_a_section_is_named_with_the_nearest_known_one(section, says):
+def test_unknown_names_are_reported_with_a_suggestion(section, says):
     config = {**head_config(), "type": "BEVFormerHead", **section}
     with pytest.raises(ValueError, match="config section `model`.*" + says), config_errors("model"):
         build_head(config)
@@ -155,7 +155,7 @@ def test_runner_settings(config_path):
         runner_settings(cfg)
 
 
-def test_no_iterations_are_no_run(config_path):
+def test_max_iters_must_be_positive(config_path):
     cfg = load_config(config_path)
     assert runner_settings(cfg, 1) == {"type": "IterBasedRunner", "max_iters": 1}
     with pytest.raises(ValueError, match="--max-iters is 0: it must be at least 1"):

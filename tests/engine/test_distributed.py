@@ -30,7 +30,7 @@ def _no_launcher(monkeypatch):
     ("launcher", "variable"),
     [("pytorch", "RANK"), ("slurm", "SLURM_PROCID"), ("mpi", "OMPI_COMM_WORLD_RANK")],
 )
-def test_a_launcher_without_its_environment_is_an_error(launcher, variable):
+def test_launcher_without_its_environment_is_an_error(launcher, variable):
     with pytest.raises(
         ValueError, match=f"--launcher {launcher}: the environment lacks {variable}"
     ):
@@ -54,7 +54,7 @@ def test_slurm_and_mpi_places(monkeypatch):
     assert distributed._place_of_this_process("mpi") == (2, 4, 0, "tcp://node1:1234")
 
 
-def test_a_gpu_that_is_not_there_is_an_error():
+def test_missing_gpu_is_an_error():
     with pytest.raises(ValueError, match="GPU 99 was requested"):
         select_device("cuda", 99)
     assert select_device("cpu") == torch.device("cpu")
@@ -97,7 +97,7 @@ def test_two_processes_stay_bit_equal(tmp_path, tool_environment):
 
 
 @pytest.mark.slow
-def test_checkpoints_go_with_two_processes(tmp_path, tool_environment):
+def test_activation_checkpoints_work_with_two_processes(tmp_path, tool_environment):
     here = os.path.dirname(os.path.abspath(__file__))
     script = os.path.join(here, "two_process_checkpoints.py")
     torchrun([script, tmp_path / "report.json"], tool_environment, port=29644)
@@ -121,7 +121,7 @@ def test_gradients_are_views_of_the_buckets(monkeypatch):
     assert options["gradient_as_bucket_view"] is True
 
 
-def test_reentrant_checkpoints_are_refused_beside_a_search_for_unused_parameters(monkeypatch):
+def test_reentrant_checkpoints_with_find_unused_parameters_are_refused(monkeypatch):
     monkeypatch.setattr(training_model, "is_distributed", lambda: True)
     monkeypatch.setattr(compat, "NON_REENTRANT_CHECKPOINTS", False)
     detector = build_detector(with_cp=True)

@@ -35,7 +35,7 @@ def test_autocast_dtype(monkeypatch, fp16, device, expected):
     assert autocast_dtype(fp16, device, LOGGER) is expected
 
 
-def test_bfloat16_needs_a_gpu_that_computes_in_it(monkeypatch):
+def test_bfloat16_needs_hardware_support(monkeypatch):
     def emulated(including_emulation=True):
         return including_emulation
 
@@ -47,7 +47,7 @@ def test_bfloat16_needs_a_gpu_that_computes_in_it(monkeypatch):
 
 
 @pytest.mark.parametrize("fp16", [{"dtype": "float8"}, {"lossscale": 1}, True])
-def test_autocast_dtype_refuses_what_it_does_not_know(fp16):
+def test_autocast_dtype_refuses_unknown_values(fp16):
     with pytest.raises(ValueError, match="fp16"):
         autocast_dtype(fp16, CUDA, LOGGER)
 
@@ -57,7 +57,7 @@ def test_tf32_is_a_bool():
         set_compute_format(torch.nn.Module(), {"tf32": "yes"}, CPU, LOGGER)
 
 
-def test_the_config_names_the_backend_of_deformable_attention(monkeypatch):
+def test_config_selects_the_attention_backend(monkeypatch):
     monkeypatch.setattr(backends, "_default_name", None)
     detector = torch.nn.Module()
     set_compute_format(detector, {"deform_attn_backend": "reference"}, CPU, LOGGER)
@@ -177,7 +177,7 @@ class CountingScaler:
         return {"scale": 4.0}
 
 
-def test_the_loss_scale_is_read_for_checkpoints_only(monkeypatch):
+def test_loss_scale_is_only_read_for_checkpoints(monkeypatch):
     scaler = CountingScaler()
     monkeypatch.setattr(precision, "make_grad_scaler", lambda: scaler)
     hook = LossScalingOptimizerHook()

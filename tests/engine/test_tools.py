@@ -81,7 +81,7 @@ def test_eval_of_a_result_file(call, eval_tool, config_path, checkpoint, tmp_pat
     assert again["nd_score"] == pytest.approx(expected["nd_score"])
 
 
-def test_the_process_group_is_left_before_the_report(
+def test_process_group_is_destroyed_before_the_report(
     call, eval_tool, config_path, checkpoint, monkeypatch
 ):
     steps = []
@@ -126,7 +126,7 @@ def test_eval_draws_evenly_spaced_samples(
     assert drawn == [("pictures", token, True, None, 0.4) for token in tokens]
 
 
-def test_ground_truth_is_drawn_where_the_info_has_it(monkeypatch):
+def test_ground_truth_is_drawn_if_the_info_has_it(monkeypatch):
     class Annotated:
         CLASSES = ("bus",)
         data_root = "root"
@@ -187,7 +187,7 @@ def test_the_checkpoint_may_follow_an_option(eval_tool):
         (["--results", "r.json", "--launcher", "slurm"], "one process"),
     ],
 )
-def test_flags_that_do_not_go_with_results(call, eval_tool, config_path, arguments, message):
+def test_flags_that_conflict_with_results(call, eval_tool, config_path, arguments, message):
     with pytest.raises(SystemExit, match=message):
         call(eval_tool, config_path, *arguments)
 
@@ -208,7 +208,7 @@ def test_train_errors_are_one_line(call, train_tool, config_path, arguments, mes
     assert "\n" not in caught.value.code
 
 
-def test_a_missing_config_is_one_line_and_debug_shows_the_error(call, train_tool):
+def test_missing_config_is_one_line_and_debug_shows_the_traceback(call, train_tool):
     with pytest.raises(SystemExit, match="config none.py does not exist"):
         call(train_tool, "none.py")
     with pytest.raises(FileNotFoundError):

@@ -40,7 +40,7 @@ def log_records(work_dir):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_run_leaves_checkpoints_logs_config_and_metrics(run):
+def test_run_writes_checkpoints_logs_config_and_metrics(run):
     work_dir = run()
     assert os.readlink(work_dir / "latest.pth") == "epoch_2.pth"
     meta = load_checkpoint(work_dir / "epoch_2.pth")["meta"]
@@ -111,7 +111,7 @@ def test_the_same_seed_gives_the_same_weights(run):
     assert not torch.equal(weights[0]["head.weight"], weights[2]["head.weight"])
 
 
-def test_auto_resume_goes_on_from_the_newest_sound_checkpoint(run):
+def test_auto_resume_uses_the_newest_loadable_checkpoint(run):
     work_dir = run(validate=False)
     (work_dir / "epoch_2.pth").write_bytes(b"broken")
     for path in work_dir.glob("*.log.json"):
@@ -122,7 +122,7 @@ def test_auto_resume_goes_on_from_the_newest_sound_checkpoint(run):
     assert load_checkpoint(work_dir / "epoch_2.pth")["meta"]["iter"] == 10
 
 
-def test_resume_does_not_run_the_config_text_of_a_checkpoint(run, tmp_path):
+def test_resume_does_not_execute_the_config_in_a_checkpoint(run, tmp_path):
     work_dir = run(validate=False)
     checkpoint = torch.load(str(work_dir / "epoch_1.pth"))
     checkpoint["meta"]["config"] = f"import os; os.mkdir({str(tmp_path / 'trap')!r})"
@@ -141,7 +141,7 @@ def test_resume_refuses_files_without_training_state(run, tmp_path):
     run({"load_from": str(tmp_path / "weights.pth")}, work_dir="c", validate=False)
 
 
-def test_progress_is_recounted_for_another_number_of_processes(run, tmp_path):
+def test_iterations_are_rescaled_for_another_number_of_processes(run, tmp_path):
     work_dir = run(validate=False)
     checkpoint = torch.load(str(work_dir / "epoch_1.pth"))
     checkpoint["meta"].update(world_size=2, iter=3)
@@ -150,7 +150,7 @@ def test_progress_is_recounted_for_another_number_of_processes(run, tmp_path):
     assert load_checkpoint(tmp_path / "b" / "epoch_2.pth")["meta"]["iter"] == 6 + 5
 
 
-def test_a_checkpoint_with_a_group_per_tensor_is_resumed(run, tmp_path):
+def test_resume_from_a_checkpoint_with_per_tensor_groups(run, tmp_path):
     """The layout of mmcv's own constructor, which older checkpoints have."""
     single = {"optimizer.constructor": "DefaultOptimizerConstructor"}
     whole, old = run(validate=False), run(single, work_dir="old", validate=False)
@@ -181,7 +181,7 @@ def test_a_checkpoint_with_a_group_per_tensor_is_resumed(run, tmp_path):
         run({**resume, **single}, work_dir="reverse", validate=False)
 
 
-def test_a_run_that_waits_for_data_says_so(run, monkeypatch, caplog):
+def test_slow_data_is_reported_with_a_remedy(run, monkeypatch, caplog):
     hook = partial(DataWaitHook, interval=2, share=-1, skip=0)
     monkeypatch.setattr("projects.bevformer.engine.train.DataWaitHook", hook)
     logger = logging.getLogger("mmdet3d")  # it hands nothing on to the root logger
@@ -204,14 +204,14 @@ class CheckpointMetaHook(Hook):
         return {"asked": self.asked}
 
 
-def test_hooks_are_asked_for_meta_when_a_checkpoint_is_saved(run, monkeypatch):
+def test_checkpoint_meta_of_hooks_is_saved(run, monkeypatch):
     monkeypatch.setitem(HOOKS.module_dict, "CheckpointMetaHook", CheckpointMetaHook)
     work_dir = run({"custom_hooks": [dict(type="CheckpointMetaHook")]}, validate=False)
     for epoch in (1, 2):
         assert load_checkpoint(work_dir / f"epoch_{epoch}.pth")["meta"]["asked"] == epoch
 
 
-def test_the_loaded_file_is_freed_before_training(run, monkeypatch):
+def test_load_from_tensors_are_freed_before_training(run, monkeypatch):
     work_dir = run(validate=False)
     loaded, alive = [], []
 
@@ -243,7 +243,7 @@ def test_a_short_run_saves_and_evaluates_at_its_end(run):
     assert {r["mode"] for r in log_records(work_dir)[1:]} == {"train", "val"}
 
 
-def test_a_short_run_saves_though_the_config_counts_epochs(run):
+def test_max_iters_saves_with_an_epoch_based_config(run):
     work_dir = run({"checkpoint_config.by_epoch": True}, max_iters=3, validate=False)
     assert (work_dir / "iter_3.pth").exists()
 
@@ -286,7 +286,7 @@ def test_the_interval_of_the_config_counts(run):
     assert [path.name for path in (work_dir / "eval").iterdir()] == ["epoch_2"]
 
 
-def test_a_nan_loss_ends_the_run_and_names_the_sample(run):
+def test_nan_loss_stops_the_run_and_names_the_sample(run):
     with pytest.raises(FloatingPointError, match=r"not finite at epoch 1, iteration \d.*s1f1"):
         run({"data.train.nan_sample": "s1f1", "data.samples_per_gpu": 1})
 

@@ -490,7 +490,7 @@ def test_old_boxes_and_unsorted_frames_are_put_right(data, browse, tmp_path):
     np.testing.assert_array_equal(after, before)
 
 
-def test_pictures_are_found_where_another_machine_wrote_the_info_file(data, browse, run, tmp_path):
+def test_pictures_are_found_with_an_info_file_of_another_machine(data, browse, run, tmp_path):
     def change(content):
         for info in content["infos"]:
             for record in info["cams"].values():
