@@ -287,5 +287,5 @@ def test_unreadable_info_files_do_not_stop_the_others(whole_root, tmp_path):
     }
     gone, bad, good = check_info_files(files, str(whole_root))
     assert "gone.pkl does not exist" in gone.what
-    assert "names os.system" in bad.what
+    assert "refers to os.system" in bad.what
     assert good.level == "ok"

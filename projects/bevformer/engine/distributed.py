@@ -19,6 +19,17 @@ from projects.bevformer.engine.device import select_device
 _TIMEOUT = datetime.timedelta(hours=1)
 
 
+# Launcher -> variables that it sets: rank, world size, local rank, and where rank 0 is.
+_VARIABLES = {
+    "pytorch": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"),
+    "slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NODELIST"),
+    "mpi": (
+        *("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+        "MASTER_ADDR",
+    ),
+}
+
+
 class _Place(NamedTuple):
     rank: int
     world_size: int
@@ -26,39 +37,28 @@ class _Place(NamedTuple):
     init_method: str
 
 
-def _environment(names: list[str], launcher: str) -> list[str]:
-    missing = [name for name in names if name not in os.environ]
+def _place_of_this_process(launcher: str) -> _Place:
+    """Rank, world size, local rank and rendezvous address that the launcher set."""
+    missing = [name for name in _VARIABLES[launcher] if name not in os.environ]
     if missing:
         raise ValueError(
             f"--launcher {launcher}: the environment lacks {', '.join(missing)}; start with "
             "`torchrun --nproc_per_node=N tools/...` for pytorch, `srun` for slurm, `mpirun` for "
             "mpi (with MASTER_ADDR set), or leave --launcher out for one process"
         )
-    return [os.environ[name] for name in names]
-
-
-def _place_of_this_process(launcher: str) -> _Place:
-    """Rank, world size, local rank and rendezvous address that the launcher set."""
-    port = os.environ.get("MASTER_PORT", "29500")
+    *numbers, address = (os.environ[name] for name in _VARIABLES[launcher][:4])
     if launcher == "pytorch":
-        names = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"]
-        rank, world_size, local_rank, _, _ = _environment(names, launcher)
-        init_method = "env://"
-    elif launcher == "slurm":
-        names = ["SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NODELIST"]
-        rank, world_size, local_rank, nodes = _environment(names, launcher)
-        address = os.environ.get("MASTER_ADDR")
-        if address is None:
-            command = ["scontrol", "show", "hostnames", nodes]
-            address = subprocess.run(
-                command, check=True, stdout=subprocess.PIPE, text=True
-            ).stdout.split()[0]
-        init_method = f"tcp://{address}:{port}"
-    else:
-        names = ["OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"]
-        rank, world_size, local_rank, address = _environment([*names, "MASTER_ADDR"], launcher)
-        init_method = f"tcp://{address}:{port}"
-    return _Place(int(rank), int(world_size), int(local_rank), init_method)
+        return _Place(*map(int, numbers), "env://")
+    if launcher == "slurm":
+        address = os.environ.get("MASTER_ADDR") or _first_host(address)
+    port = os.environ.get("MASTER_PORT", "29500")
+    return _Place(*map(int, numbers), f"tcp://{address}:{port}")
+
+
+def _first_host(nodes: str) -> str:
+    command = ["scontrol", "show", "hostnames", nodes]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return done.stdout.split()[0]
 
 
 def _gpu_of_this_process(launcher: str, local_rank: int) -> int:
