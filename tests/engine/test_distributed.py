@@ -5,7 +5,8 @@ import sys
 
 import pytest
 import torch
-from dummy_task import DummyDetector
+from dummy_task import REPOSITORY, DummyDetector
+from test_tools import load_tool
 from tiny_bevformer import build_detector
 
 from projects.bevformer import compat
@@ -131,23 +132,21 @@ def test_reentrant_checkpoints_with_find_unused_parameters_are_refused(monkeypat
 
 @pytest.mark.slow
 def test_tools_in_two_processes_give_the_result_file_of_one(
-    tmp_path, config_path, tool_environment
+    tmp_path, config_path, tool_environment, monkeypatch, quick
 ):
-    repository = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    train, evaluate = (os.path.join(repository, "tools", name) for name in ("train.py", "eval.py"))
+    train, evaluate = (str(REPOSITORY / "tools" / name) for name in ("train.py", "eval.py"))
     launcher, cpu = ["--launcher", "pytorch"], ["--device", "cpu"]  # a machine may have one GPU
-    torchrun([train, config_path, *launcher, *cpu, "--seed", 0], tool_environment, port=29642)
-    checkpoint = tmp_path / "work" / "epoch_2.pth"
+    one_epoch = ["--cfg-options", "total_epochs=1", "runner.max_epochs=1"]
+    arguments = [config_path, *launcher, *cpu, "--seed", 0, *one_epoch]
+    torchrun([train, *arguments], tool_environment, port=29642)
 
-    flags = [config_path, checkpoint, *cpu, "--work-dir"]
+    flags = [config_path, tmp_path / "work" / "epoch_1.pth", *cpu, "--work-dir"]
     torchrun([evaluate, *flags, tmp_path / "two", *launcher], tool_environment, port=29643)
-    subprocess.run(
-        [sys.executable, evaluate, *map(str, flags), str(tmp_path / "one")],
-        env=tool_environment, check=True, timeout=240,
-    )  # fmt: skip
+    monkeypatch.setattr("sys.argv", [evaluate, *map(str, flags), str(tmp_path / "one")])
+    load_tool("eval").main()
     files = [
         tmp_path / "one" / "results_nusc.json",
         tmp_path / "two" / "results_nusc.json",
-        tmp_path / "work" / "eval" / "epoch_2" / "results_nusc.json",
+        tmp_path / "work" / "eval" / "epoch_1" / "results_nusc.json",
     ]
     assert len({path.read_bytes() for path in files}) == 1
