@@ -28,3 +28,24 @@ def test_dependencies_are_those_that_the_set_up_pins():
     pinned = (ROOT / "requirements" / "runtime.txt").read_text()
     assert {"numpy", "numba", "opencv-python-headless"} <= names
     assert names <= set(re.findall(r"^([\w-]+)", pinned, re.MULTILINE))
+
+
+def python(program):
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def test_a_missing_stack_is_reported_with_the_remedy():
+    done = python("import sys; sys.modules['mmcv'] = None; import projects.bevformer.plugin")
+    assert done.returncode == 1
+    assert "ModuleNotFoundError" in done.stderr
+    assert "are installed by `make setup`" in done.stderr
+
+
+def test_files_are_read_and_written_without_torch():
+    """The doctor reads info files in installations where torch is broken."""
+    program = "import sys; sys.modules.update(torch=None, mmcv=None)"
+    done = python(f"{program}; import projects.bevformer.io")
+    assert done.returncode == 0, done.stderr

@@ -165,7 +165,7 @@ def by_prefix(names: Iterable[str]) -> str:
     return ", ".join(f"{count} {prefix}" for prefix, count in counts.items())
 
 
-def _first(reshaped, count=3):
+def _first(reshaped: dict[str, str], count: int = 3) -> str:
     return "; ".join(list(reshaped.values())[:count])
 
 
@@ -178,13 +178,13 @@ class WeightFit:
 
     Attributes:
         fitting: OrderedDict of what can be loaded.
-        missing: names that only the model has. Old files lack the BatchNorm counters, which nothing
-            reads: those do not count.
-        surplus: names that only the file has.
+        missing: names in the model only. Old files lack the BatchNorm counters, which are never
+            read, so those do not count.
+        surplus: names in the file only.
         reshaped: name -> "name is (shape) in the file and (shape) in the model", of the others.
     """
 
-    def __init__(self, weights, own):
+    def __init__(self, weights: dict[str, torch.Tensor], own: dict[str, torch.Tensor]):
         self.reshaped = OrderedDict(
             (
                 name,
@@ -204,8 +204,8 @@ class WeightFit:
             if name in own and value.shape == own[name].shape
         )
 
-    def left_over(self):
-        """Lines on what is not loaded and what keeps its initial value; empty where all fits."""
+    def left_over(self) -> list[str]:
+        """Lines on weights that are not loaded or keep their initial values; empty if all fit."""
         lines = []
         if self.missing:
             lines.append(f"absent from the file: {by_prefix(self.missing)}")
@@ -215,7 +215,7 @@ class WeightFit:
             lines.append(f"other shape: {by_prefix(self.reshaped)}; {_first(self.reshaped)}")
         return lines
 
-    def alarming(self):
+    def alarming(self) -> list[str]:
         """Lines on what is wrong even where weights may load partly; empty for a normal start.
 
         A start from other weights is made for the sake of its backbone.
