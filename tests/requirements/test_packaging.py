@@ -31,10 +31,7 @@ def test_dependencies_are_those_that_the_set_up_pins():
 
 
 def python(program):
-    return subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    return subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
 
 
 def test_a_missing_stack_is_reported_with_the_remedy():
