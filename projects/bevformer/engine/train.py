@@ -118,7 +118,8 @@ def train(
         )
     runner.timestamp = timestamp  # one name for .log and .log.json
     _register_hooks(runner, cfg, device, validate)
-    logger.info("training\n%s", run_summary(cfg, detector, loader, device, seed))
+    if get_rank() == 0:
+        logger.info("training\n%s", run_summary(cfg, detector, loader, device, seed))
 
     if cfg.resume_from is not None:
         runner.resume(cfg.resume_from)
