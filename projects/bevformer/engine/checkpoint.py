@@ -185,23 +185,19 @@ class WeightFit:
     """
 
     def __init__(self, weights: dict[str, torch.Tensor], own: dict[str, torch.Tensor]):
-        self.reshaped = OrderedDict(
-            (
-                name,
-                f"{name} is {tuple(weights[name].shape)} in the file and "
-                f"{tuple(own[name].shape)} in the model",
-            )
-            for name in own
-            if name in weights and weights[name].shape != own[name].shape
-        )
+        shared = [name for name in own if name in weights]
+        self.reshaped = {
+            name: f"{name} is {tuple(weights[name].shape)} in the file and "
+            f"{tuple(own[name].shape)} in the model"
+            for name in shared
+            if weights[name].shape != own[name].shape
+        }
         self.missing = [
             name for name in own if name not in weights and not name.endswith("num_batches_tracked")
         ]
         self.surplus = [name for name in weights if name not in own]
         self.fitting = OrderedDict(
-            (name, value)
-            for name, value in weights.items()
-            if name in own and value.shape == own[name].shape
+            (name, weights[name]) for name in shared if name not in self.reshaped
         )
 
     def left_over(self) -> list[str]:
@@ -220,14 +216,16 @@ class WeightFit:
 
         A start from other weights is made for the sake of its backbone.
         """
-        untrained = [name for name in self.missing if name.startswith("img_backbone.")]
+        missing, reshaped = (
+            [name for name in names if name.startswith("img_backbone.")]
+            for names in (self.missing, self.reshaped)
+        )
         lines = []
-        if untrained:
+        if missing:
             lines.append(
-                f"{len(untrained)} backbone weights are absent from the file "
-                f"({by_prefix(untrained)}): it is not of this backbone"
+                f"{len(missing)} backbone weights are absent from the file ({by_prefix(missing)}): "
+                "it is not of this backbone"
             )
-        reshaped = [name for name in self.reshaped if name.startswith("img_backbone.")]
         if reshaped:
             lines.append(
                 f"{len(reshaped)} backbone weights have another shape: {self.reshaped[reshaped[0]]}"
