@@ -74,7 +74,7 @@ def all_cases():
     add("small test fp32 b1", small, {}, "test")
     add("tiny fp16 recipe", "configs/bevformer/bevformer_tiny_fp16.py", {}, batch=2)
     add("tiny fp16 dynamic", tiny, {"fp16": {"loss_scale": "dynamic"}})
-    add("bf16 recipe", "configs/config_bf16.py", {})
+    add("bf16 recipe", "configs/bevformer/bevformer_bf16.py", {})
     add("demo train", demo, {}, batch=2)
     add("demo test", demo, {}, "test")
     add("demo train fp32", demo, {"fp16": None, "channels_last": False})

@@ -6,7 +6,7 @@ BF16 = {"fp16": {"dtype": "bfloat16"}}
 
 PRESETS = {
     "default": {},
-    "low_memory": _LAYERS,  # configs/config_low_memory.py
+    "low_memory": _LAYERS,  # configs/bevformer/bevformer_low_memory.py
     "low_memory_backbone": {**_LAYERS, **_BLOCKS},
-    "bf16": {**_LAYERS, **_BLOCKS, **BF16},  # configs/config_bf16.py
+    "bf16": {**_LAYERS, **_BLOCKS, **BF16},  # configs/bevformer/bevformer_bf16.py
 }

@@ -6,14 +6,14 @@ _base_ = [
     "_base_/default_runtime.py",
 ]
 
-# The workers pass uint8 images; the model distorts, normalises and pads them on its device. The numbers
-# are those of the published pipelines, which stay in configs/_base_/nuscenes.py.
+# The workers pass uint8 images; the model distorts, normalises and pads them on its device. The
+# numbers are those of the published pipelines, which stay in configs/_base_/nuscenes.py.
 model = dict(
     data_preprocessor=dict(
         type="ImagePreprocessor",
-        mean=[103.530, 116.280, 123.675],
-        std=[1.0, 1.0, 1.0],
-        to_rgb=False,
+        mean={{_base_.caffe_statistics.mean}},
+        std={{_base_.caffe_statistics.std}},
+        to_rgb={{_base_.caffe_statistics.to_rgb}},
         size_divisor=32,
     ),
 )

@@ -1,12 +1,1 @@
-# The default recipe with a BEV of 120 x 120 cells of 0.85 m: about a third of the cells of 200 x 200.
-_base_ = ["./config.py"]
-bev_h = 120
-bev_w = 120
-
-model = dict(
-    pts_bbox_head=dict(
-        bev_h=bev_h,
-        bev_w=bev_w,
-        positional_encoding=dict(row_num_embed=bev_h, col_num_embed=bev_w),
-    )
-)
+_base_ = ["bevformer/bevformer_bev120.py"]

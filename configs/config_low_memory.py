@@ -1,4 +1,1 @@
-# The default recipe in less memory: the encoder computes each layer once more in the backward pass.
-# Less still, for more time: --cfg-options model.img_backbone.with_cp=True. Numbers: docs/performance.md
-_base_ = ["./config.py"]
-model = dict(pts_bbox_head=dict(transformer=dict(encoder=dict(with_cp=True))))
+_base_ = ["bevformer/bevformer_low_memory.py"]

@@ -1,9 +1,8 @@
-# A small temporal BEVFormer for the synthetic data set (tools/create_synthetic.py): all ten classes,
-# one epoch from the demo weights, on two CPU cores. `make demo` runs it.
+# A small temporal BEVFormer for the synthetic data set (tools/create_synthetic.py): all ten
+# classes, one epoch from the demo weights, on two CPU cores. `make demo` runs it.
 _base_ = ["./_base_/bevformer.py", "./_base_/default_runtime.py"]
 
 point_cloud_range = {{_base_.point_cloud_range}}
-class_names = {{_base_.class_names}}
 embed_dims = 128
 num_heads = 4
 bev_h = 50
@@ -99,34 +98,36 @@ model = dict(
 )
 
 data_root = "data/synthetic/"
-img_norm_cfg = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
+pad = dict(type="PadMultiViewImage", size_divisor=16)
 train_pipeline = [
-    dict(type="LoadMultiViewImageFromFiles", to_float32=True),
-    dict(type="LoadAnnotations3D", with_bbox_3d=True, with_label_3d=True, with_attr_label=False),
-    dict(type="ObjectRangeFilter", point_cloud_range=point_cloud_range),
-    dict(type="ObjectNameFilter", classes=class_names),
-    dict(type="RandomScaleImageMultiViewImage", scales=[0.5]),
-    dict(type="NormalizeMultiviewImage", **img_norm_cfg),
-    dict(type="PadMultiViewImage", size_divisor=16),
-    dict(type="DefaultFormatBundle3D", class_names=class_names),
-    dict(type="CustomCollect3D", keys=["gt_bboxes_3d", "gt_labels_3d", "img"]),
+    {{_base_.steps.load}},
+    {{_base_.steps.annotations}},
+    {{_base_.steps.in_range}},
+    {{_base_.steps.in_classes}},
+    {{_base_.steps.half_size}},
+    {{_base_.steps.normalize_torchvision}},
+    pad,
+    {{_base_.steps.format}},
+    {{_base_.steps.collect}},
 ]
 test_pipeline = [
-    dict(type="LoadMultiViewImageFromFiles", to_float32=True),
-    dict(type="RandomScaleImageMultiViewImage", scales=[0.5]),
-    dict(type="NormalizeMultiviewImage", **img_norm_cfg),
-    dict(type="PadMultiViewImage", size_divisor=16),
+    {{_base_.steps.load}},
+    {{_base_.steps.half_size}},
+    {{_base_.steps.normalize_torchvision}},
+    pad,
     dict(
         type="MultiScaleFlipAug3D",
         img_scale=(800, 450),
         pts_scale_ratio=1,
         flip=False,
-        transforms=[
-            dict(type="DefaultFormatBundle3D", class_names=class_names, with_label=False),
-            dict(type="CustomCollect3D", keys=["img"]),
-        ],
+        transforms=[{{_base_.steps.format_test}}, {{_base_.steps.collect_test}}],
     ),
 ]
+evaluated = dict(
+    data_root=data_root,
+    ann_file=data_root + "synthetic_infos_temporal_val.pkl",
+    pipeline=test_pipeline,
+)
 data = dict(
     samples_per_gpu=1,
     workers_per_gpu=1,
@@ -136,21 +137,13 @@ data = dict(
         pipeline=train_pipeline,
         queue_length=queue_length,
     ),
-    val=dict(
-        data_root=data_root,
-        ann_file=data_root + "synthetic_infos_temporal_val.pkl",
-        pipeline=test_pipeline,
-    ),
-    test=dict(
-        data_root=data_root,
-        ann_file=data_root + "synthetic_infos_temporal_val.pkl",
-        pipeline=test_pipeline,
-    ),
+    val=evaluated,
+    test=evaluated,
 )
 
 # bfloat16 where the machine multiplies it fast, and half the memory everywhere.
 fp16 = dict(dtype="bfloat16")
-channels_last = True  # convolutions in bfloat16 are twice as fast so
+channels_last = True  # convolutions in bfloat16 are then twice as fast
 optimizer = dict(type="AdamW", lr=2e-4, weight_decay=0.01)
 optimizer_config = dict(grad_clip=dict(max_norm=35, norm_type=2))
 lr_config = dict(

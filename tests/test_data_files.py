@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from projects.bevformer.io import join_root, jpeg_damage, whole_file
+from projects.bevformer.io import atomic_write, join_root, jpeg_damage
 
 
 @pytest.mark.parametrize(
@@ -65,11 +65,11 @@ def test_other_formats_are_not_judged(noise):
 
 def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path):
     path = tmp_path / "a.json"
-    with whole_file(str(path)) as file:
+    with atomic_write(str(path)) as file:
         file.write("old")
 
     def interrupted():
-        with whole_file(str(path)) as file:
+        with atomic_write(str(path)) as file:
             file.write("half")
             raise KeyboardInterrupt
 

@@ -6,7 +6,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 
-from projects.bevformer.io import load_plain
+from projects.bevformer.io import load_pickle_restricted
 
 
 class Calls:
@@ -24,7 +24,7 @@ def load(tmp_path):
     def load(content, **options):
         path = tmp_path / "file.pkl"
         path.write_bytes(content)
-        return load_plain(str(path), "an info file", "write it again", **options)
+        return load_pickle_restricted(str(path), "an info file", "write it again", **options)
 
     return load
 
@@ -81,7 +81,7 @@ def global_opcode(module, name):
 def test_what_could_run_code_is_named_and_not_run(load, tmp_path, monkeypatch, content, named):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        ValueError, match=rf"file\.pkl is not read: it names {named}.*write it again"
+        ValueError, match=rf"file\.pkl is not read: it refers to {named}.*write it again"
     ):
         load(content)
     assert not (tmp_path / "ran").exists()

@@ -22,6 +22,7 @@ ALLOWED = {
     "visualization": COMMON | {"nuscenes"},
     "engine": COMMON | {"ops", "model", "nuscenes", "datasets", "visualization"},
     "doctor": COMMON | {"nuscenes", "datasets", "engine", "plugin"},
+    "cli": {"engine"},
     "plugin.py": {"model", "datasets"},
     "transfer.py": set(),
     "compat.py": set(),

@@ -17,7 +17,7 @@ from shapely.geometry import MultiPoint, box
 
 from projects.bevformer.geometry import rotations
 from projects.bevformer.geometry.poses import inverse_poses, pose_matrix
-from projects.bevformer.io import whole_file
+from projects.bevformer.io import atomic_write
 from projects.bevformer.nuscenes.camera_objects import box_corners
 from projects.bevformer.nuscenes.create_infos import run_jobs
 from projects.bevformer.nuscenes.infos import load_infos
@@ -72,7 +72,7 @@ def write_mono3d(info_file: str, root_path: str, workers: int = 1) -> Path | Non
     images, number = [], 0
     path = Path(info_file).with_suffix("")
     path = path.with_name(f"{path.name}_mono3d.coco.json")
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write('{"annotations": [')
         for of_frame, boxes in run_jobs(partial(mono3d_of_frame, sizes), infos, workers):
             images += of_frame

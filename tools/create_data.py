@@ -13,14 +13,11 @@ import signal
 import sys
 import tempfile
 
-from tqdm import tqdm
+import bootstrap  # noqa: F401
 
-sys.path.insert(0, osp.dirname(osp.dirname(osp.abspath(__file__))))
-
-from projects.bevformer.engine.cli import tool_errors  # noqa: E402
-from projects.bevformer.nuscenes.create_infos import create_nuscenes_infos
-from projects.bevformer.nuscenes.spec import TABLE_FOLDERS  # noqa: E402
-from tools._mono3d import write_mono3d  # noqa: E402
+from projects.bevformer.cli.arguments import add_debug_argument
+from projects.bevformer.cli.errors import tool_errors
+from projects.bevformer.nuscenes.spec import TABLE_FOLDERS
 
 
 def parse_args():
@@ -42,7 +39,7 @@ def parse_args():
     parser.add_argument(
         "--keep-scenes-without-images",
         action="store_true",
-        help="list frames of images that are not there",
+        help="keep frames whose image files are missing",
     )
     parser.add_argument(
         "--mono3d", action="store_true",
@@ -54,7 +51,7 @@ def parse_args():
         default=os.cpu_count(),
         help="processes; one per CPU core if not given",
     )
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    add_debug_argument(parser)
     return parser.parse_args()
 
 
@@ -64,8 +61,8 @@ def check(args):
         raise ValueError(f"--max-sweeps {args.max_sweeps}: it must be 0 or more")
     if not args.extra_tag or osp.basename(args.extra_tag) != args.extra_tag:
         raise ValueError(
-            f"--extra-tag {args.extra_tag!r} must be the first part of a file name; folders go into "
-            "--out-dir"
+            f"--extra-tag {args.extra_tag!r} must be the first part of a file name; folders go "
+            "into --out-dir"
         )
     try:
         os.makedirs(args.out_dir, exist_ok=True)
@@ -78,7 +75,7 @@ def check(args):
 
 @contextlib.contextmanager
 def ended_by_sigterm():
-    """Let SIGTERM end the tool as Ctrl-C does: half files go, and so do worker processes."""
+    """Let SIGTERM end the tool as Ctrl-C does: partial files are removed, worker processes end."""
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         yield
@@ -88,6 +85,10 @@ def ended_by_sigterm():
 
 def main():
     args = parse_args()
+    from tqdm import tqdm
+
+    from projects.bevformer.nuscenes.create_infos import create_nuscenes_infos
+
     with tool_errors(args.debug), ended_by_sigterm():
         check(args)
         summary = create_nuscenes_infos(
@@ -102,6 +103,8 @@ def main():
             progress=lambda scenes, total: tqdm(scenes, "scenes", total, unit="scene"),
         )
         if args.mono3d:
+            from _mono3d import write_mono3d
+
             for path in summary.frames:
                 write_mono3d(path, args.root_path, args.workers)
 

@@ -6,7 +6,7 @@ import re
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import bootstrap  # noqa: F401
 
 from projects.synthetic_nuscenes.cameras import NUSCENES_RIG, camera_ring
 from projects.synthetic_nuscenes.data_set import (

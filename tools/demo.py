@@ -13,9 +13,9 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+import bootstrap  # noqa: F401
 
+ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "configs/demo.py"
 
 

@@ -1,37 +1,34 @@
 #!/usr/bin/env python
-"""Say what is wrong with the installation, a data set or a config, and how to mend it.
+"""Check the installation, a data set or a config, and say how to mend what is wrong.
 
     python tools/doctor.py
     python tools/doctor.py --data-root data/nuscenes --canbus data [--deep]
     python tools/doctor.py --config configs/config.py
 
-One line a finding: [ok], [warning] (works, but may surprise) or [broken]. The exit code is 1 when
+One line per finding: [ok], [warning] (works, but may surprise) or [broken]. The exit code is 1 when
 something is broken.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import bootstrap  # noqa: F401
 
-from projects.bevformer.doctor.environment import check_environment  # noqa: E402
-from projects.bevformer.doctor.findings import BROKEN, OK, WARNING, warning  # noqa: E402
-from projects.bevformer.doctor.machine import inspect_environment  # noqa: E402
+from projects.bevformer.cli.arguments import add_options_argument, make_parser, parse_options
+from projects.bevformer.cli.errors import silence_notices
+from projects.bevformer.doctor.environment import check_environment
+from projects.bevformer.doctor.findings import BROKEN, OK, WARNING, warning
+from projects.bevformer.doctor.machine import inspect_environment
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--data-root", help="nuScenes root to check [that of --config]")
     parser.add_argument(
         "--canbus", help="folder that contains can_bus [in or beside the data root]"
     )
     parser.add_argument("--config", help="config to check, with the info files that it names")
-    parser.add_argument(
-        "--cfg-options", nargs="+", metavar="KEY=VALUE", help="override config keys"
-    )
+    add_options_argument(parser, "--cfg-options", "override config keys")
     parser.add_argument("--deep", action="store_true", help="decode every image, not only a few")
     parser.add_argument("--workers", type=int, default=1, help="processes for --deep [1]")
     parser.add_argument("--quiet", action="store_true", help="only what is not as it should be")
@@ -49,6 +46,7 @@ def parse_args(argv=None):
 
 def main():
     args = parse_args()
+    silence_notices()
     counts = {OK: 0, WARNING: 0, BROKEN: 0}
     for finding in diagnose(args):
         counts[finding.level] += 1
@@ -74,7 +72,7 @@ def diagnose(args):
 
 
 def diagnose_data_and_config(args, environment):
-    # What these import may not import at the head of the file: that is for the doctor to tell.
+    # Not at the head of the file: these need packages that may be missing, which is a finding.
     from tqdm import tqdm
 
     from projects.bevformer.doctor.config import check_config, info_files_of, read_config
@@ -83,7 +81,7 @@ def diagnose_data_and_config(args, environment):
 
     cfg, data_root, info_files = None, args.data_root, {}
     if args.config is not None:
-        cfg, findings = read_config(args.config, _options(args.cfg_options), args.data_root)
+        cfg, findings = read_config(args.config, parse_options(args.cfg_options), args.data_root)
         yield from findings
         if cfg is not None:
             data_root = cfg.data.train.get("data_root") or "."
@@ -106,15 +104,6 @@ def diagnose_data_and_config(args, environment):
         free = min((gpu.free_mib for gpu in environment.gpus), default=None)
         processes = max(1, len(environment.gpus))
         yield from check_config(cfg, free, environment.shm_free_mib, processes)
-
-
-def _options(words):
-    """The values of --cfg-options; mmcv, which parses them, may not have been there before."""
-    from mmcv import DictAction
-
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction)
-    return parser.parse_args(["--cfg-options", *words]).cfg_options if words else None
 
 
 if __name__ == "__main__":

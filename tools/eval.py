@@ -1,54 +1,32 @@
 """Evaluate a checkpoint: python tools/eval.py CONFIG CHECKPOINT [--eval bbox] [--show-dir DIR].
 
 Several processes: torchrun --nproc_per_node=8 tools/eval.py CONFIG CHECKPOINT --launcher pytorch
-A result file that is there already: python tools/eval.py CONFIG --results results_nusc.json
+An existing result file: python tools/eval.py CONFIG --results results_nusc.json
 """
 
-import argparse
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import bootstrap  # noqa: F401
 
-import mmcv  # noqa: E402
-from mmcv import DictAction  # noqa: E402
-from mmdet.utils import setup_multi_processes  # noqa: E402
-
-from projects.bevformer import compat  # noqa: E402, F401
-from projects.bevformer.engine.cli import (
-    add_common_arguments,
+from projects.bevformer.cli.arguments import (
+    add_options_argument,
+    add_run_arguments,
     chosen_gpu,
+    make_parser,
     merge_deprecated,
-    tool_errors,
+    parse_options,
 )
-from projects.bevformer.engine.config import load_config, resolve_work_dir  # noqa: E402
-from projects.bevformer.engine.data_loading import build_test_dataset, workers_per_process
-from projects.bevformer.engine.determinism import make_deterministic  # noqa: E402
-from projects.bevformer.engine.device import describe_device  # noqa: E402
-from projects.bevformer.engine.distributed import get_rank, init_process, shut_down  # noqa: E402
-from projects.bevformer.engine.evaluate import (
-    build_trained_model,
-    format_only,
-    predict,
-    score,
-    score_file,
-)
-from projects.bevformer.engine.log import get_run_logger  # noqa: E402
-from projects.bevformer.engine.pictures import draw_predictions  # noqa: E402
-from projects.bevformer.engine.report import metrics_table  # noqa: E402
-from projects.bevformer.engine.seed import choose_seed, set_seed  # noqa: E402
+from projects.bevformer.cli.errors import quiet_start, tool_errors
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("config", help="config file; data.test is evaluated")
     parser.add_argument("checkpoint", nargs="?", help="weights")
     parser.add_argument(
         "--results", metavar="FILE", help="score this results_nusc.json instead of a checkpoint"
     )
-    add_common_arguments(parser)
+    add_run_arguments(parser)
     parser.add_argument(
         "--eval", nargs="+", metavar="METRIC", help="metrics of the data set [bbox]"
     )
@@ -74,13 +52,10 @@ def parse_args(argv=None):
     parser.add_argument(
         "--fuse-conv-bn", action="store_true", help="merge BatchNorm into convolutions"
     )
-    parser.add_argument(
-        "--eval-options", nargs="+", action=DictAction, metavar="KEY=VALUE",
-        help="arguments of dataset.evaluate, e.g. jsonfile_prefix=DIR",
-    )  # fmt: skip
-    parser.add_argument(
-        "--options", nargs="+", action=DictAction, help="deprecated name of --eval-options"
+    add_options_argument(
+        parser, "--eval-options", "arguments of dataset.evaluate, e.g. jsonfile_prefix=DIR"
     )
+    add_options_argument(parser, "--options", "deprecated name of --eval-options")
     parser.add_argument(
         "--gpu-collect", action="store_true", help="accepted: results are always gathered"
     )
@@ -123,16 +98,30 @@ def main():
     with tool_errors(args.debug):
         check(args)
         options = merge_deprecated(args.eval_options, args.options, "--options", "--eval-options")
-        unknown = set(options or {}) - {"jsonfile_prefix", "devkit"}
+        quiet_start()
+        eval_options = parse_options(options) or {}
+        unknown = set(eval_options) - {"jsonfile_prefix", "devkit"}
         if unknown:
             raise ValueError(
                 f"--eval-options has {', '.join(sorted(unknown))}: only jsonfile_prefix and devkit exist"
             )
-        evaluate(args, dict(options or {}))
+        evaluate(args, eval_options)
 
 
 def evaluate(args, eval_options):
-    cfg = load_config(args.config, args.cfg_options, args.data_root)
+    from mmdet.utils import setup_multi_processes
+
+    from projects.bevformer.engine.config import load_config, resolve_work_dir
+    from projects.bevformer.engine.data_loading import build_test_dataset, workers_per_process
+    from projects.bevformer.engine.determinism import make_deterministic
+    from projects.bevformer.engine.device import describe_device
+    from projects.bevformer.engine.distributed import get_rank, init_process, shut_down
+    from projects.bevformer.engine.evaluate import build_trained_model, predict, score_file
+    from projects.bevformer.engine.log import get_run_logger
+    from projects.bevformer.engine.report import metrics_table
+    from projects.bevformer.engine.seed import choose_seed, set_seed
+
+    cfg = load_config(args.config, parse_options(args.cfg_options), args.data_root)
     work_dir = resolve_work_dir(cfg, args.config, args.work_dir)
     setup_multi_processes(cfg)
     if args.deterministic:
@@ -161,6 +150,12 @@ def evaluate(args, eval_options):
 
 
 def report(args, dataset, results, out_dir, devkit):
+    import mmcv
+
+    from projects.bevformer.engine.evaluate import format_only, score
+    from projects.bevformer.engine.pictures import draw_predictions
+    from projects.bevformer.engine.report import metrics_table
+
     if args.out is not None:
         mmcv.dump(results, args.out)
         print(f"raw results: {args.out}")

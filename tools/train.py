@@ -3,39 +3,30 @@
 Several processes: torchrun --nproc_per_node=8 tools/train.py CONFIG --launcher pytorch
 """
 
-import argparse
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import bootstrap  # noqa: F401
 
-from mmcv import DictAction  # noqa: E402
-from mmdet.utils import setup_multi_processes  # noqa: E402
-
-from projects.bevformer import compat  # noqa: E402, F401
-from projects.bevformer.engine.cli import (
-    add_common_arguments,
+from projects.bevformer.cli.arguments import (
+    add_options_argument,
+    add_run_arguments,
     chosen_gpu,
+    make_parser,
     merge_deprecated,
-    tool_errors,
+    parse_options,
 )
-from projects.bevformer.engine.config import load_config, resolve_work_dir  # noqa: E402
-from projects.bevformer.engine.determinism import make_deterministic  # noqa: E402
-from projects.bevformer.engine.distributed import init_process  # noqa: E402
-from projects.bevformer.engine.train import train  # noqa: E402
+from projects.bevformer.cli.errors import quiet_start, tool_errors
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("config", help="config file")
-    add_common_arguments(parser)
-    parser.add_argument("--resume-from", help="checkpoint to go on from")
+    add_run_arguments(parser)
+    parser.add_argument("--resume-from", help="checkpoint to resume")
     parser.add_argument(
         "--auto-resume",
         action="store_true",
-        help="go on from the newest sound checkpoint of the work dir",
+        help="resume the newest checkpoint of the work dir that can be read",
     )
     parser.add_argument(
         "--no-validate", action="store_true", help="do not evaluate during training"
@@ -45,39 +36,49 @@ def parse_args(argv=None):
         "--autoscale-lr", action="store_true", help="multiply the rate by processes / 8"
     )
     parser.add_argument(
-        "--max-iters", type=int, help="train only so many iterations, then evaluate"
+        "--max-iters", type=int, help="train this many iterations, then evaluate once"
     )
     parser.add_argument("--gpus", type=int, help="deprecated and ignored: start with torchrun")
-    parser.add_argument(
-        "--options", nargs="+", action=DictAction, help="deprecated name of --cfg-options"
-    )
+    add_options_argument(parser, "--options", "deprecated name of --cfg-options")
     return parser.parse_args(argv)
 
 
 def main():
     args = parse_args()
     with tool_errors(args.debug):
-        options = merge_deprecated(args.cfg_options, args.options, "--options", "--cfg-options")
-        cfg = load_config(args.config, options, args.data_root)
-        if args.resume_from is not None:
-            cfg.resume_from = args.resume_from
-        resolve_work_dir(cfg, args.config, args.work_dir)
-        setup_multi_processes(cfg)
-        if args.deterministic:
-            make_deterministic()  # before CUDA starts
-        device = init_process(args.launcher, args.device, chosen_gpu(args))
-        train(
-            cfg,
-            device,
-            config_name=Path(args.config).name,
-            validate=not args.no_validate,
-            seed=args.seed,
-            diff_seed=args.diff_seed,
-            deterministic=args.deterministic,
-            auto_resume=args.auto_resume,
-            autoscale_lr=args.autoscale_lr,
-            max_iters=args.max_iters,
-        )
+        quiet_start()
+        run(args)
+
+
+def run(args):
+    from mmdet.utils import setup_multi_processes
+
+    from projects.bevformer.engine.config import load_config, resolve_work_dir
+    from projects.bevformer.engine.determinism import make_deterministic
+    from projects.bevformer.engine.distributed import init_process
+    from projects.bevformer.engine.train import train
+
+    options = merge_deprecated(args.cfg_options, args.options, "--options", "--cfg-options")
+    cfg = load_config(args.config, parse_options(options), args.data_root)
+    if args.resume_from is not None:
+        cfg.resume_from = args.resume_from
+    resolve_work_dir(cfg, args.config, args.work_dir)
+    setup_multi_processes(cfg)
+    if args.deterministic:
+        make_deterministic()  # before CUDA starts
+    device = init_process(args.launcher, args.device, chosen_gpu(args))
+    train(
+        cfg,
+        device,
+        config_name=Path(args.config).name,
+        validate=not args.no_validate,
+        seed=args.seed,
+        diff_seed=args.diff_seed,
+        deterministic=args.deterministic,
+        auto_resume=args.auto_resume,
+        autoscale_lr=args.autoscale_lr,
+        max_iters=args.max_iters,
+    )
 
 
 if __name__ == "__main__":

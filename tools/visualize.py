@@ -7,26 +7,14 @@ RESULTS is the pickle of `tools/eval.py --out` or a results_nusc.json. Two files
 <token>_bev.png and <token>_camera.png, blue for predictions, green for ground truth.
 """
 
-import argparse
-import os.path as osp
-import sys
+import bootstrap  # noqa: F401
 
-sys.path.insert(0, osp.dirname(osp.dirname(osp.abspath(__file__))))
-
-from mmcv import DictAction
-
-from projects.bevformer import compat  # noqa: F401
-from projects.bevformer.engine.cli import tool_errors
-from projects.bevformer.engine.config import load_config
-from projects.bevformer.engine.data_loading import build_test_dataset
-from projects.bevformer.engine.pictures import choose_samples, draw_samples
-from projects.bevformer.visualization import load_results
+from projects.bevformer.cli.arguments import add_config_arguments, make_parser, parse_options
+from projects.bevformer.cli.errors import quiet_start, tool_errors
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("config", help="config file; its data.test is drawn")
     parser.add_argument("results", nargs="?", help="results .pkl or results_nusc.json")
     parser.add_argument("--ground-truth-only", action="store_true", help="needs no results")
@@ -36,24 +24,13 @@ def parse_args():
         "--num-samples",
         type=int,
         default=10,
-        help="so many, evenly spaced over the set (default 10); 0 draws all",
+        help="number of samples, evenly spaced over the set [10]; 0 draws all",
     )
     chosen.add_argument(
         "--samples", nargs="+", metavar="TOKEN", help="tokens of the samples to draw"
     )
-    parser.add_argument(
-        "--score-thr", type=float, default=0.3, help="predictions that score less are left out"
-    )
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        help="changes to the config, key=value, for example data.test.ann_file=FILE",
-    )
-    parser.add_argument(
-        "--data-root", help="where the data set lies, whatever the config and the info files say"
-    )
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    parser.add_argument("--score-thr", type=float, default=0.3, help="lowest score to draw [0.3]")
+    add_config_arguments(parser)
     args = parser.parse_intermixed_args()  # RESULTS may follow an option
     if args.ground_truth_only and args.results:
         parser.error("--ground-truth-only takes no results file")
@@ -65,7 +42,13 @@ def parse_args():
 
 
 def visualize(args):
-    dataset = build_test_dataset(load_config(args.config, args.cfg_options, args.data_root))
+    from projects.bevformer.engine.config import load_config
+    from projects.bevformer.engine.data_loading import build_test_dataset
+    from projects.bevformer.engine.pictures import choose_samples, draw_samples
+    from projects.bevformer.visualization import load_results
+
+    cfg = load_config(args.config, parse_options(args.cfg_options), args.data_root)
+    dataset = build_test_dataset(cfg)
     infos = dataset.data_infos
     results = None if args.ground_truth_only else load_results(args.results, infos, dataset.CLASSES)
     indices = choose_samples(infos, results, args.samples, args.num_samples)
@@ -77,6 +60,7 @@ def visualize(args):
 def main():
     args = parse_args()
     with tool_errors(args.debug):
+        quiet_start()
         visualize(args)
 
 

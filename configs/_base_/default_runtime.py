@@ -13,8 +13,8 @@ find_unused_parameters = False
 # float32 unless a config says fp16 = dict(loss_scale="dynamic", dtype="float16"): mixed precision.
 # Memory layout of the convolutions: the same numbers, often faster in mixed precision.
 channels_last = False
-# TF32 for float32 matrix products and convolutions on GPUs from Ampere on: ten bits of mantissa, several
-# times faster. The projection into the cameras never uses it. False: float32 throughout.
+# TF32 for float32 matrix products and convolutions on GPUs from Ampere on: ten bits of mantissa,
+# several times faster. The projection into the cameras never uses it. False: float32 throughout.
 tf32 = True
 # Backend of deformable attention (docs/performance.md); None chooses by device and installation.
 deform_attn_backend = None

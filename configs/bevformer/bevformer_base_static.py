@@ -1,5 +1,5 @@
-# BEVFormer-S, the model without history, at the size of base: single frames in training, no memory in
-# tests. Temporal self-attention becomes deformable self-attention of the BEV queries.
+# BEVFormer-S, the model without history, at the size of base: single frames in training, no memory
+# in tests. Temporal self-attention becomes deformable self-attention of the BEV queries.
 _base_ = ["./bevformer_base.py"]
 queue_length = 1
 

@@ -4,7 +4,9 @@ _base_ = ["../config.py"]
 
 model = dict(
     data_preprocessor=dict(
-        mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True
+        mean={{_base_.torchvision_statistics.mean}},
+        std={{_base_.torchvision_statistics.std}},
+        to_rgb={{_base_.torchvision_statistics.to_rgb}},
     ),
     pretrained=dict(img="torchvision://resnet50"),
     img_backbone=dict(

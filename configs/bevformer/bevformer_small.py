@@ -1,6 +1,6 @@
 # The published BEVFormer-small, number for number: NDS 47.9, mAP 37.0 on nuScenes val.
 _base_ = [
-    "../_base_/bevformer.py",
+    "../_base_/official_quirks.py",
     "../_base_/schedule_24e.py",
     "../_base_/default_runtime.py",
 ]
@@ -17,7 +17,6 @@ model = dict(
         bev_h=bev_h,
         bev_w=bev_w,
         transformer=dict(
-            rotate_center=[100, 100],
             encoder=dict(
                 num_layers=3,
                 transformerlayers=dict(
@@ -42,44 +41,37 @@ model = dict(
     ),
 )
 
-class_names = {{_base_.class_names}}
-img_norm_cfg = dict(mean=[103.530, 116.280, 123.675], std=[1.0, 1.0, 1.0], to_rgb=False)
 train_pipeline = [
-    dict(type="LoadMultiViewImageFromFiles", to_float32=True),
-    dict(type="PhotoMetricDistortionMultiViewImage"),
-    dict(type="LoadAnnotations3D", with_bbox_3d=True, with_label_3d=True, with_attr_label=False),
-    dict(type="ObjectRangeFilter", point_cloud_range=point_cloud_range),
-    dict(type="ObjectNameFilter", classes=class_names),
-    dict(type="NormalizeMultiviewImage", **img_norm_cfg),
-    dict(type="RandomScaleImageMultiViewImage", scales=[0.8]),
-    dict(type="PadMultiViewImage", size_divisor=32),
-    dict(type="DefaultFormatBundle3D", class_names=class_names),
-    dict(type="CustomCollect3D", keys=["gt_bboxes_3d", "gt_labels_3d", "img"]),
+    {{_base_.steps.load}},
+    {{_base_.steps.distort}},
+    {{_base_.steps.annotations}},
+    {{_base_.steps.in_range}},
+    {{_base_.steps.in_classes}},
+    {{_base_.steps.normalize_caffe}},
+    {{_base_.steps.four_fifths_size}},
+    {{_base_.steps.pad}},
+    {{_base_.steps.format}},
+    {{_base_.steps.collect}},
 ]
 test_pipeline = [
-    dict(type="LoadMultiViewImageFromFiles", to_float32=True),
-    dict(type="NormalizeMultiviewImage", **img_norm_cfg),
+    {{_base_.steps.load}},
+    {{_base_.steps.normalize_caffe}},
     dict(
         type="MultiScaleFlipAug3D",
         img_scale=(1600, 900),
         pts_scale_ratio=1,
         flip=False,
         transforms=[
-            dict(type="RandomScaleImageMultiViewImage", scales=[0.8]),
-            dict(type="PadMultiViewImage", size_divisor=32),
-            dict(type="DefaultFormatBundle3D", class_names=class_names, with_label=False),
-            dict(type="CustomCollect3D", keys=["img"]),
+            {{_base_.steps.four_fifths_size}},
+            {{_base_.steps.pad}},
+            {{_base_.steps.format_test}},
+            {{_base_.steps.collect_test}},
         ],
     ),
 ]
 data = dict(
-    train=dict(
-        pipeline=train_pipeline,
-        queue_length=queue_length,
-        can_bus_quaternion="official",
-        can_bus_message="official",
-    ),
-    val=dict(pipeline=test_pipeline, can_bus_quaternion="official", can_bus_message="official"),
-    test=dict(pipeline=test_pipeline, can_bus_quaternion="official", can_bus_message="official"),
+    train=dict(pipeline=train_pipeline, queue_length=queue_length),
+    val=dict(pipeline=test_pipeline),
+    test=dict(pipeline=test_pipeline),
 )
 load_from = "ckpts/r101_dcn_fcos3d_pretrain.pth"

@@ -1,6 +1,6 @@
 # The published BEVFormer-tiny, number for number: NDS 35.4, mAP 25.2 on nuScenes val.
 _base_ = [
-    "../_base_/bevformer.py",
+    "../_base_/official_quirks.py",
     "../_base_/schedule_24e.py",
     "../_base_/default_runtime.py",
 ]
@@ -9,7 +9,6 @@ embed_dims = {{_base_.embed_dims}}
 bev_h = 50
 bev_w = 50
 queue_length = 3
-img_norm_cfg = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
 
 model = dict(
     pretrained=dict(img="torchvision://resnet50"),
@@ -29,7 +28,6 @@ model = dict(
         bev_h=bev_h,
         bev_w=bev_w,
         transformer=dict(
-            rotate_center=[100, 100],
             encoder=dict(
                 num_layers=3,
                 transformerlayers=dict(
@@ -54,42 +52,36 @@ model = dict(
     ),
 )
 
-class_names = {{_base_.class_names}}
 train_pipeline = [
-    dict(type="LoadMultiViewImageFromFiles", to_float32=True),
-    dict(type="PhotoMetricDistortionMultiViewImage"),
-    dict(type="LoadAnnotations3D", with_bbox_3d=True, with_label_3d=True, with_attr_label=False),
-    dict(type="ObjectRangeFilter", point_cloud_range=point_cloud_range),
-    dict(type="ObjectNameFilter", classes=class_names),
-    dict(type="NormalizeMultiviewImage", **img_norm_cfg),
-    dict(type="RandomScaleImageMultiViewImage", scales=[0.5]),
-    dict(type="PadMultiViewImage", size_divisor=32),
-    dict(type="DefaultFormatBundle3D", class_names=class_names),
-    dict(type="CustomCollect3D", keys=["gt_bboxes_3d", "gt_labels_3d", "img"]),
+    {{_base_.steps.load}},
+    {{_base_.steps.distort}},
+    {{_base_.steps.annotations}},
+    {{_base_.steps.in_range}},
+    {{_base_.steps.in_classes}},
+    {{_base_.steps.normalize_torchvision}},
+    {{_base_.steps.half_size}},
+    {{_base_.steps.pad}},
+    {{_base_.steps.format}},
+    {{_base_.steps.collect}},
 ]
 test_pipeline = [
-    dict(type="LoadMultiViewImageFromFiles", to_float32=True),
-    dict(type="NormalizeMultiviewImage", **img_norm_cfg),
+    {{_base_.steps.load}},
+    {{_base_.steps.normalize_torchvision}},
     dict(
         type="MultiScaleFlipAug3D",
         img_scale=(1600, 900),
         pts_scale_ratio=1,
         flip=False,
         transforms=[
-            dict(type="RandomScaleImageMultiViewImage", scales=[0.5]),
-            dict(type="PadMultiViewImage", size_divisor=32),
-            dict(type="DefaultFormatBundle3D", class_names=class_names, with_label=False),
-            dict(type="CustomCollect3D", keys=["img"]),
+            {{_base_.steps.half_size}},
+            {{_base_.steps.pad}},
+            {{_base_.steps.format_test}},
+            {{_base_.steps.collect_test}},
         ],
     ),
 ]
 data = dict(
-    train=dict(
-        pipeline=train_pipeline,
-        queue_length=queue_length,
-        can_bus_quaternion="official",
-        can_bus_message="official",
-    ),
-    val=dict(pipeline=test_pipeline, can_bus_quaternion="official", can_bus_message="official"),
-    test=dict(pipeline=test_pipeline, can_bus_quaternion="official", can_bus_message="official"),
+    train=dict(pipeline=train_pipeline, queue_length=queue_length),
+    val=dict(pipeline=test_pipeline),
+    test=dict(pipeline=test_pipeline),
 )

@@ -1,11 +1,9 @@
-# The published BEVFormer v2 "t1-base": one frame, ResNet-50, a perspective head beside the BEV head.
-# Published: NDS 42.6, mAP 35.1 on nuScenes val, from ckpts/fcos_r50_coco_2mmdet.pth, total batch 8.
-# Not verified here: no training on nuScenes, no official weights, not that pretraining file. The
-# published recipe takes the objects of the perspective head from the nuScenes tables, this one from
-# the info file (docs/checkpoint_compatibility.md#bevformer-v2).
+# The published BEVFormer v2 "t1-base": one frame, ResNet-50, a perspective head beside the BEV
+# head. Published: NDS 42.6, mAP 35.1 on nuScenes val, from ckpts/fcos_r50_coco_2mmdet.pth, total
+# batch 8. Not verified here: no training on nuScenes, no official weights, not that pretraining
+# file. The published recipe takes the objects of the perspective head from the nuScenes tables,
+# this one from the info file (docs/checkpoint_compatibility.md#bevformer-v2).
 _base_ = ["../_base_/bevformer.py", "../_base_/default_runtime.py"]
-point_cloud_range = {{_base_.point_cloud_range}}
-img_norm_cfg = dict(mean=[103.530, 116.280, 123.675], std=[1.0, 1.0, 1.0], to_rgb=False)
 input_modality = {{_base_.input_modality}}
 data_root = "data/nuscenes/"
 embed_dims = {{_base_.embed_dims}}
@@ -26,14 +24,14 @@ class_names = [
 ida_aug_conf = dict(reisze=[640], crop=(0, 260, 1600, 900), H=900, W=1600, rand_flip=False)
 
 train_pipeline = [
-    dict(type="LoadMultiViewImageFromFiles", to_float32=True),
-    dict(type="PhotoMetricDistortionMultiViewImage"),
-    dict(type="LoadAnnotations3D", with_bbox_3d=True, with_label_3d=True, with_attr_label=False),
-    dict(type="ObjectRangeFilter", point_cloud_range=point_cloud_range),
+    {{_base_.steps.load}},
+    {{_base_.steps.distort}},
+    {{_base_.steps.annotations}},
+    {{_base_.steps.in_range}},
     dict(type="ObjectNameFilter", classes=class_names),
     dict(type="CropResizeFlipImage", data_aug_conf=ida_aug_conf, training=True),
-    dict(type="NormalizeMultiviewImage", **img_norm_cfg),
-    dict(type="PadMultiViewImage", size_divisor=32),
+    {{_base_.steps.normalize_caffe}},
+    {{_base_.steps.pad}},
     dict(type="DefaultFormatBundle3D", class_names=class_names),
     dict(
         type="CustomCollect3D",
@@ -42,10 +40,10 @@ train_pipeline = [
     dict(type="DD3DMapper"),
 ]
 test_pipeline = [
-    dict(type="LoadMultiViewImageFromFiles", to_float32=True),
+    {{_base_.steps.load}},
     dict(type="CropResizeFlipImage", data_aug_conf=ida_aug_conf, training=False),
-    dict(type="NormalizeMultiviewImage", **img_norm_cfg),
-    dict(type="PadMultiViewImage", size_divisor=32),
+    {{_base_.steps.normalize_caffe}},
+    {{_base_.steps.pad}},
     dict(
         type="MultiScaleFlipAug3D",
         img_scale=(1600, 640),
@@ -53,7 +51,7 @@ test_pipeline = [
         flip=False,
         transforms=[
             dict(type="DefaultFormatBundle3D", class_names=class_names, with_label=False),
-            dict(type="CustomCollect3D", keys=["img"]),
+            {{_base_.steps.collect_test}},
         ],
     ),
 ]

@@ -1,21 +1,28 @@
-"""Files: reading pickles as data, paths of a data set, damaged images, atomic writes.
+"""Files: pickles and checkpoints read as data, paths of a data set, damaged images, atomic writes.
 
-Depends on NumPy only, so that the doctor can use it in a broken installation.
+Imports NumPy only (torch where a checkpoint is read), so that the doctor can use it in a broken
+installation.
 """
 
+from __future__ import annotations
+
 import contextlib
+import io
 import os
 import os.path as osp
 import pickle
+import re
 from collections import OrderedDict
+from types import SimpleNamespace
+from typing import IO, Any, Callable, Iterator, Mapping
 
 import numpy as np
 
 _JPEG = b"\xff\xd8"
 _START_OF_SCAN = b"\xff\xda"
 _END_OF_IMAGE = b"\xff\xd9"
-# Code lengths of the Huffman table that cameras use (ITU-T T.81, table K.5). With it, zero bits encode
-# blocks that no picture has; with a table made for one picture they may be plain sky.
+# Code lengths of the Huffman table that cameras use (ITU-T T.81, table K.5). With it, zero bits
+# encode blocks that no picture has; with a table made for one picture they may be plain sky.
 _STANDARD_TABLE = bytes([0, 2, 1, 3, 3, 2, 4, 3, 5, 5, 4, 4, 0, 0, 1, 125])
 _LOST_BLOCK = bytes(256)  # disks and copies lose 512 bytes at least; pictures have runs of about 8
 
@@ -58,50 +65,144 @@ PLAIN_GLOBALS = {
 }
 
 
-_NAMES = "the file names "
+_FOREIGN = "Unsupported global: GLOBAL "  # as torch's own restricted unpickler says it
 
 
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, file, known):
-        super().__init__(file)
+class _RestrictedUnpickler(pickle.Unpickler):
+    """Resolves only the globals in `known`; every other one is an error before anything runs."""
+
+    def __init__(self, file: IO[bytes], known: Mapping[tuple[str, str], Any], **options: Any):
+        super().__init__(file, **options)
         self._known = known
 
-    def find_class(self, module, name):
+    def find_class(self, module: str, name: str) -> Any:
         try:
             return self._known[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"{_NAMES}{module}.{name}") from None
+            raise pickle.UnpicklingError(f"{_FOREIGN}{module}.{name}") from None
 
 
-def load_plain(path, what, remedy, more_globals=None):
+def _foreign_global(error: Exception) -> str | None:
+    """The name that a restricted unpickler refused, or None for another error."""
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return found.group(1) if found else None
+
+
+def load_pickle_restricted(
+    path: str,
+    what: str,
+    remedy: str,
+    more_globals: Mapping[tuple[str, str], Callable] | None = None,
+) -> Any:
     """Read a pickle file of plain values: str, numbers, lists, dicts and numpy arrays.
 
     Args:
         path: the file; it exists.
         what: what it should be, for messages.
         remedy: how to get a good one, for messages.
-        more_globals: dict of (module, name) -> stand-in, for what else the file may name.
+        more_globals: (module, name) -> stand-in, for what else the file may contain.
 
     Returns:
-        What the file holds.
+        The content of the file.
 
     Raises:
-        ValueError: the file is truncated, not a pickle, or names anything that is not listed; the
-            message names it. Nothing of it has been run.
+        ValueError: the file is truncated, not a pickle, or refers to anything that is not listed;
+            the message names it. None of its code has run.
     """
     try:
         with open(path, "rb") as file:
-            return _Unpickler(file, {**PLAIN_GLOBALS, **(more_globals or {})}).load()
+            return _RestrictedUnpickler(file, {**PLAIN_GLOBALS, **(more_globals or {})}).load()
     except Exception as error:  # random bytes can make an unpickler raise anything
-        if str(error).startswith(_NAMES):
-            foreign = str(error)[len(_NAMES) :]
+        foreign = _foreign_global(error)
+        if foreign:
             raise ValueError(
-                f"{path} is not read: it names {foreign}, and a pickle that does can run code; {what} "
-                f"holds plain values and numpy arrays alone: {remedy}"
+                f"{path} is not read: it refers to {foreign}, and unpickling that can run code; "
+                f"{what} contains only plain values and numpy arrays: {remedy}"
             ) from error
         raise ValueError(
-            f"{path} is not {what} ({type(error).__name__}: {error}): it is truncated or of another "
-            f"kind; {remedy}"
+            f"{path} is not {what} ({type(error).__name__}: {error}): it is truncated or in "
+            f"another format; {remedy}"
+        ) from error
+
+
+def _torch_globals() -> dict[tuple[str, str], Any]:
+    """What `torch.save` writes for tensors and plain values."""
+    import torch
+
+    names = {"Size", "device"} | {name for name in dir(torch) if name.endswith("Storage")}
+    names |= {name for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
+    rebuild = ("_rebuild_parameter", "_rebuild_tensor", "_rebuild_tensor_v2")
+    return {
+        ("collections", "OrderedDict"): OrderedDict,
+        ("builtins", "set"): set,
+        **{("torch", name): getattr(torch, name) for name in names},
+        **{("torch._utils", name): getattr(torch._utils, name) for name in rebuild},
+    }
+
+
+def _restricted_pickle() -> SimpleNamespace:
+    """Replaces the pickle module in `torch.load` of torch < 1.13, which has no `weights_only`."""
+    known = _torch_globals()
+
+    class Unpickler(_RestrictedUnpickler):
+        def __init__(self, file: IO[bytes], **options: Any):
+            super().__init__(file, known, **options)
+
+    return SimpleNamespace(
+        __name__="restricted pickle",
+        Unpickler=Unpickler,
+        load=lambda file, **options: Unpickler(file, **options).load(),
+    )
+
+
+def _restricted() -> dict[str, Any]:
+    """Arguments of `torch.load` that keep it from running code."""
+    import torch
+
+    major, minor = map(int, torch.__version__.split(".")[:2])
+    old = (major, minor) < (1, 13)
+    return {"pickle_module": _restricted_pickle()} if old else {"weights_only": True}
+
+
+def load_torch_bytes(content: bytes) -> Any:
+    """Read a storage that torch put into a pickle, with the restrictions of `load_torch_file`."""
+    import torch
+
+    return torch.load(io.BytesIO(content), map_location="cpu", **_restricted())
+
+
+def load_torch_file(path: str, map_location: str = "cpu") -> Any:
+    """`torch.load` that never runs code from the file: tensors and plain Python values only.
+
+    Args:
+        path: a file written by `torch.save`.
+        map_location: as in `torch.load`.
+
+    Returns:
+        The content of the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is empty, truncated, not of torch, or holds other objects.
+    """
+    import torch
+
+    path = str(path)
+    if not osp.isfile(path):
+        raise FileNotFoundError(f"checkpoint {path} does not exist")
+    try:
+        return torch.load(path, map_location=map_location, **_restricted())
+    except Exception as error:  # random bytes can make an unpickler raise anything
+        if "GLOBAL" in str(error):
+            raise ValueError(
+                f"checkpoint {path} holds a Python object ({_foreign_global(error) or '?'}); "
+                "loading it could run code, so only tensors and plain values are read: save it "
+                "again with `meta` made of str, int, float, list and dict"
+            ) from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"checkpoint {path} cannot be read ({reason}): it is truncated or not a torch file; "
+            "copy or download it again"
         ) from error
 
 
@@ -110,8 +211,8 @@ def join_root(data_root, path):
 
     Args:
         data_root: folder that paths are relative to; None or "" where there is none.
-        path: as in the record. Absolute paths, and relative ones that begin with `data_root`, as the
-            original BEVFormer writes them, are taken as they are.
+        path: as in the record. Absolute paths, and relative ones that begin with `data_root`, as
+            the original BEVFormer writes them, are taken as they are.
 
     Raises:
         ValueError: the path leads out of data_root.
@@ -122,8 +223,8 @@ def join_root(data_root, path):
     joined = osp.join(root, path)  # an absolute path stays as it is
     if ".." in path and root and osp.relpath(joined, root).startswith(osp.pardir):
         raise ValueError(
-            f"an info record names the file {path}, which is outside of data_root {root}: write the "
-            "info file again with tools/create_data.py"
+            f"an info record names the file {path}, which is outside of data_root {root}: write "
+            "the info file again with tools/create_data.py"
         )
     return joined
 
@@ -193,9 +294,13 @@ def read_image(path: str, flags: int = -1) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def whole_file(path, mode="w"):
-    """Open a file beside `path` that takes its place at the end; until then all is as it was."""
-    temporary = f"{path}.tmp"
+def atomic_write(path: str, mode: str = "w") -> Iterator[IO[Any]]:
+    """Write to a temporary file in the same folder and rename it to `path` on success.
+
+    After an error `path` is as it was before, and no temporary file is left.
+    """
+    folder, name = osp.split(str(path))
+    temporary = osp.join(folder, f".{name}.{os.getpid()}.tmp")
     try:
         with open(temporary, mode) as file:
             yield file
@@ -203,6 +308,12 @@ def whole_file(path, mode="w"):
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             os.remove(temporary)
         raise
+    # The rename itself survives a power failure once the folder is synced too.
+    handle = os.open(folder or ".", os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

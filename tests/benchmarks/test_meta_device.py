@@ -27,7 +27,7 @@ def run(capsys, config, *options):
 
 @pytest.mark.parametrize(
     ("config", "options"),
-    [("config_low_memory.py", ["data.train.queue_length=2"]), (V2, TWO_FRAMES)],
+    [("bevformer/bevformer_low_memory.py", ["data.train.queue_length=2"]), (V2, TWO_FRAMES)],
     ids=["base", "v2"],
 )
 def test_reduced_networks_with_batches_of_two(capsys, config, options):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from projects.bevformer.doctor.config import check_config, info_files_of, read_config
-from projects.bevformer.doctor.memory import OVERHEAD_MIB, TRAINING_MIB, training_mib
+from projects.bevformer.engine.memory import OVERHEAD_MIB, TRAINING_MIB, training_mib
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -121,7 +121,7 @@ def test_memory(read):
 
 def test_memory_is_compared_with_the_gpu(read, monkeypatch):
     cfg, _ = read()
-    monkeypatch.setattr("projects.bevformer.doctor.config.training_mib", lambda cfg: 20_480)
+    monkeypatch.setattr("projects.bevformer.engine.memory.training_mib", lambda cfg: 20_480)
     (small,) = troubles(check_config(cfg, gpu_mib=16_384))
     assert (small.level, small.where) == ("broken", "memory")
     assert "about 20.0 GiB" in small.what

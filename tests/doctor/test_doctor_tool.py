@@ -107,7 +107,7 @@ def test_the_tool_starts_without_the_stack():
     """What is imported before the first finding must be there in every Python."""
     program = (
         "import sys; sys.modules.update(torch=None, mmcv=None, mmdet=None, mmdet3d=None, cv2=None,"
-        f" numpy=None); sys.argv = ['doctor.py']; sys.path.insert(0, {str(ROOT)!r});"
+        f" numpy=None); sys.argv = ['doctor.py']; sys.path.insert(0, {str(ROOT / 'tools')!r});"
         f"import runpy; runpy.run_path({str(ROOT / 'tools' / 'doctor.py')!r}, run_name='__main__')"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -63,5 +63,6 @@ def config_path(tmp_path):
 
 @pytest.fixture
 def tool_environment():
-    """Environment in which the tools find `dummy_task`."""
-    return {**os.environ, "PYTHONPATH": str(HELPERS), "OMP_NUM_THREADS": "1"}
+    """Environment in which scripts find this checkout and `dummy_task`."""
+    path = os.pathsep.join(map(str, (REPOSITORY, HELPERS)))
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}

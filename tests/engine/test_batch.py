@@ -7,7 +7,7 @@ from projects.bevformer.engine.batch import collate_samples, to_device, train_sa
 from projects.bevformer.engine.batch import test_sample_tokens as tokens_of_test_batch
 
 
-def test_training_batches_lose_their_containers():
+def test_training_batches_are_unwrapped():
     dataset = DummyDataset()
     batch = to_device(collate([dataset[1], dataset[4]], samples_per_gpu=2), torch.device("cpu"))
     assert batch["img"].shape == (2, 2, 1, 3, 4, 4)
@@ -17,7 +17,7 @@ def test_training_batches_lose_their_containers():
     assert train_sample_tokens(batch["img_metas"]) == ["s0f1", "s1f1"]
 
 
-def test_test_batches_keep_one_list_entry_an_augmentation():
+def test_test_batches_keep_one_list_entry_per_augmentation():
     dataset = DummyDataset(test_mode=True)
     batch = to_device(collate([dataset[3]], samples_per_gpu=1), torch.device("cpu"))
     assert len(batch["img"]) == 1
@@ -25,7 +25,7 @@ def test_test_batches_keep_one_list_entry_an_augmentation():
     assert tokens_of_test_batch(batch["img_metas"]) == ["s1f0"]
 
 
-def test_contents_of_cpu_only_containers_stay():
+def test_cpu_only_containers_are_not_moved():
     dataset = DummyDataset()
     batch = to_device(collate([dataset[0]], samples_per_gpu=1), torch.device("meta"))
     assert batch["img"].device.type == "meta"
@@ -41,7 +41,7 @@ def test_every_tensor_is_uploaded(monkeypatch):
     assert uploaded == [torch.device("cuda")] * 3  # images, and labels of two samples
 
 
-def test_collated_containers_are_those_of_mmcv():
+def test_collate_equals_mmcv():
     dataset = DummyDataset()
     samples = [dataset[0], dataset[1]]
     expected, batch = collate(samples, samples_per_gpu=2), collate_samples(samples)

@@ -12,10 +12,10 @@ from projects.bevformer.engine.checkpoint import (
     find_latest_checkpoint,
     load_checkpoint,
     load_weights,
-    plain_values,
     point_latest_at,
     publish_weights,
     save_checkpoint,
+    to_plain,
 )
 
 LOGGER = logging.getLogger("test")
@@ -56,7 +56,7 @@ def test_non_persistent_buffers_are_not_saved(tmp_path):
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_published_weights_are_the_model_and_nothing_of_the_run(tmp_path, half):
+def test_published_weights_hold_only_the_model(tmp_path, half):
     detector = DummyDetector()
     detector.CLASSES = ("car", "bus")
     optimizer = torch.optim.AdamW(detector.parameters())
@@ -78,7 +78,7 @@ def test_published_weights_are_the_model_and_nothing_of_the_run(tmp_path, half):
         torch.testing.assert_close(other.state_dict()[name], value, rtol=tolerance, atol=1e-7)
 
 
-def test_a_failed_save_leaves_the_earlier_file(tmp_path, monkeypatch):
+def test_failed_save_keeps_the_earlier_file(tmp_path, monkeypatch):
     path = tmp_path / "a.pth"
     save_checkpoint(path, DummyDetector(), meta={"epoch": 1})
 
@@ -101,16 +101,16 @@ def test_latest_follows_the_newest(tmp_path):
     assert load_checkpoint(tmp_path / "latest.pth")["meta"]["epoch"] == 2
 
 
-def test_plain_values_converts_scalars_and_refuses_objects():
+def test_to_plain_converts_scalars_and_refuses_objects():
     meta = {"a": np.int64(3), "b": (1, 2.5), "c": {1: None}, "d": torch.tensor(2.0)}
-    plain = plain_values(meta)
+    plain = to_plain(meta)
     assert plain == {"a": 3, "b": [1, 2.5], "c": {"1": None}, "d": 2.0}
     assert type(plain["a"]) is int
     with pytest.raises(TypeError, match=r"meta\.list\[1\] is a object"):
-        plain_values({"list": [1, object()]})
+        to_plain({"list": [1, object()]})
 
 
-def test_a_checkpoint_that_runs_code_is_refused_and_does_not_run(tmp_path):
+def test_checkpoints_that_would_run_code_are_refused(tmp_path):
     trap = tmp_path / "trap"
     torch.save({"state_dict": {}, "meta": RunsCode(trap)}, tmp_path / "a.pth")
     with open(tmp_path / "b.pth", "wb") as file:
@@ -151,7 +151,7 @@ def weights_of(detector):
     return {"state_dict": detector.state_dict(), "meta": {}}
 
 
-def test_complete_loading_refuses_other_shapes_and_missing_weights():
+def test_complete_loading_refuses_shape_mismatches_and_missing_weights():
     with pytest.raises(
         ValueError, match=r"img_backbone\.weight is \(8, 3\) in the file and \(4, 3\)"
     ):
@@ -162,13 +162,13 @@ def test_complete_loading_refuses_other_shapes_and_missing_weights():
         load_weights(DummyDetector(), checkpoint, "a.pth", LOGGER)
 
 
-def test_old_checkpoints_without_batchnorm_counters_are_complete():
+def test_missing_batchnorm_counters_do_not_count():
     checkpoint = weights_of(DummyDetector())
     del checkpoint["state_dict"]["norm.num_batches_tracked"]
     load_weights(DummyDetector(), checkpoint, "a.pth", LOGGER)
 
 
-def test_load_from_takes_what_fits_and_reports_the_rest(caplog):
+def test_load_from_loads_what_fits_and_reports_the_rest(caplog):
     source, target = DummyDetector(), DummyDetector()
     checkpoint = weights_of(source)
     checkpoint["state_dict"]["head.weight"] = torch.zeros(2, 2)

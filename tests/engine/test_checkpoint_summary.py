@@ -61,7 +61,7 @@ def test_other_files_are_named(tmp_path, names, kind):
     assert kind in dict(describe({"state_dict": weights, "meta": {}}, path))["kind"]
 
 
-def test_an_official_file_fits_its_recipe_and_says_what_does_not_fit_another(tiny_config):
+def test_official_checkpoint_against_its_own_and_another_recipe(tiny_config):
     assert compare(official_checkpoint("tiny"), "a.pth", tiny_config) == [
         "643 of 643 weights of the model are in the file"
     ]
@@ -85,7 +85,7 @@ def test_a_file_of_another_backbone_alarms(tiny_config):
     assert lines[-1].endswith("(50 img_backbone.layer4): it is not of this backbone")
 
 
-def test_the_tool_prints_both_and_refuses_what_is_no_checkpoint(tmp_path, monkeypatch, capsys):
+def test_inspect_checkpoint_prints_both_and_refuses_other_files(tmp_path, monkeypatch, capsys):
     tool = load_tool("inspect_checkpoint")
     path = tmp_path / "a.pth"
     torch.save({"img_backbone.conv1.weight": torch.zeros(64, 3, 7, 7)}, path)

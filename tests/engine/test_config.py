@@ -6,7 +6,6 @@ from mmdet.models import build_head, build_neck
 from tiny_bevformer import head_config
 
 from projects.bevformer.engine.config import (
-    check_num_classes,
     config_errors,
     load_config,
     resolve_work_dir,
@@ -64,7 +63,7 @@ def test_info_files_are_found_below_another_data_root(config_path, tmp_path):
         ({"xyz": 1}, r"'xyz' \(it takes num_classes, in_channels, "),
     ],
 )
-def test_an_unknown_name_in_a_section_is_named_with_the_nearest_known_one(section, says):
+def test_unknown_names_are_reported_with_a_suggestion(section, says):
     config = {**head_config(), "type": "BEVFormerHead", **section}
     with pytest.raises(ValueError, match="config section `model`.*" + says), config_errors("model"):
         build_head(config)
@@ -87,7 +86,7 @@ def test_unreadable_configs_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.py does not exist"):
         load_config(tmp_path / "none.py")
     (tmp_path / "README.md").touch()
-    with pytest.raises(ValueError, match=r"README\.md is no config: it must end in \.py"):
+    with pytest.raises(ValueError, match=r"README\.md is not a config: it must end in \.py"):
         load_config(tmp_path / "README.md")
     path = tmp_path / "broken.py"
     path.write_text("a = (")
@@ -152,22 +151,11 @@ def test_runner_settings(config_path):
     cfg.runner = {"type": "IterBasedRunner", "max_iters": 3}
     assert runner_settings(cfg).max_iters == 3
     cfg.runner = cfg.total_epochs = None
-    with pytest.raises(ValueError, match="not how long to train"):
+    with pytest.raises(ValueError, match="does not say how long to train"):
         runner_settings(cfg)
 
 
-def test_the_head_has_as_many_classes_as_the_data_set(config_path):
-    cfg = load_config(config_path)
-    check_num_classes(cfg, ["car", "truck"])  # the dummy has no such head
-    cfg.model.pts_bbox_head = {"num_classes": 2}
-    check_num_classes(cfg, ["car", "truck"])
-    with pytest.raises(
-        ValueError, match=r"num_classes is 2, but the data set has 1 classes \(car\)"
-    ):
-        check_num_classes(cfg, ["car"])
-
-
-def test_no_iterations_are_no_run(config_path):
+def test_max_iters_must_be_positive(config_path):
     cfg = load_config(config_path)
     assert runner_settings(cfg, 1) == {"type": "IterBasedRunner", "max_iters": 1}
     with pytest.raises(ValueError, match="--max-iters is 0: it must be at least 1"):

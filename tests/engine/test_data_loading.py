@@ -83,7 +83,7 @@ def test_batches_do_not_depend_on_the_workers(loader):
         assert [epoch_of(several, epoch) for epoch in (0, 1)] == expected
 
 
-def test_batches_do_not_depend_on_what_was_drawn_before(loader):
+def test_batches_do_not_depend_on_earlier_random_numbers(loader):
     expected = epoch_of(loader(), 1)
     np.random.seed(99)
     torch.manual_seed(99)
@@ -92,7 +92,7 @@ def test_batches_do_not_depend_on_what_was_drawn_before(loader):
     assert epoch_of(resumed, 1) == expected
 
 
-def test_a_run_resumed_within_an_epoch_reads_the_rest(loader):
+def test_resume_within_an_epoch_reads_the_remaining_batches(loader):
     whole, rest = loader(samples=1), loader(samples=1)
     expected = epoch_of(whole, 0)
     rest.sampler.start_at(0, 3)

@@ -27,7 +27,7 @@ def _undone(monkeypatch):
     torch.use_deterministic_algorithms(False)
 
 
-def test_deterministic_chooses_repeatable_algorithms_and_warns_of_others():
+def test_deterministic_mode_warns_about_nondeterministic_operators():
     set_seed(0)
     assert not torch.are_deterministic_algorithms_enabled()
     set_seed(0, deterministic=True)
@@ -56,7 +56,7 @@ def config(backend=None, **step):
     return Config(dict(data=dict(train=dict(pipeline=pipeline)), deform_attn_backend=backend))
 
 
-def test_what_stays_unrepeatable_is_named(monkeypatch):
+def test_unrepeatable_parts_are_named(monkeypatch):
     detector = build_detector()
     assert unrepeatable_parts(config("lean"), detector) == []
     assert "'reference'" in unrepeatable_parts(config("reference"), detector)[0]

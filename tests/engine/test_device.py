@@ -50,7 +50,7 @@ def gpus(monkeypatch):
 
 
 @pytest.mark.parametrize(("version", "driver"), [("13.0", 580), ("12.4", 525), ("11.3", 450)])
-def test_an_old_driver_is_an_error_unless_the_cpu_is_asked_for(broken_cuda, version, driver):
+def test_old_driver_is_an_error_unless_cpu_is_requested(broken_cuda, version, driver):
     broken_cuda(TOO_OLD, cards=["/dev/nvidia0"], version=version)
     with pytest.raises(ValueError, match=f"too old.*CUDA {version}, which needs driver {driver}"):
         select_device()
@@ -61,7 +61,7 @@ def test_an_old_driver_is_an_error_unless_the_cpu_is_asked_for(broken_cuda, vers
     assert select_device("cpu") == torch.device("cpu")
 
 
-def test_cards_that_pytorch_does_not_find_are_an_error(broken_cuda, monkeypatch):
+def test_gpus_that_pytorch_does_not_find_are_an_error(broken_cuda, monkeypatch):
     broken_cuda(NO_GPU, cards=["/dev/nvidia0"])
     with pytest.raises(ValueError, match=NO_GPU):
         select_device()
@@ -72,7 +72,7 @@ def test_cards_that_pytorch_does_not_find_are_an_error(broken_cuda, monkeypatch)
 
 
 @pytest.mark.parametrize("message", [NO_DRIVER, CPU_BUILD, NO_GPU])
-def test_without_a_gpu_the_cpu_computes_and_the_log_says_why(broken_cuda, message):
+def test_no_gpu_falls_back_to_cpu_and_logs_why(broken_cuda, message):
     broken_cuda(message)
     device = select_device()
     assert device == torch.device("cpu")
@@ -119,13 +119,13 @@ def test_tasks_with_a_gpu_each_take_gpu_0(gpus, join, launcher):
         join(launcher, 3)
 
 
-def test_more_processes_of_torchrun_than_gpus_are_an_error(gpus, join):
+def test_more_torchrun_processes_than_gpus_is_an_error(gpus, join):
     gpus(1)
     with pytest.raises(ValueError, match="GPU 3 was requested, but only 1 are visible"):
         join("pytorch", 3)
 
 
-def test_a_process_group_on_gpus_is_bound_to_the_gpu(gpus, join, monkeypatch):
+def test_process_group_is_bound_to_its_gpu(gpus, join, monkeypatch):
     gpus(4)
     monkeypatch.setattr(compat, "_GROUPS_TAKE_A_DEVICE", True)
     assert join("pytorch", 3)[1]["device_id"] == torch.device("cuda", 3)
@@ -135,7 +135,7 @@ def test_a_process_group_on_gpus_is_bound_to_the_gpu(gpus, join, monkeypatch):
 
 
 @pytest.mark.parametrize("message", [CPU_BUILD, NO_DRIVER])
-def test_a_card_that_this_torch_cannot_see_is_an_error(broken_cuda, message):
+def test_gpu_that_this_torch_cannot_use_is_an_error(broken_cuda, message):
     """A CPU build of torch, or a container that lacks the driver's libraries."""
     broken_cuda(message, cards=["/dev/nvidia0"], version=None)
     with pytest.raises(ValueError, match="PyTorch cannot use the GPU.*--device cpu"):

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 import torch
-from dummy_task import DummyDetector
+from dummy_task import REPOSITORY, DummyDetector
+from test_tools import load_tool
 from tiny_bevformer import build_detector
 
 from projects.bevformer import compat
@@ -30,7 +31,7 @@ def _no_launcher(monkeypatch):
     ("launcher", "variable"),
     [("pytorch", "RANK"), ("slurm", "SLURM_PROCID"), ("mpi", "OMPI_COMM_WORLD_RANK")],
 )
-def test_a_launcher_without_its_environment_is_an_error(launcher, variable):
+def test_launcher_without_its_environment_is_an_error(launcher, variable):
     with pytest.raises(
         ValueError, match=f"--launcher {launcher}: the environment lacks {variable}"
     ):
@@ -54,7 +55,7 @@ def test_slurm_and_mpi_places(monkeypatch):
     assert distributed._place_of_this_process("mpi") == (2, 4, 0, "tcp://node1:1234")
 
 
-def test_a_gpu_that_is_not_there_is_an_error():
+def test_missing_gpu_is_an_error():
     with pytest.raises(ValueError, match="GPU 99 was requested"):
         select_device("cuda", 99)
     assert select_device("cpu") == torch.device("cpu")
@@ -97,13 +98,10 @@ def test_two_processes_stay_bit_equal(tmp_path, tool_environment):
 
 
 @pytest.mark.slow
-def test_checkpoints_go_with_two_processes(tmp_path, tool_environment):
+def test_activation_checkpoints_work_with_two_processes(tmp_path, tool_environment):
     here = os.path.dirname(os.path.abspath(__file__))
     script = os.path.join(here, "two_process_checkpoints.py")
-    environment = dict(tool_environment)
-    tests = os.path.dirname(here)
-    environment["PYTHONPATH"] = os.pathsep.join((here, tests, os.path.dirname(tests)))
-    torchrun([script, tmp_path / "report.json"], environment, port=29644)
+    torchrun([script, tmp_path / "report.json"], tool_environment, port=29644)
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["parameters"] > 100
     assert report["same_on_both_ranks"]
@@ -124,7 +122,7 @@ def test_gradients_are_views_of_the_buckets(monkeypatch):
     assert options["gradient_as_bucket_view"] is True
 
 
-def test_reentrant_checkpoints_are_refused_beside_a_search_for_unused_parameters(monkeypatch):
+def test_reentrant_checkpoints_with_find_unused_parameters_are_refused(monkeypatch):
     monkeypatch.setattr(training_model, "is_distributed", lambda: True)
     monkeypatch.setattr(compat, "NON_REENTRANT_CHECKPOINTS", False)
     detector = build_detector(with_cp=True)
@@ -134,23 +132,21 @@ def test_reentrant_checkpoints_are_refused_beside_a_search_for_unused_parameters
 
 @pytest.mark.slow
 def test_tools_in_two_processes_give_the_result_file_of_one(
-    tmp_path, config_path, tool_environment
+    tmp_path, config_path, tool_environment, monkeypatch, quick
 ):
-    repository = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    train, evaluate = (os.path.join(repository, "tools", name) for name in ("train.py", "eval.py"))
+    train, evaluate = (str(REPOSITORY / "tools" / name) for name in ("train.py", "eval.py"))
     launcher, cpu = ["--launcher", "pytorch"], ["--device", "cpu"]  # a machine may have one GPU
-    torchrun([train, config_path, *launcher, *cpu, "--seed", 0], tool_environment, port=29642)
-    checkpoint = tmp_path / "work" / "epoch_2.pth"
+    one_epoch = ["--cfg-options", "total_epochs=1", "runner.max_epochs=1"]
+    arguments = [config_path, *launcher, *cpu, "--seed", 0, *one_epoch]
+    torchrun([train, *arguments], tool_environment, port=29642)
 
-    flags = [config_path, checkpoint, *cpu, "--work-dir"]
+    flags = [config_path, tmp_path / "work" / "epoch_1.pth", *cpu, "--work-dir"]
     torchrun([evaluate, *flags, tmp_path / "two", *launcher], tool_environment, port=29643)
-    subprocess.run(
-        [sys.executable, evaluate, *map(str, flags), str(tmp_path / "one")],
-        env=tool_environment, check=True, timeout=240,
-    )  # fmt: skip
+    monkeypatch.setattr("sys.argv", [evaluate, *map(str, flags), str(tmp_path / "one")])
+    load_tool("eval").main()
     files = [
         tmp_path / "one" / "results_nusc.json",
         tmp_path / "two" / "results_nusc.json",
-        tmp_path / "work" / "eval" / "epoch_2" / "results_nusc.json",
+        tmp_path / "work" / "eval" / "epoch_1" / "results_nusc.json",
     ]
     assert len({path.read_bytes() for path in files}) == 1

@@ -52,7 +52,7 @@ class TimedRun:
             self.iter += 1
 
 
-def test_waiting_for_data_is_warned_of_once():
+def test_warns_once_about_waiting_for_data():
     run = TimedRun()
     run.epoch([0.9, 0.9, 0.3, 0.4, 0.2])  # two to start with
     assert run.warnings == []
@@ -66,7 +66,7 @@ def test_waiting_for_data_is_warned_of_once():
     assert len(run.warnings) == 1
 
 
-def test_an_evaluation_between_two_iterations_is_not_waiting():
+def test_evaluation_does_not_count_as_waiting_for_data():
     run = TimedRun()
     run.epoch([0.1] * 4 + [60.0] + [0.1] * 7)
     assert run.warnings == []

@@ -25,7 +25,7 @@ def members(groups):
     return [{id(parameter) for parameter in group["params"]} for group in groups]
 
 
-def test_load_config_chooses_the_constructor_unless_the_config_does(config_path):
+def test_load_config_sets_the_constructor_unless_the_config_does(config_path):
     merged = "MergedGroupsConstructor"
     assert load_config(config_path).optimizer.constructor == merged
     options = {"optimizer.constructor": "DefaultOptimizerConstructor"}
@@ -60,7 +60,7 @@ def train(detector, optimizer, steps):
         optimizer.step()
 
 
-def test_a_state_of_single_groups_goes_on_in_merged_ones(settings):
+def test_per_tensor_groups_are_converted_to_merged_ones(settings):
     torch.manual_seed(0)
     detector = DummyDetector()
     optimizer = build_optimizer(detector, {**settings, **MMCV})
@@ -119,7 +119,7 @@ FUSED = compat.has_fused_cuda_kernels(torch.optim.AdamW)
     ("options", "fused"),
     [({}, True), ({"fused": False}, False), ({"foreach": True}, None), ({"foreach": False}, None)],
 )
-def test_on_cuda_the_fused_kernels_are_used_unless_the_config_says_otherwise(
+def test_fused_kernels_on_cuda_unless_the_config_sets_otherwise(
     settings, pretended_cuda, options, fused
 ):
     optimizer = build_optimizer(DummyDetector(), {**settings, **options})
@@ -134,7 +134,7 @@ def test_nothing_is_fused_elsewhere(settings, pretended_cuda, monkeypatch):
 
 
 @pytest.mark.skipif(not FUSED, reason="torch 1.10 has no fused optimizers")
-def test_a_resumed_run_keeps_its_own_implementation(settings, pretended_cuda):
+def test_resumed_run_keeps_its_own_optimizer_implementation(settings, pretended_cuda):
     detector = DummyDetector()
     plain = build_optimizer(detector, {**settings, "fused": False})
     train(detector, plain, range(1))
@@ -145,7 +145,7 @@ def test_a_resumed_run_keeps_its_own_implementation(settings, pretended_cuda):
     assert {group["fused"] for group in plain.param_groups} == {False}
 
 
-def test_loaded_states_take_the_layout_of_their_parameters():
+def test_loaded_states_get_the_memory_layout_of_their_parameters():
     def trained(layout):
         torch.manual_seed(0)
         conv = torch.nn.Conv2d(4, 3, 3).to(memory_format=layout)

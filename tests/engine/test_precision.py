@@ -34,7 +34,7 @@ def test_autocast_dtype(monkeypatch, fp16, device, expected):
     assert autocast_dtype(fp16, device, LOGGER) is expected
 
 
-def test_bfloat16_needs_a_gpu_that_computes_in_it(monkeypatch):
+def test_bfloat16_needs_hardware_support(monkeypatch):
     def emulated(including_emulation=True):
         return including_emulation
 
@@ -46,7 +46,7 @@ def test_bfloat16_needs_a_gpu_that_computes_in_it(monkeypatch):
 
 
 @pytest.mark.parametrize("fp16", [{"dtype": "float8"}, {"lossscale": 1}, True])
-def test_autocast_dtype_refuses_what_it_does_not_know(fp16):
+def test_autocast_dtype_refuses_unknown_values(fp16):
     with pytest.raises(ValueError, match="fp16"):
         autocast_dtype(fp16, CUDA, LOGGER)
 
@@ -180,7 +180,7 @@ class CountingScaler:
         return {"scale": 4.0}
 
 
-def test_the_loss_scale_is_read_for_checkpoints_only(monkeypatch):
+def test_loss_scale_is_only_read_for_checkpoints(monkeypatch):
     scaler = CountingScaler()
     monkeypatch.setattr(precision, "make_grad_scaler", lambda: scaler)
     hook = LossScalingOptimizerHook()

@@ -66,7 +66,7 @@ def test_each_differing_quirk_is_one_line(caplog):
     ]
 
 
-def test_what_fits_or_does_not_tell_is_silent():
+def test_matching_or_unstamped_weights_do_not_warn():
     own = checkpoint(**{STAMP: training_stamp(config())})
     assert disagreements(own, "a.pth", config()) == []
     assert disagreements(checkpoint(), "a.pth", config()) == []
@@ -76,6 +76,6 @@ def test_what_fits_or_does_not_tell_is_silent():
 
 
 @pytest.mark.parametrize("version", ["1.0.0rc0", "1.0.0rc6", "1.1.0"])
-def test_weights_of_the_other_box_convention_are_refused(version):
+def test_weights_with_the_other_box_convention_are_refused(version):
     with pytest.raises(ValueError, match="mmdet3d 1.*, whose boxes are lwh_yaw"):
         disagreements(checkpoint(mmdet3d_version=version), "a.pth", config())

@@ -21,7 +21,7 @@ class Draws:
         return (index, *draw())
 
 
-def test_a_sample_depends_on_seed_epoch_and_index_alone():
+def test_samples_depend_only_on_seed_epoch_and_index():
     dataset = SeededDataset(Draws())
     assert len(dataset) == 5
     first = dataset[SampleKey(0, 1, 2)]
@@ -37,7 +37,7 @@ def test_negative_seeds_are_seeds():
     assert SeededDataset(Draws())[SampleKey(-1, 0, 0)] != SeededDataset(Draws())[SampleKey(0, 0, 0)]
 
 
-def test_seeded_leaves_the_generators_where_they_were():
+def test_seeded_restores_the_generators():
     set_seed(3)
     expected = [draw(), draw()]
     set_seed(3)
@@ -56,6 +56,6 @@ def test_set_seed_repeats_all_generators():
     assert draw_seeded() == draw_seeded()
 
 
-def test_choose_seed_keeps_a_given_one_and_draws_otherwise():
+def test_choose_seed_keeps_a_given_seed_and_draws_one_otherwise():
     assert choose_seed(0) == 0
     assert choose_seed() != choose_seed()

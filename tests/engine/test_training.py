@@ -5,24 +5,18 @@ import logging
 import os
 import weakref
 from functools import partial
-from types import SimpleNamespace
-from urllib.error import URLError
+from io import StringIO
 
 import pytest
 import torch
-from mmcv import Config
 from mmcv.runner import HOOKS, Hook
 
 from projects.bevformer.datasets import EpochShuffleSampler
 from projects.bevformer.engine.checkpoint import load_checkpoint
 from projects.bevformer.engine.config import load_config
 from projects.bevformer.engine.hooks import DataWaitHook
-from projects.bevformer.engine.train import (
-    _init_weights,
-    _read_pretrained_onto_cpu,
-    _warn_of_frozen_random_layers,
-    train,
-)
+from projects.bevformer.engine.log import get_run_logger
+from projects.bevformer.engine.train import train
 
 CPU = torch.device("cpu")
 
@@ -46,7 +40,7 @@ def log_records(work_dir):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_run_leaves_checkpoints_logs_config_and_metrics(run):
+def test_run_writes_checkpoints_logs_config_and_metrics(run):
     work_dir = run()
     assert os.readlink(work_dir / "latest.pth") == "epoch_2.pth"
     meta = load_checkpoint(work_dir / "epoch_2.pth")["meta"]
@@ -68,13 +62,26 @@ def test_a_run_leaves_checkpoints_logs_config_and_metrics(run):
     assert validation[1]["NDS"] == pytest.approx(json.loads(last.read_text())["nd_score"], abs=1e-5)
 
 
-def test_weights_that_cannot_be_downloaded_are_named():
-    def download():
-        raise URLError("no network")
-
-    model_cfg = {"pretrained": {"img": "torchvision://resnet50"}}
-    with pytest.raises(ValueError, match="torchvision://resnet50.*no network.*pretrained.img=FILE"):
-        _init_weights(SimpleNamespace(init_weights=download), model_cfg)
+def test_a_run_starts_with_a_summary(run, monkeypatch):
+    handler = next(h for h in get_run_logger().handlers if type(h) is logging.StreamHandler)
+    monkeypatch.setattr(handler, "stream", StringIO())
+    work_dir = run(max_iters=3, validate=False)
+    console = handler.stream.getvalue()
+    (log,) = work_dir.glob("*.log")
+    for text in (console, log.read_text()):
+        summary = text.split("INFO - training\n")[1].split("\n20")[0].splitlines()
+        assert len(summary) == 12
+        assert "DummyDataset: 9 samples in 3 scenes; validation DummyDataset" in summary[0]
+        assert "10: car, truck" in summary[1]
+        assert "6: CAM_FRONT, " in summary[2]
+        assert "2 samples x 1 process x 1 accumulated = 2; 0 data workers" in summary[5]
+        assert "AdamW, lr 0.01, CosineAnnealing after 2 warm-up iterations" in summary[6]
+        assert "3 iterations (5 are an epoch)" in summary[7]
+        assert "float32, TF32 on" in summary[8]
+        assert str(work_dir) in summary[11]
+    assert len(console.splitlines()) < 35
+    assert "checkpoint_config = " not in console
+    assert "checkpoint_config = " in log.read_text()
 
 
 def test_the_backbone_has_its_own_learning_rate(run):
@@ -104,7 +111,7 @@ def test_the_same_seed_gives_the_same_weights(run):
     assert not torch.equal(weights[0]["head.weight"], weights[2]["head.weight"])
 
 
-def test_auto_resume_goes_on_from_the_newest_sound_checkpoint(run):
+def test_auto_resume_uses_the_newest_loadable_checkpoint(run):
     work_dir = run(validate=False)
     (work_dir / "epoch_2.pth").write_bytes(b"broken")
     for path in work_dir.glob("*.log.json"):
@@ -115,7 +122,7 @@ def test_auto_resume_goes_on_from_the_newest_sound_checkpoint(run):
     assert load_checkpoint(work_dir / "epoch_2.pth")["meta"]["iter"] == 10
 
 
-def test_resume_does_not_run_the_config_text_of_a_checkpoint(run, tmp_path):
+def test_resume_does_not_execute_the_config_in_a_checkpoint(run, tmp_path):
     work_dir = run(validate=False)
     checkpoint = torch.load(str(work_dir / "epoch_1.pth"))
     checkpoint["meta"]["config"] = f"import os; os.mkdir({str(tmp_path / 'trap')!r})"
@@ -134,7 +141,7 @@ def test_resume_refuses_files_without_training_state(run, tmp_path):
     run({"load_from": str(tmp_path / "weights.pth")}, work_dir="c", validate=False)
 
 
-def test_progress_is_recounted_for_another_number_of_processes(run, tmp_path):
+def test_iterations_are_rescaled_for_another_number_of_processes(run, tmp_path):
     work_dir = run(validate=False)
     checkpoint = torch.load(str(work_dir / "epoch_1.pth"))
     checkpoint["meta"].update(world_size=2, iter=3)
@@ -143,7 +150,7 @@ def test_progress_is_recounted_for_another_number_of_processes(run, tmp_path):
     assert load_checkpoint(tmp_path / "b" / "epoch_2.pth")["meta"]["iter"] == 6 + 5
 
 
-def test_a_checkpoint_with_a_group_per_tensor_is_resumed(run, tmp_path):
+def test_resume_from_a_checkpoint_with_per_tensor_groups(run, tmp_path):
     """The layout of mmcv's own constructor, which older checkpoints have."""
     single = {"optimizer.constructor": "DefaultOptimizerConstructor"}
     whole, old = run(validate=False), run(single, work_dir="old", validate=False)
@@ -174,7 +181,7 @@ def test_a_checkpoint_with_a_group_per_tensor_is_resumed(run, tmp_path):
         run({**resume, **single}, work_dir="reverse", validate=False)
 
 
-def test_a_run_that_waits_for_data_says_so(run, monkeypatch, caplog):
+def test_slow_data_is_reported_with_a_remedy(run, monkeypatch, caplog):
     hook = partial(DataWaitHook, interval=2, share=-1, skip=0)
     monkeypatch.setattr("projects.bevformer.engine.train.DataWaitHook", hook)
     logger = logging.getLogger("mmdet3d")  # it hands nothing on to the root logger
@@ -197,14 +204,14 @@ class CheckpointMetaHook(Hook):
         return {"asked": self.asked}
 
 
-def test_hooks_are_asked_for_meta_when_a_checkpoint_is_saved(run, monkeypatch):
+def test_checkpoint_meta_of_hooks_is_saved(run, monkeypatch):
     monkeypatch.setitem(HOOKS.module_dict, "CheckpointMetaHook", CheckpointMetaHook)
     work_dir = run({"custom_hooks": [dict(type="CheckpointMetaHook")]}, validate=False)
     for epoch in (1, 2):
         assert load_checkpoint(work_dir / f"epoch_{epoch}.pth")["meta"]["asked"] == epoch
 
 
-def test_the_loaded_file_is_freed_before_training(run, monkeypatch):
+def test_load_from_tensors_are_freed_before_training(run, monkeypatch):
     work_dir = run(validate=False)
     loaded, alive = [], []
 
@@ -236,7 +243,7 @@ def test_a_short_run_saves_and_evaluates_at_its_end(run):
     assert {r["mode"] for r in log_records(work_dir)[1:]} == {"train", "val"}
 
 
-def test_a_short_run_saves_though_the_config_counts_epochs(run):
+def test_max_iters_saves_with_an_epoch_based_config(run):
     work_dir = run({"checkpoint_config.by_epoch": True}, max_iters=3, validate=False)
     assert (work_dir / "iter_3.pth").exists()
 
@@ -279,7 +286,7 @@ def test_the_interval_of_the_config_counts(run):
     assert [path.name for path in (work_dir / "eval").iterdir()] == ["epoch_2"]
 
 
-def test_a_nan_loss_ends_the_run_and_names_the_sample(run):
+def test_nan_loss_stops_the_run_and_names_the_sample(run):
     with pytest.raises(FloatingPointError, match=r"not finite at epoch 1, iteration \d.*s1f1"):
         run({"data.train.nan_sample": "s1f1", "data.samples_per_gpu": 1})
 
@@ -323,35 +330,3 @@ def test_mixed_precision_trains_and_evaluates(run):
 def test_wrong_configs_say_what_and_where(run, options, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         run(options)
-
-
-@pytest.mark.parametrize(
-    ("backbone", "load_from", "warned"),
-    [
-        ({"frozen_stages": 1}, None, True),
-        ({"frozen_stages": 1}, "weights.pth", False),
-        ({"frozen_stages": 1, "init_cfg": {"type": "Pretrained"}}, None, False),
-        ({"frozen_stages": -1}, None, False),
-    ],
-)
-def test_frozen_stages_of_random_weights_are_warned_of(backbone, load_from, warned, caplog):
-    cfg = Config({"model": {"img_backbone": backbone}, "load_from": load_from})
-    _warn_of_frozen_random_layers(cfg, logging.getLogger("test"))
-    assert ("freezes stages of random weights" in caplog.text) == warned
-
-
-def test_pretrained_weights_of_any_part_are_read_onto_the_cpu():
-    model = Config(
-        dict(
-            img_backbone=dict(init_cfg=dict(type="Pretrained", checkpoint="a.pth")),
-            img_neck=dict(
-                init_cfg=[dict(type="Xavier"), dict(type="Pretrained", checkpoint="b.pth")]
-            ),
-            init_cfg=dict(type="Pretrained", checkpoint="c.pth", map_location="cuda:1"),
-        )
-    )
-    _read_pretrained_onto_cpu(model._cfg_dict)
-    assert model.img_backbone.init_cfg.map_location == "cpu"
-    assert model.img_neck.init_cfg[1].map_location == "cpu"
-    assert "map_location" not in model.img_neck.init_cfg[0]
-    assert model.init_cfg.map_location == "cuda:1"

@@ -442,7 +442,7 @@ INFO_FILES = {
     ),
     "malicious": (
         lambda d: d.write(VAL, pickle.dumps({"infos": [RunsCode()], "metadata": {}})),
-        f"{VAL} is not read: it names posix.system",
+        f"{VAL} is not read: it refers to posix.system",
     ),
     "of stock mmdet3d": (
         lambda d: d.edit(VAL, lambda c: c["infos"][1].pop("can_bus") is None or None),
@@ -490,7 +490,7 @@ def test_old_boxes_and_unsorted_frames_are_put_right(data, browse, tmp_path):
     np.testing.assert_array_equal(after, before)
 
 
-def test_pictures_are_found_where_another_machine_wrote_the_info_file(data, browse, run, tmp_path):
+def test_pictures_are_found_with_an_info_file_of_another_machine(data, browse, run, tmp_path):
     def change(content):
         for info in content["infos"]:
             for record in info["cams"].values():

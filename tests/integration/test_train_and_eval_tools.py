@@ -13,14 +13,20 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")
-def trained(synthetic_infos, tmp_path_factory):
-    """Work dir of two iterations."""
+def training(synthetic_infos, tmp_path_factory):
+    """Work dir of two iterations, and what was printed."""
     work_dir = tmp_path_factory.mktemp("train")
-    run(
+    printed = run(
         "tools/train.py", DEMO, "--work-dir", work_dir, "--seed", 0, "--max-iters", 2,
         *as_flags({**synthetic_infos.options, **SMALL_BEV}),
     )  # fmt: skip
-    return work_dir
+    return work_dir, printed
+
+
+@pytest.fixture(scope="module")
+def trained(training):
+    """Work dir of two iterations."""
+    return training[0]
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +44,19 @@ def evaluated(trained, synthetic_infos, tmp_path_factory):
 
 def tokens_of(infos):
     return [info["token"] for info in mmcv.load(str(infos))["infos"]]
+
+
+def test_training_starts_with_its_summary_and_without_notices(training, evaluated):
+    _, printed = training
+    lines = printed.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.endswith("mmdet3d - INFO - training"))
+    assert start < 3  # types that are replaced may come before
+    assert "4 samples in 1 scene" in lines[start + 1]
+    assert len(lines) < 60
+    for text in (printed, evaluated[1]):
+        assert "CUDA_HOME" not in text  # torch
+        assert "UserWarning" not in text  # mmcv
+    assert "initialize" not in printed
 
 
 def test_training_leaves_checkpoint_log_and_metrics(trained):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from nuscenes.eval.common.config import config_factory
 
+from projects.bevformer.engine import data_loading
 from projects.bevformer.nuscenes.evaluation.results import read_result_file
 from projects.bevformer.nuscenes.spec import CLASSES
 
@@ -131,7 +132,9 @@ def test_tool_exits_with_one_line(eval_tool, monkeypatch, tmp_path, name):
     arguments = ["eval.py", config, "--results", path, "--work-dir", tmp_path, "--device", "cpu"]
     monkeypatch.setattr("sys.argv", list(map(str, arguments)))
     monkeypatch.setattr(
-        eval_tool, "build_test_dataset", lambda cfg, split: SimpleNamespace(evaluator=Evaluator())
+        data_loading,
+        "build_test_dataset",
+        lambda cfg, split: SimpleNamespace(evaluator=Evaluator()),
     )
     with pytest.raises(SystemExit, match=message) as caught:
         eval_tool.main()

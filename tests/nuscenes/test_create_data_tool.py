@@ -97,6 +97,7 @@ def test_terminated_run_stops_its_workers():
     """Idle workers would wait for ever for the process that is gone."""
     program = f"""
 import os, runpy, sys, time
+sys.path.insert(0, {str(TOOL.parent)!r})
 tool = runpy.run_path({str(TOOL)!r})
 from concurrent.futures import ProcessPoolExecutor
 import multiprocessing

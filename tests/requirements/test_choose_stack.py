@@ -205,7 +205,7 @@ def test_command_where_nothing_fits(nvidia_smi):
     assert err.count("\n") == 1
 
 
-def test_an_old_driver_that_does_not_know_compute_cap(nvidia_smi):
+def test_old_driver_without_compute_cap_query(nvidia_smi):
     refusal = (2, 'Field "compute_cap" is not a valid field to query.')
     env = nvidia_smi(
         driver_version=(0, "470.82.01"), compute_cap=refusal, name=(0, "Tesla V100-SXM2-32GB")
@@ -228,7 +228,7 @@ def test_a_failing_nvidia_smi_is_reported(nvidia_smi, answer):
     assert "assuming no GPU" in err
 
 
-def test_a_card_without_compute_cap_is_known_by_its_name(nvidia_smi):
+def test_card_without_compute_capability_is_recognised_by_name(nvidia_smi):
     driver = (0, "580.65.06")
     name = (0, "Tesla V100-SXM2-16GB")
     env = nvidia_smi(driver_version=driver, compute_cap=(0, "[N/A]"), name=name)

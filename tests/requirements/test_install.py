@@ -178,7 +178,7 @@ def without_nvcc(folder):
     return str(folder)
 
 
-def test_a_wheel_with_cuda_is_kept_for_its_architecture(checkout):
+def test_cuda_wheels_are_kept_per_architecture(checkout):
     nvcc = checkout.path / "bin" / "nvcc"
     checkout._script(nvcc, "#!/bin/sh\necho 'Cuda compilation tools, release 12.6, V12.6.1'\n")
     checkout.setup(MMCV_CUDA="1")
@@ -207,7 +207,7 @@ def test_a_wheel_with_cuda_is_kept_for_its_architecture(checkout):
     assert any(".cache/wheels/cp311-torch2.10.0-cuda-8.0_8.6+PTX " in call for call in calls)
 
 
-def test_an_interrupted_setup_goes_on_with_its_choice(checkout):
+def test_interrupted_setup_resumes_with_the_same_choice(checkout):
     checkout.setup()
     (checkout.path / "failing").write_text("openmmlab.txt")
     assert checkout.setup(TORCH="2.11.0")[0] == 1

@@ -5,7 +5,6 @@ from functools import partial
 
 from projects.bevformer.doctor.environment import SHM_REMEDY
 from projects.bevformer.doctor.findings import broken, error_line, ok, warning
-from projects.bevformer.doctor.memory import training_mib
 
 PREFETCHED_BATCHES = 2  # by each data worker: the default of torch's DataLoader
 
@@ -53,6 +52,8 @@ def check_config(cfg, gpu_mib=None, shm_mib=None, processes=1):
     Returns:
         list of Finding.
     """
+    from projects.bevformer.engine.memory import training_mib
+
     findings = _check_weights(cfg)
     data_sets = partial(_check_data_sets, shm_mib=shm_mib, processes=processes)
     for check in (_check_classes, data_sets, _check_network):
@@ -60,15 +61,11 @@ def check_config(cfg, gpu_mib=None, shm_mib=None, processes=1):
             findings += check(cfg)
         except Exception as error:  # a wrong key can raise anything anywhere
             findings.append(broken("config", error_line(error), "mend the config"))
-    try:
-        needed = training_mib(cfg)
-    except (KeyError, AttributeError):
-        needed = None  # another network
-    return findings + _check_memory(needed, gpu_mib)
+    return findings + _check_memory(training_mib(cfg), gpu_mib)
 
 
 def _check_weights(cfg):
-    from projects.bevformer.compat import load_torch_file
+    from projects.bevformer.io import load_torch_file
 
     findings = []
     backbone = cfg.get("model", {}).get("img_backbone", {}) or {}
@@ -177,15 +174,9 @@ def _tensor_bytes(value):
 
 
 def _check_network(cfg):
-    from mmdet3d.models import build_model
+    from projects.bevformer.engine.build import build_detector
 
-    from projects.bevformer.engine.config import config_errors
-
-    model = cfg.model.copy()
-    model["pretrained"] = None
-    with config_errors("model"):
-        network = build_model(model, cfg.get("train_cfg"), cfg.get("test_cfg"))
-    millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+    millions = sum(weight.numel() for weight in build_detector(cfg).parameters()) / 1e6
     return [ok("model", f"builds; {millions:.1f} million parameters")]
 
 

@@ -25,14 +25,14 @@ def check_info_files(info_files: Mapping[str, str], data_root: str) -> List[Find
 
 
 def _check_info_file(label: str, path: str, data_root: str) -> List[Finding]:
-    from projects.bevformer.io import load_plain
+    from projects.bevformer.io import load_pickle_restricted
     from projects.bevformer.nuscenes.infos import load_infos
 
     infos, metadata = load_infos(path)
     if not infos:
         text = f"{path} holds no frames"
         return [broken(label, text, "no scene of that split was in the tables; see above")]
-    stamp = load_plain(path, "an info file", "")["metadata"].get("box_convention")
+    stamp = load_pickle_restricted(path, "an info file", "")["metadata"].get("box_convention")
     findings = [
         *_check_boxes(label, path, stamp, metadata["box_convention"]),
         *_check_origin(label, path, infos, metadata),

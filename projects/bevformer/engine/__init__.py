@@ -1,6 +1,6 @@
-"""Training and evaluation: the only code that knows the Runner, DDP and files.
+"""Training and evaluation: the only code that uses the Runner, DDP and files of a run.
 
-`compat` comes first: every module below may import mmdet3d because this file ran before it.
+`compat` comes first, so that every module below can import mmdet3d.
 """
 
 from projects.bevformer import compat  # noqa: F401

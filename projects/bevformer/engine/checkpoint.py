@@ -1,22 +1,37 @@
-"""Checkpoint files: written so that a crash never leaves a broken one, read without running code."""
+"""Checkpoint files: written atomically, read without running code."""
+
+from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import time
 from collections import Counter, OrderedDict
 from pathlib import Path
+from typing import Any, Iterable, Sequence
 
 import mmcv
 import torch
+from torch import nn
 
-from projects.bevformer.compat import load_torch_file
+from projects.bevformer.io import atomic_write, load_torch_file
+from projects.bevformer.nuscenes.spec import CAMERAS
 
-_PUBLISHED_META = ("CLASSES", "config", "seed", "epoch", "iter", "mmcv_version", "trained_with")
+_PUBLISHED_META = (
+    "CLASSES",
+    "CAMERAS",
+    "config",
+    "seed",
+    "epoch",
+    "iter",
+    "mmcv_version",
+    "trained_with",
+)
 _PLAIN = (str, int, float, bool, type(None))
 
 
-def plain_values(value, name="meta"):
+def to_plain(value: Any, name: str = "meta") -> Any:
     """Copy of nested dicts and lists that holds nothing but str, int, float, bool and None.
 
     Checkpoints that hold more cannot be loaded safely.
@@ -29,30 +44,27 @@ def plain_values(value, name="meta"):
     if isinstance(value, str):
         return str(value)
     if isinstance(value, dict):
-        return {str(key): plain_values(item, f"{name}.{key}") for key, item in value.items()}
+        return {str(key): to_plain(item, f"{name}.{key}") for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain_values(item, f"{name}[{i}]") for i, item in enumerate(value)]
+        return [to_plain(item, f"{name}[{i}]") for i, item in enumerate(value)]
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # numpy and torch scalars
-        return plain_values(value.item(), name)
+        return to_plain(value.item(), name)
     raise TypeError(
         f"{name} is a {type(value).__name__}: checkpoints keep str, int, float, list, dict"
     )
 
 
-def _sync_directory(directory):
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def save_checkpoint(path, detector, optimizer=None, meta=None):
+def save_checkpoint(
+    path: str | Path,
+    detector: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    meta: dict | None = None,
+) -> None:
     """Write a checkpoint; the file appears under its name complete, or not at all.
 
     Args:
         path: where to; its folder exists.
-        detector: the bare model.
+        detector: the bare model; its CLASSES and CAMERAS, where it has them, go into the meta.
         optimizer: saved with its state if given.
         meta: dict of plain values.
 
@@ -62,39 +74,30 @@ def save_checkpoint(path, detector, optimizer=None, meta=None):
     """
     path = Path(path)
     meta = {**(meta or {}), "mmcv_version": mmcv.__version__, "time": time.asctime()}
-    if getattr(detector, "CLASSES", None) is not None:
-        meta["CLASSES"] = list(detector.CLASSES)
+    for names in ("CLASSES", "CAMERAS"):
+        if getattr(detector, names, None) is not None:
+            meta[names] = list(getattr(detector, names))
     # nn.Module.state_dict, not mmcv's get_state_dict: that one saves non-persistent buffers too.
     state = detector.state_dict()
     weights = OrderedDict((name, value.cpu()) for name, value in state.items())
     weights._metadata = getattr(state, "_metadata", OrderedDict())
-    checkpoint = {"meta": plain_values(meta), "state_dict": weights}
+    checkpoint = {"meta": to_plain(meta), "state_dict": weights}
     if optimizer is not None:
         checkpoint["optimizer"] = optimizer.state_dict()
 
     _write(path, checkpoint)
 
 
-def _write(path, checkpoint):
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(unfinished, "wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
-        raise
-    _sync_directory(path.parent)
+def _write(path: Path, checkpoint: dict) -> None:
+    with atomic_write(str(path), "wb") as file:
+        torch.save(checkpoint, file)
 
 
-def publish_weights(source, target, half=False):
+def publish_weights(source: str | Path, target: str | Path, half: bool = False) -> None:
     """Write the weights of a checkpoint without what only a training run needs.
 
-    The optimizer is left out; of the meta data the class names, the config, the seed and the progress
-    stay.
+    The optimizer state is dropped; of the meta data the class and camera names, the config, the
+    seed and the progress stay.
 
     Args:
         source: a training checkpoint.
@@ -115,11 +118,11 @@ def publish_weights(source, target, half=False):
             value.half() if half and value.is_floating_point() and value.ndim > 1 else value
         )
     meta = {key: checkpoint["meta"][key] for key in _PUBLISHED_META if key in checkpoint["meta"]}
-    _write(Path(target), {"meta": plain_values(meta), "state_dict": weights})
+    _write(Path(target), {"meta": to_plain(meta), "state_dict": weights})
 
 
-def point_latest_at(path):
-    """Let `latest.pth` beside a checkpoint name that checkpoint, without a moment in which it is absent."""
+def point_latest_at(path: str | Path) -> None:
+    """Link `latest.pth` in the folder of a checkpoint to it, atomically."""
     path = Path(path)
     link = path.with_name(f".latest.{os.getpid()}.tmp")
     with contextlib.suppress(FileNotFoundError):
@@ -128,11 +131,12 @@ def point_latest_at(path):
     os.replace(link, path.with_name("latest.pth"))
 
 
-def load_checkpoint(path):
+def load_checkpoint(path: str | Path) -> dict:
     """Read a checkpoint onto the CPU.
 
     Returns:
-        dict with at least "state_dict" (names without a leading `module.`) and "meta" (maybe empty).
+        dict with at least "state_dict" (names without a leading `module.`) and "meta" (maybe
+        empty).
 
     Raises:
         FileNotFoundError: no such file.
@@ -155,13 +159,13 @@ def load_checkpoint(path):
     return {**checkpoint, "state_dict": weights, "meta": checkpoint.get("meta") or {}}
 
 
-def by_prefix(names):
+def by_prefix(names: Iterable[str]) -> str:
     """`3 pts_bbox_head.transformer, 1 img_neck.fpn_convs`"""
     counts = Counter(".".join(name.split(".")[:2]) for name in names)
     return ", ".join(f"{count} {prefix}" for prefix, count in counts.items())
 
 
-def _first(reshaped, count=3):
+def _first(reshaped: dict[str, str], count: int = 3) -> str:
     return "; ".join(list(reshaped.values())[:count])
 
 
@@ -174,34 +178,30 @@ class WeightFit:
 
     Attributes:
         fitting: OrderedDict of what can be loaded.
-        missing: names that only the model has. Old files lack the BatchNorm counters, which nothing
-            reads: those do not count.
-        surplus: names that only the file has.
+        missing: names in the model only. Old files lack the BatchNorm counters, which are never
+            read, so those do not count.
+        surplus: names in the file only.
         reshaped: name -> "name is (shape) in the file and (shape) in the model", of the others.
     """
 
-    def __init__(self, weights, own):
-        self.reshaped = OrderedDict(
-            (
-                name,
-                f"{name} is {tuple(weights[name].shape)} in the file and "
-                f"{tuple(own[name].shape)} in the model",
-            )
-            for name in own
-            if name in weights and weights[name].shape != own[name].shape
-        )
+    def __init__(self, weights: dict[str, torch.Tensor], own: dict[str, torch.Tensor]):
+        shared = [name for name in own if name in weights]
+        self.reshaped = {
+            name: f"{name} is {tuple(weights[name].shape)} in the file and "
+            f"{tuple(own[name].shape)} in the model"
+            for name in shared
+            if weights[name].shape != own[name].shape
+        }
         self.missing = [
             name for name in own if name not in weights and not name.endswith("num_batches_tracked")
         ]
         self.surplus = [name for name in weights if name not in own]
         self.fitting = OrderedDict(
-            (name, value)
-            for name, value in weights.items()
-            if name in own and value.shape == own[name].shape
+            (name, weights[name]) for name in shared if name not in self.reshaped
         )
 
-    def left_over(self):
-        """Lines on what is not loaded and what keeps its initial value; empty where all fits."""
+    def left_over(self) -> list[str]:
+        """Lines on weights that are not loaded or keep their initial values; empty if all fit."""
         lines = []
         if self.missing:
             lines.append(f"absent from the file: {by_prefix(self.missing)}")
@@ -211,19 +211,21 @@ class WeightFit:
             lines.append(f"other shape: {by_prefix(self.reshaped)}; {_first(self.reshaped)}")
         return lines
 
-    def alarming(self):
+    def alarming(self) -> list[str]:
         """Lines on what is wrong even where weights may load partly; empty for a normal start.
 
         A start from other weights is made for the sake of its backbone.
         """
-        untrained = [name for name in self.missing if name.startswith("img_backbone.")]
+        missing, reshaped = (
+            [name for name in names if name.startswith("img_backbone.")]
+            for names in (self.missing, self.reshaped)
+        )
         lines = []
-        if untrained:
+        if missing:
             lines.append(
-                f"{len(untrained)} backbone weights are absent from the file ({by_prefix(untrained)}): "
+                f"{len(missing)} backbone weights are absent from the file ({by_prefix(missing)}): "
                 "it is not of this backbone"
             )
-        reshaped = [name for name in self.reshaped if name.startswith("img_backbone.")]
         if reshaped:
             lines.append(
                 f"{len(reshaped)} backbone weights have another shape: {self.reshaped[reshaped[0]]}"
@@ -231,22 +233,70 @@ class WeightFit:
         return lines
 
 
-def load_weights(detector, checkpoint, path, logger, complete=True):
-    """Put a checkpoint's weights into a model.
+def _camera_embeddings(weights: Iterable[str]) -> list[str]:
+    return [name for name in weights if name.endswith("cams_embeds")]
+
+
+def camera_rows(
+    checkpoint: dict, cameras: Sequence[str] | None, path: str | Path
+) -> list[int] | None:
+    """Rows of a checkpoint's camera embeddings in the order of a data set's cameras.
 
     Args:
-        detector: the bare model.
+        checkpoint: what `load_checkpoint` returned. Six cameras without `CAMERAS` in its meta are
+            those of nuScenes; of another number only the number is known.
+        cameras: names in the order of the data set; None checks nothing.
+        path: file of the checkpoint, for messages.
+
+    Returns:
+        Row of the file for each camera; None where the order is the same or there are no
+        embeddings.
+
+    Raises:
+        ValueError: it was trained with other cameras.
+    """
+    embeddings = _camera_embeddings(checkpoint["state_dict"])
+    if cameras is None or not embeddings:
+        return None
+    number, wanted = len(checkpoint["state_dict"][embeddings[0]]), list(cameras)
+    saved = checkpoint["meta"].get("CAMERAS") or (CAMERAS if number == len(CAMERAS) else [])
+    if number != len(wanted) or (saved and sorted(saved) != sorted(wanted)):
+        raise ValueError(
+            f"checkpoint {path} was trained with {number} cameras "
+            f"({', '.join(saved) or 'not named'}), the data set has {len(wanted)} "
+            f"({', '.join(wanted)}): each camera has a learned embedding, so use weights of the "
+            "same cameras"
+        )
+    return [saved.index(name) for name in wanted] if saved and list(saved) != wanted else None
+
+
+def load_weights(
+    detector: nn.Module,
+    checkpoint: dict,
+    path: str | Path,
+    logger: logging.Logger,
+    complete: bool = True,
+) -> None:
+    """Load a checkpoint's weights into a model.
+
+    Args:
+        detector: the bare model. Where it has `CAMERAS`, camera embeddings are reordered to match.
         checkpoint: what `load_checkpoint` returned.
         path: its file, for messages.
-        logger: told what was left over; a warning where that is not normal.
+        logger: receives what was left over, as a warning where that is not normal.
         complete: every parameter of the model has to come from the checkpoint (evaluation, resume).
             Otherwise (`load_from`) those it lacks keep their initial values, and those of another
             shape are skipped; both are reported.
 
     Raises:
-        ValueError: not `complete` enough, or nothing fits.
+        ValueError: not `complete` enough, nothing fits, or it was trained with other cameras.
     """
-    weights, own = checkpoint["state_dict"], detector.state_dict()
+    weights, own = checkpoint["state_dict"].copy(), detector.state_dict()
+    cameras = getattr(detector, "CAMERAS", None)
+    rows = camera_rows(checkpoint, cameras, path)
+    if rows is not None:
+        weights.update((name, weights[name][rows]) for name in _camera_embeddings(weights))
+        logger.info("%s: camera embeddings reordered to %s", path, ", ".join(cameras))
     fit = WeightFit(weights, own)
     if fit.reshaped and complete:
         raise ValueError(
@@ -260,9 +310,10 @@ def load_weights(detector, checkpoint, path, logger, complete=True):
         )
     if not fit.fitting:
         raise ValueError(
-            f"checkpoint {path} has no weight that fits this model: it holds {by_prefix(fit.surplus)}"
+            f"checkpoint {path} has no weight that fits this model: it holds "
+            f"{by_prefix(fit.surplus)}"
         )
-    fit.fitting._metadata = weights._metadata
+    fit.fitting._metadata = getattr(checkpoint["state_dict"], "_metadata", OrderedDict())
     detector.load_state_dict(fit.fitting, strict=False)
 
     logger.info("%s: %d of %d weights loaded", path, len(fit.fitting), len(own))
@@ -272,12 +323,12 @@ def load_weights(detector, checkpoint, path, logger, complete=True):
         logger.warning("%s: %s", path, line)
 
 
-def find_latest_checkpoint(work_dir, logger):
+def find_latest_checkpoint(work_dir: str | Path, logger: logging.Logger) -> Path | None:
     """Newest checkpoint of a training run that loads.
 
     Args:
         work_dir: folder with `epoch_N.pth` or `iter_N.pth`.
-        logger: told which files are broken and skipped.
+        logger: receives a warning about each broken file, which is skipped.
 
     Returns:
         its path, or None.

@@ -1,13 +1,15 @@
-"""What a checkpoint file is, in words, and how it fits a config."""
+"""A description of a checkpoint file, and how it fits a config."""
+
+from __future__ import annotations
 
 import re
 from collections import Counter
 from pathlib import Path
 
-from mmdet3d.models import build_model
+from mmcv import Config
 
+from projects.bevformer.engine.build import build_detector
 from projects.bevformer.engine.checkpoint import WeightFit, by_prefix
-from projects.bevformer.engine.config import config_errors
 from projects.bevformer.engine.provenance import disagreements, trained_with
 
 _RESNETS = {
@@ -18,8 +20,8 @@ _RESNETS = {
 }
 
 
-def describe(checkpoint, path):
-    """What a checkpoint holds.
+def describe(checkpoint: dict, path: str | Path) -> list[tuple[str, str]]:
+    """The content of a checkpoint.
 
     Args:
         checkpoint: what `load_checkpoint` returned.
@@ -37,13 +39,14 @@ def describe(checkpoint, path):
         ("weights", _count(weights)),
         ("optimizer", "with its state" if "optimizer" in checkpoint else "none: cannot be resumed"),
         ("trained", ", ".join([*progress, f"origin {origin}"])),
-        ("trained with", ", ".join(f"{k} {v}" for k, v in stamp.items()) or "not said"),
-        ("classes", ", ".join(meta["CLASSES"]) if meta.get("CLASSES") else "not said"),
+        ("trained with", ", ".join(f"{k} {v}" for k, v in stamp.items()) or "not stamped"),
+        ("classes", ", ".join(meta.get("CLASSES") or ["not stamped"])),
+        ("cameras", ", ".join(meta.get("CAMERAS") or ["not stamped"])),
     ]
     return rows + _architecture(weights)
 
 
-def compare(checkpoint, path, cfg):
+def compare(checkpoint: dict, path: str | Path, cfg: Config) -> list[str]:
     """How a checkpoint fits the model of a config.
 
     Args:
@@ -57,11 +60,7 @@ def compare(checkpoint, path, cfg):
     Raises:
         ValueError: the config's model cannot be built.
     """
-    model_cfg = cfg.model.copy()
-    model_cfg["pretrained"] = None
-    with config_errors("model"):
-        detector = build_model(model_cfg, cfg.get("train_cfg"), cfg.get("test_cfg"))
-    own = detector.state_dict()
+    own = build_detector(cfg).state_dict()
     fit = WeightFit(checkpoint["state_dict"], own)
     lines = [f"{len(fit.fitting)} of {len(own)} weights of the model are in the file"]
     lines += fit.left_over()
@@ -96,55 +95,40 @@ def _count(weights):
 
 def _architecture(weights):
     shapes = {name: tuple(value.shape) for name, value in weights.items()}
-    rows = []
-    backbone = _backbone(shapes)
-    if backbone:
-        rows.append(("backbone", backbone))
-    levels = _numbered(shapes, r"img_neck\.fpn_convs\.(\d+)\.conv\.weight")
-    if levels:
-        rows.append(("neck", f"{levels} level(s)"))
+    levels = len(_found(r"img_neck\.fpn_convs\.(\d+)\.conv\.weight", shapes))
     row, column = (
         shapes.get(f"pts_bbox_head.positional_encoding.{axis}_embed.weight")
         for axis in ("row", "col")
     )
-    if row and column:
-        rows.append(("BEV", f"{row[0]} x {column[0]}, {2 * row[1]} channels"))
-    for part in ("encoder", "decoder"):
-        layers = _numbered(shapes, rf"pts_bbox_head\.transformer\.{part}\.layers\.(\d+)\.")
-        if layers:
-            rows.append((part, f"{layers} layers"))
+    layers = {
+        part: len(_found(rf"pts_bbox_head\.transformer\.{part}\.layers\.(\d+)\.", shapes))
+        for part in ("encoder", "decoder")
+    }
     queries = shapes.get("pts_bbox_head.query_embedding.weight")
-    if queries:
-        rows.append(("object queries", str(queries[0])))
-    return rows
+    rows = [
+        ("backbone", _backbone(shapes)),
+        ("neck", levels and f"{levels} level(s)"),
+        ("BEV", row and column and f"{row[0]} x {column[0]}, {2 * row[1]} channels"),
+        *((part, count and f"{count} layers") for part, count in layers.items()),
+        ("object queries", queries and str(queries[0])),
+    ]
+    return [(what, value) for what, value in rows if value]
 
 
 def _backbone(shapes):
     """`ResNet-101 with DCNv2 in layer3, layer4`, or None."""
     prefix = r"(?:img_backbone\.|backbone\.)?"
-    blocks = tuple(
-        _numbered(shapes, rf"{prefix}layer{i}\.(\d+)\.conv1\.weight") for i in range(1, 5)
-    )
+    stages = (_found(rf"{prefix}layer{i}\.(\d+)\.conv1\.weight", shapes) for i in range(1, 5))
+    blocks = tuple(map(len, stages))
     if not blocks[0]:
         return None
-    block = (
-        "bottleneck"
-        if any(re.fullmatch(rf"{prefix}layer1\.0\.conv3\.weight", name) for name in shapes)
-        else "basic"
-    )
-    used = tuple(count for count in blocks if count)
-    name = _RESNETS.get((block, blocks), f"ResNet of {'-'.join(map(str, used))} {block} blocks")
-    deformable = sorted(
-        {
-            match.group(1)
-            for match in (re.search(r"(layer\d)\.\d+\.conv2\.conv_offset", n) for n in shapes)
-            if match
-        }
-    )
+    kind = "bottleneck" if _found(rf"{prefix}layer1\.(0)\.conv3\.weight", shapes) else "basic"
+    sizes = "-".join(str(count) for count in blocks if count)
+    name = _RESNETS.get((kind, blocks), f"ResNet of {sizes} {kind} blocks")
+    deformable = sorted(_found(rf"{prefix}(layer\d)\.\d+\.conv2\.conv_offset", shapes))
     return f"{name} with DCNv2 in {', '.join(deformable)}" if deformable else name
 
 
-def _numbered(shapes, pattern):
-    """How many different numbers the group of a pattern takes."""
-    matches = (re.match(pattern, name) for name in shapes)
-    return len({match.group(1) for match in matches if match})
+def _found(pattern, names):
+    """Different values of the group of a pattern among the beginnings of names."""
+    return {match.group(1) for match in (re.match(pattern, name) for name in names) if match}

@@ -1,4 +1,6 @@
-"""Reading a config: overrides from the command line, plugins, and what its keys mean together."""
+"""Reading a config: overrides from the command line, plugins, and checks across its keys."""
+
+from __future__ import annotations
 
 import contextlib
 import difflib
@@ -7,6 +9,7 @@ import inspect
 import re
 import traceback
 from pathlib import Path
+from typing import Any, Iterable, Iterator, Mapping
 
 from mmcv import Config, ConfigDict
 from mmcv.runner import CheckpointHook
@@ -14,13 +17,23 @@ from mmcv.utils import Registry
 
 from projects.bevformer.engine.optimizer import MergedGroupsConstructor
 
+_REGISTRIES = (  # modules that hold registries
+    "mmcv.cnn.bricks.registry",
+    "mmcv.runner",
+    "mmdet.core.bbox.builder",
+    "mmdet.core.bbox.match_costs.builder",
+    "mmdet.models.utils.builder",
+    "mmdet3d.models.builder",
+    "mmdet.datasets",
+    "mmdet3d.datasets",
+)
 _SUFFIXES = (".py", ".yml", ".yaml", ".json")
 _ORIGINAL_PLUGIN = "mmdet3d_plugin"  # published BEVFormer configs name it; this project replaces it
 
 
 @contextlib.contextmanager
-def config_errors(key):
-    """Turn what a registry raises over a wrong config section into a ValueError that names the section.
+def config_errors(key: str) -> Iterator[None]:
+    """Turn an error of a registry into a ValueError that names the config section.
 
     mmcv and mmdet check many arguments by assertions.
     """
@@ -32,32 +45,45 @@ def config_errors(key):
         raise ValueError(f"config section `{key}`: {reason}") from error
 
 
-def _hint(error):
-    """What may have been meant by a name that a registry or a constructor does not know."""
-    while error.__context__ is not None:  # mmcv wraps the error of a nested section once a level
+def _hint(error: BaseException) -> str:
+    """A suggestion for a name that a registry or a constructor does not have."""
+    unknown = re.search(r"(\w+) is not in the .+ registry", str(error))
+    if unknown:
+        return _did_you_mean(unknown.group(1), _registered_classes())
+    argument = re.search(
+        r"(\w+): \S*__init__\(\) got an unexpected keyword argument '(\w+)'", str(error)
+    )
+    if argument:
+        known = inspect.signature(_registered_classes()[argument.group(1)]).parameters
+        return _did_you_mean(argument.group(2), known) or f" (it takes {', '.join(known)})"
+    while error.__context__ is not None:  # mmcv wraps the error of a nested section at each level
         error = error.__context__
     if isinstance(error, AssertionError) and not str(error):
         return f" fails at `{traceback.extract_tb(error.__traceback__)[-1].line}`"
-    # mmcv's build_from_cfg knows what it was building; its messages do not tell.
-    building = {}
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        building.update({name: frame.f_locals.get(name) for name in ("registry", "obj_cls")})
-    argument = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-    if argument and inspect.isclass(building["obj_cls"]):
-        known = inspect.signature(building["obj_cls"]).parameters
-        return _did_you_mean(argument.group(1), known) or f" (it takes {', '.join(known)})"
-    name = re.search(r"(\w+) is not in the .+ registry", str(error))
-    if name and isinstance(building["registry"], Registry):
-        return _did_you_mean(name.group(1), building["registry"].module_dict)
     return ""
 
 
-def _did_you_mean(name, known):
+def _registered_classes() -> dict[str, type]:
+    """What configs can name by `type`; where mmdet and mmdet3d share a name, mmdet3d's."""
+    return {
+        name: registered
+        for module in _REGISTRIES
+        for registry in vars(importlib.import_module(module)).values()
+        if isinstance(registry, Registry)
+        for name, registered in registry.module_dict.items()
+    }
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.8)
     return f", did you mean {close[0]!r}?" if close else ""
 
 
-def load_config(path, options=None, data_root=None):
+def load_config(
+    path: str | Path,
+    options: Mapping[str, Any] | None = None,
+    data_root: str | Path | None = None,
+) -> Config:
     """Read a config file, merge overrides and import its plugins.
 
     An `optimizer` without a `constructor` gets MergedGroupsConstructor.
@@ -65,8 +91,8 @@ def load_config(path, options=None, data_root=None):
     Args:
         path: a Python config.
         options: dict of dotted keys -> values from `--cfg-options`.
-        data_root: replaces the `data_root` of all splits. An info file below the old one that is not
-            there is taken from the new one.
+        data_root: replaces the `data_root` of all splits. An info file that is missing below the
+            old root is looked up below the new one.
 
     Returns:
         mmcv.Config.
@@ -78,7 +104,7 @@ def load_config(path, options=None, data_root=None):
     if not Path(path).is_file():
         raise FileNotFoundError(f"config {path} does not exist")
     if Path(path).suffix not in _SUFFIXES:
-        raise ValueError(f"{path} is no config: it must end in {', '.join(_SUFFIXES)}")
+        raise ValueError(f"{path} is not a config: it must end in {', '.join(_SUFFIXES)}")
     try:
         cfg = Config.fromfile(str(path))
     except OSError:
@@ -105,8 +131,8 @@ def load_config(path, options=None, data_root=None):
     return cfg
 
 
-def _move_split(options, data_root):
-    """Let a section of `data` lie below another root."""
+def _move_split(options: ConfigDict, data_root: str) -> None:
+    """Point a section of `data` to another root."""
     old_root, ann_file = options.get("data_root"), options.get("ann_file")
     if old_root and ann_file and not Path(ann_file).is_file():
         with contextlib.suppress(ValueError):  # it does not lie below the old root
@@ -116,7 +142,7 @@ def _move_split(options, data_root):
     options.data_root = data_root
 
 
-def _check_spelling(cfg, dotted_key):
+def _check_spelling(cfg: Config, dotted_key: str) -> None:
     """Refuse a new key that looks like an existing one."""
     node = cfg
     for part in dotted_key.split("."):
@@ -130,7 +156,7 @@ def _check_spelling(cfg, dotted_key):
         node = node[part]
 
 
-def _import_plugin_dir(cfg):
+def _import_plugin_dir(cfg: Config) -> None:
     """Import the package that a published config names by `plugin=True, plugin_dir=...`."""
     if not cfg.get("plugin"):
         return
@@ -145,7 +171,9 @@ def _import_plugin_dir(cfg):
         raise ValueError(f"plugin_dir {directory}: {error}") from error
 
 
-def resolve_work_dir(cfg, config_path, work_dir=None):
+def resolve_work_dir(
+    cfg: Config, config_path: str | Path, work_dir: str | Path | None = None
+) -> Path:
     """Folder for logs, checkpoints and results: command line, then config, then work_dirs/<config>.
 
     Creates it.
@@ -167,15 +195,15 @@ def resolve_work_dir(cfg, config_path, work_dir=None):
     return chosen
 
 
-def runner_settings(cfg, max_iters=None):
+def runner_settings(cfg: Config, max_iters: int | None = None) -> ConfigDict:
     """The `runner` dict of a config.
 
     Args:
         cfg: has `runner`, or `total_epochs` as older configs do.
-        max_iters: stop after so many iterations instead.
+        max_iters: stop after this many iterations instead.
 
     Raises:
-        ValueError: neither is there, they contradict each other, or max_iters is below 1.
+        ValueError: the config has neither, they contradict each other, or max_iters is below 1.
     """
     if max_iters is not None:
         if max_iters < 1:
@@ -184,7 +212,7 @@ def runner_settings(cfg, max_iters=None):
     runner, total_epochs = cfg.get("runner"), cfg.get("total_epochs")
     if runner is None and total_epochs is None:
         raise ValueError(
-            "the config says not how long to train: "
+            "the config does not say how long to train: "
             "add runner = dict(type='EpochBasedRunner', max_epochs=24)"
         )
     if runner is None:
@@ -197,8 +225,8 @@ def runner_settings(cfg, max_iters=None):
     return runner.copy()
 
 
-def check_checkpoint_config(checkpoint_config):
-    """Refuse unknown keys of `checkpoint_config` before training; mmcv notices them when it first saves.
+def check_checkpoint_config(checkpoint_config: Mapping[str, Any] | None) -> None:
+    """Refuse unknown keys of `checkpoint_config` now; mmcv fails only when it first saves.
 
     Args:
         checkpoint_config: the config's dict, or None.
@@ -211,29 +239,8 @@ def check_checkpoint_config(checkpoint_config):
         return
     parameters = inspect.signature(CheckpointHook).parameters.values()
     known = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
-    known += ["meta", "filename_tmpl", "create_symlink"]  # handed on to the runner
+    known += ["meta", "filename_tmpl", "create_symlink"]  # for the runner
     for key in options:
         if key not in known:
             hint = _did_you_mean(key, known) or f" (it takes {', '.join(known)})"
             raise ValueError(f"checkpoint_config has no {key!r}{hint}")
-
-
-def check_num_classes(cfg, class_names):
-    """Refuse a head for another number of classes than the data set's.
-
-    Labels beyond the head's classes end in an error of the device, labels short of them in nothing.
-
-    Args:
-        cfg: mmcv.Config.
-        class_names: of the data set.
-
-    Raises:
-        ValueError: the numbers differ.
-    """
-    head = cfg.model.get("pts_bbox_head") or {}
-    number = head.get("num_classes", len(class_names))
-    if number != len(class_names):
-        raise ValueError(
-            f"model.pts_bbox_head.num_classes is {number}, but the data set has {len(class_names)} classes "
-            f"({', '.join(class_names)}): make them agree, in model.pts_bbox_head.bbox_coder too"
-        )

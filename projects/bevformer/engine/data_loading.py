@@ -1,7 +1,10 @@
 """Data sets and loaders of a config."""
 
+from __future__ import annotations
+
+from mmcv import Config
 from mmdet3d.datasets import build_dataset
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from projects.bevformer.datasets.samplers import EpochShuffleSampler, SceneSampler
 from projects.bevformer.engine.batch import collate_samples
@@ -12,7 +15,7 @@ from projects.bevformer.engine.seed import SeededDataset
 _TRAIN_SAMPLERS = ("DistributedGroupSampler", "DistributedSampler", "GroupSampler")
 
 
-def build_train_dataset(cfg):
+def build_train_dataset(cfg: Config) -> Dataset:
     """The data set of `data.train`.
 
     Raises:
@@ -23,10 +26,10 @@ def build_train_dataset(cfg):
     return _not_empty(dataset, "data.train", cfg.data.train)
 
 
-def build_test_dataset(cfg, split="test"):
+def build_test_dataset(cfg: Config, split: str = "test") -> Dataset:
     """The data set of `data.val` or `data.test`, in test mode.
 
-    Published configs write `samples_per_gpu` there; frames are evaluated one by one all the same.
+    Published configs set `samples_per_gpu` there; frames are evaluated one by one anyway.
 
     Raises:
         ValueError: a config key is wrong, or the data set is empty.
@@ -38,7 +41,7 @@ def build_test_dataset(cfg, split="test"):
     return _not_empty(dataset, f"data.{split}", options)
 
 
-def _not_empty(dataset, key, options):
+def _not_empty(dataset: Dataset, key: str, options: dict) -> Dataset:
     if len(dataset) == 0:
         raise ValueError(
             f"{key} has no samples ({options.get('ann_file')}): does the info file belong to this "
@@ -47,13 +50,15 @@ def _not_empty(dataset, key, options):
     return dataset
 
 
-def workers_per_process(cfg):
-    """Data loading processes beside each training or evaluating process."""
+def workers_per_process(cfg: Config) -> int:
+    """Data loading processes of each training or evaluating process."""
     return cfg.data.get("workers_per_gpu", 2)
 
 
-def build_train_loader(cfg, dataset, seed, pin_memory=False):
-    """Shuffled batches; every epoch another order, the same on each run of a seed.
+def build_train_loader(
+    cfg: Config, dataset: Dataset, seed: int, pin_memory: bool = False
+) -> DataLoader:
+    """Shuffled batches; another order in each epoch, the same for each run with a seed.
 
     Batches do not depend on the number of workers.
 
@@ -61,7 +66,7 @@ def build_train_loader(cfg, dataset, seed, pin_memory=False):
         cfg: mmcv.Config.
         dataset: of `build_train_dataset`.
         seed: of the order and of the samples' random choices.
-        pin_memory: for a run on CUDA: only copies from pinned memory leave the host free.
+        pin_memory: for a run on CUDA: only copies from pinned memory are asynchronous.
 
     Raises:
         ValueError: `data.shuffler_sampler` names an unknown sampler.
@@ -88,8 +93,8 @@ def build_train_loader(cfg, dataset, seed, pin_memory=False):
     )
 
 
-def build_test_loader(dataset, workers, pin_memory=False):
-    """Single frames: whole scenes for each process, in time order; `pin_memory` for a run on CUDA."""
+def build_test_loader(dataset: Dataset, workers: int, pin_memory: bool = False) -> DataLoader:
+    """Single frames: each process gets whole scenes, in time order."""
     return DataLoader(
         dataset,
         batch_size=1,

@@ -1,16 +1,20 @@
-"""Repeatable training: what `--deterministic` sets, and what stays different from run to run."""
+"""Repeatable training: what `--deterministic` sets, and what still differs between runs."""
+
+from __future__ import annotations
 
 import os
 
 import torch
+from mmcv import Config
 from mmcv.ops import ModulatedDeformConv2d
+from torch import nn
 
 from projects.bevformer import compat
 from projects.bevformer.model.mm.deform_conv import TorchvisionDCNv2
 from projects.bevformer.ops.backends import ENVIRONMENT_VARIABLE, PREFERENCE, get_backend
 
 
-def make_deterministic():
+def make_deterministic() -> None:
     """Use deterministic algorithms in this process, with a warning from operators that have none.
 
     Call it before CUDA starts: cuBLAS reads its variable once. A value that the user has set stays.
@@ -21,8 +25,8 @@ def make_deterministic():
     compat.use_deterministic_algorithms()
 
 
-def unrepeatable_parts(cfg, detector):
-    """Names of the parts of a model whose gradients on CUDA differ in the last bits from run to run.
+def unrepeatable_parts(cfg: Config, detector: nn.Module) -> list[str]:
+    """Names of the parts of a model whose CUDA gradients differ in the last bits between runs.
 
     Args:
         cfg: mmcv.Config with `deform_attn_backend` and `data.train`.
@@ -45,11 +49,11 @@ def unrepeatable_parts(cfg, detector):
     return parts
 
 
-def _trains(module):
+def _trains(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
 
 
-def _attention_backend(cfg):
+def _attention_backend(cfg: Config) -> str:
     automatic = (name for name in PREFERENCE if name != "mmcv" or compat.mmcv_has_cuda_operators())
     named = os.environ.get(ENVIRONMENT_VARIABLE) or cfg.get("deform_attn_backend")
     return named or next(automatic)

@@ -1,4 +1,6 @@
-"""Which device a process computes on, and why not on a GPU."""
+"""Which device a process computes on, and why it is not a GPU."""
+
+from __future__ import annotations
 
 import glob
 import os
@@ -9,12 +11,12 @@ import torch
 # Source: CUDA Toolkit release notes, minor version compatibility.
 _DRIVERS = {"11": 450, "12": 525, "13": 580}
 _REMEDY = (
-    "`make setup TORCH=auto` installs a torch that fits (docs/install.md); to compute on the CPU pass --device cpu or set "
-    "CUDA_VISIBLE_DEVICES= (as for `make demo`)"
+    "`make setup TORCH=auto` installs a torch that fits (docs/install.md); to compute on the CPU "
+    "pass --device cpu or set CUDA_VISIBLE_DEVICES= (as for `make demo`)"
 )
 
 
-def select_device(device=None, gpu_id=0):
+def select_device(device: str | None = None, gpu_id: int = 0) -> torch.device:
     """Device of a process that runs alone.
 
     Args:
@@ -22,8 +24,8 @@ def select_device(device=None, gpu_id=0):
         gpu_id: index of the GPU.
 
     Raises:
-        ValueError: that GPU is not visible, or there is a GPU that PyTorch cannot use and `device` does
-            not ask for the CPU.
+        ValueError: that GPU is not visible, or there is a GPU that PyTorch cannot use and `device`
+            does not ask for the CPU.
     """
     if device is None:
         device = _default_device()
@@ -41,8 +43,8 @@ def select_device(device=None, gpu_id=0):
     return torch.device("cuda", gpu_id)
 
 
-def describe_device(device):
-    """One line for the log: the device and, for a CPU, why it is no GPU."""
+def describe_device(device: torch.device) -> str:
+    """One line for the log: the device and, for a CPU, why it is not a GPU."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     if torch.cuda.is_available():
@@ -52,12 +54,12 @@ def describe_device(device):
     return f"cpu ({_cuda_error()})"
 
 
-def _default_device():
+def _default_device() -> str:
     """Return "cuda" if PyTorch can use a GPU, "cpu" if there is none.
 
     Raises:
-        ValueError: there is one, but its driver is too old or broken, or torch has no CUDA: training on
-            the CPU instead would take weeks, so it has to be asked for.
+        ValueError: there is one, but its driver is too old or broken, or torch has no CUDA:
+            training on the CPU instead would take weeks, so it has to be asked for.
     """
     if torch.cuda.is_available():
         return "cuda"
@@ -72,26 +74,26 @@ def _default_device():
     raise ValueError(_unusable(error))
 
 
-def _unusable(error):
+def _unusable(error: str) -> str:
     return f"PyTorch cannot use the GPU: {error}{_needed_driver()}; {_REMEDY}"
 
 
-def _gpus_are_hidden():
-    """Whether CUDA_VISIBLE_DEVICES is set to no GPU at all: what CUDA makes of "" and "-1"."""
+def _gpus_are_hidden() -> bool:
+    """Whether CUDA_VISIBLE_DEVICES hides all GPUs, as "" and "-1" do."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return visible is not None and visible.strip() in ("", "-1", "NoDevFiles")
 
 
-def _gpus_are_expected():
+def _gpus_are_expected() -> bool:
     return bool(os.environ.get("CUDA_VISIBLE_DEVICES") or _gpu_files())
 
 
-def _gpu_files():
-    """What the NVIDIA driver makes for each card."""
+def _gpu_files() -> list[str]:
+    """Device files that the NVIDIA driver creates, one per card."""
     return glob.glob("/dev/nvidia[0-9]*")
 
 
-def _cuda_error():
+def _cuda_error() -> str:
     """PyTorch's own reason why CUDA does not start, in one line."""
     try:
         torch.cuda.init()
@@ -100,9 +102,10 @@ def _cuda_error():
     return "PyTorch finds no GPU"
 
 
-def _needed_driver():
+def _needed_driver() -> str:
     version = torch.version.cuda or ""
     driver = _DRIVERS.get(version.split(".")[0])
     if driver is None:
         return ""
-    return f". torch {torch.__version__} is built for CUDA {version}, which needs driver {driver} or newer"
+    needs = f"is built for CUDA {version}, which needs driver {driver} or newer"
+    return f". torch {torch.__version__} {needs}"

@@ -1,20 +1,33 @@
 """Process groups for torchrun, slurm and mpi, with or without CUDA."""
 
+from __future__ import annotations
+
 import datetime
 import os
 import subprocess
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from projects.bevformer import compat
 from projects.bevformer.engine.device import select_device
 
 # The other ranks wait while rank 0 scores the full validation set during training: half a minute.
 _TIMEOUT = datetime.timedelta(hours=1)
-LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
+
+
+# Launcher -> variables that it sets: rank, world size, local rank, and where rank 0 is.
+_VARIABLES = {
+    "pytorch": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"),
+    "slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NODELIST"),
+    "mpi": (
+        *("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+        "MASTER_ADDR",
+    ),
+}
 
 
 class _Place(NamedTuple):
@@ -24,58 +37,49 @@ class _Place(NamedTuple):
     init_method: str
 
 
-def _environment(names, launcher):
-    missing = [name for name in names if name not in os.environ]
+def _place_of_this_process(launcher: str) -> _Place:
+    """Rank, world size, local rank and rendezvous address that the launcher set."""
+    missing = [name for name in _VARIABLES[launcher] if name not in os.environ]
     if missing:
         raise ValueError(
             f"--launcher {launcher}: the environment lacks {', '.join(missing)}; start with "
-            "`torchrun --nproc_per_node=N tools/...` for pytorch, `srun` for slurm, `mpirun` for mpi "
-            "(with MASTER_ADDR set), or leave --launcher out for one process"
+            "`torchrun --nproc_per_node=N tools/...` for pytorch, `srun` for slurm, `mpirun` for "
+            "mpi (with MASTER_ADDR set), or leave --launcher out for one process"
         )
-    return [os.environ[name] for name in names]
-
-
-def _place_of_this_process(launcher):
-    """Rank, world size, local rank and rendezvous address as the launcher left them."""
-    port = os.environ.get("MASTER_PORT", "29500")
+    *numbers, address = (os.environ[name] for name in _VARIABLES[launcher][:4])
     if launcher == "pytorch":
-        names = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"]
-        rank, world_size, local_rank, _, _ = _environment(names, launcher)
-        init_method = "env://"
-    elif launcher == "slurm":
-        names = ["SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NODELIST"]
-        rank, world_size, local_rank, nodes = _environment(names, launcher)
-        address = os.environ.get("MASTER_ADDR")
-        if address is None:
-            command = ["scontrol", "show", "hostnames", nodes]
-            address = subprocess.run(
-                command, check=True, stdout=subprocess.PIPE, text=True
-            ).stdout.split()[0]
-        init_method = f"tcp://{address}:{port}"
-    else:
-        names = ["OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"]
-        rank, world_size, local_rank, address = _environment([*names, "MASTER_ADDR"], launcher)
-        init_method = f"tcp://{address}:{port}"
-    return _Place(int(rank), int(world_size), int(local_rank), init_method)
+        return _Place(*map(int, numbers), "env://")
+    if launcher == "slurm":
+        address = os.environ.get("MASTER_ADDR") or _first_host(address)
+    port = os.environ.get("MASTER_PORT", "29500")
+    return _Place(*map(int, numbers), f"tcp://{address}:{port}")
 
 
-def _gpu_of_this_process(launcher, local_rank):
+def _first_host(nodes: str) -> str:
+    command = ["scontrol", "show", "hostnames", nodes]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return done.stdout.split()[0]
+
+
+def _gpu_of_this_process(launcher: str, local_rank: int) -> int:
     """Index among the visible GPUs.
 
     Slurm and MPI can give each task a GPU of its own (`srun --gpus-per-task=1`); the task then sees
-    only that one, as GPU 0, whatever its local rank. torchrun never does, so there a local rank without
-    a GPU means too many processes. Slurm tasks that share the only GPU of a node look the same from
-    inside: NCCL stops them with "Duplicate GPU detected".
+    only that one, as GPU 0, whatever its local rank. torchrun never does, so there a local rank
+    without a GPU means too many processes. Slurm tasks that share the only GPU of a node look the
+    same from inside: NCCL stops them with "Duplicate GPU detected".
     """
     one_per_task = launcher in ("slurm", "mpi") and torch.cuda.device_count() == 1
     return 0 if one_per_task else local_rank
 
 
-def init_process(launcher="none", device=None, gpu_id=0):
+def init_process(
+    launcher: str = "none", device: str | None = None, gpu_id: int = 0
+) -> torch.device:
     """Choose the device of this process and, with a launcher, join the process group.
 
     Args:
-        launcher: one of LAUNCHERS.
+        launcher: one of `cli.arguments.LAUNCHERS`.
         device: "cpu", "cuda", or None for CUDA where there is one; nccl on CUDA, gloo on CPU.
         gpu_id: index of the GPU without a launcher.
 
@@ -83,8 +87,8 @@ def init_process(launcher="none", device=None, gpu_id=0):
         torch.device of this process.
 
     Raises:
-        ValueError: the launcher's environment is missing, there are more processes than GPUs, or a GPU
-            is present and PyTorch cannot use it.
+        ValueError: the launcher's environment is missing, there are more processes than GPUs, or a
+            GPU is present and PyTorch cannot use it.
     """
     if launcher == "none":
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -106,28 +110,28 @@ def init_process(launcher="none", device=None, gpu_id=0):
     return chosen
 
 
-def is_distributed():
+def is_distributed() -> bool:
     """Whether this process belongs to a process group."""
     return dist.is_available() and dist.is_initialized()
 
 
-def get_rank():
+def get_rank() -> int:
     """Rank of this process, 0 when it runs alone."""
     return dist.get_rank() if is_distributed() else 0
 
 
-def get_world_size():
+def get_world_size() -> int:
     """Number of processes, 1 when this one runs alone."""
     return dist.get_world_size() if is_distributed() else 1
 
 
-def barrier():
+def barrier() -> None:
     """Wait for every process."""
     if is_distributed():
         dist.barrier()
 
 
-def all_gather(obj):
+def all_gather(obj: Any) -> list:
     """Objects of all ranks, in rank order, on every rank. CPU tensors only: they are pickled."""
     if not is_distributed():
         return [obj]
@@ -136,7 +140,7 @@ def all_gather(obj):
     return gathered
 
 
-def broadcast(obj):
+def broadcast(obj: Any) -> Any:
     """Rank 0's object, on every rank."""
     if not is_distributed():
         return obj
@@ -145,18 +149,19 @@ def broadcast(obj):
     return holder[0]
 
 
-def broadcast_buffers(module):
-    """Give every rank the buffers (BatchNorm statistics) of rank 0."""
+def broadcast_buffers(module: nn.Module) -> None:
+    """Copy the buffers (BatchNorm statistics) of rank 0 to every rank."""
     if is_distributed():
         for buffer in module.buffers():
             dist.broadcast(buffer, src=0)
 
 
-def shut_down():
+def shut_down() -> None:
     """Leave the process group, if there is one."""
     if is_distributed():
         if dist.get_backend() == "gloo":
-            # In torch 1.10 gloo's threads need the GIL to free the tensors of their last collective,
-            # and the group's destructor holds it while it joins them: they go first, or both hang.
+            # In torch 1.10 gloo's threads need the GIL to free the tensors of their last
+            # collective, and the group's destructor holds it while it joins them: they go first, or
+            # both hang.
             time.sleep(1)
         dist.destroy_process_group()

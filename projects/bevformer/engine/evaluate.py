@@ -8,11 +8,10 @@ from typing import Any, Sequence, Union
 
 import torch
 from mmcv.cnn import fuse_conv_bn
-from mmdet3d.models import build_model
 
 from projects.bevformer.engine.batch import test_sample_tokens, to_device
+from projects.bevformer.engine.build import build_detector
 from projects.bevformer.engine.checkpoint import load_checkpoint, load_weights
-from projects.bevformer.engine.config import check_num_classes, config_errors
 from projects.bevformer.engine.data_loading import build_test_loader
 from projects.bevformer.engine.distributed import all_gather, get_rank
 from projects.bevformer.engine.log import progress_bar
@@ -47,14 +46,9 @@ def build_trained_model(cfg, checkpoint_path, dataset, device, logger, fuse=Fals
             f"checkpoint {checkpoint_path} was trained for the classes {list(trained_for)}, the config "
             f"has {list(dataset.CLASSES)}: names and order must agree"
         )
-    check_num_classes(cfg, dataset.CLASSES)
-    model_cfg = cfg.model.copy()
-    model_cfg["pretrained"] = None  # the checkpoint has all weights
-    with config_errors("model"):
-        detector = build_model(model_cfg, cfg.get("train_cfg"), cfg.get("test_cfg"))
+    detector = build_detector(cfg, dataset)
     load_weights(detector, checkpoint, checkpoint_path, logger)
     check_provenance(checkpoint, checkpoint_path, cfg, logger)
-    detector.CLASSES = dataset.CLASSES
     set_compute_format(detector, cfg, device, logger)
     if fuse:
         detector = fuse_conv_bn(detector)

@@ -19,8 +19,8 @@ _NUSCENES = "pts_bbox_NuScenes/"
 class FiniteLossHook(Hook):
     """Ends training before a NaN or infinite loss reaches the weights.
 
-    The loss that it looks at is the average over all processes, so that all of them stop together. It
-    raises FloatingPointError, with the terms and the samples.
+    The loss that it looks at is the average over all processes, so that all of them stop together.
+    It raises FloatingPointError, with the terms and the samples.
     """
 
     def after_train_iter(self, runner):
@@ -33,8 +33,8 @@ class FiniteLossHook(Hook):
         terms = [name for name, value in log_vars.items() if not math.isfinite(value)]
         raise FloatingPointError(
             f"loss is not finite at epoch {runner.epoch + 1}, iteration {runner.iter + 1} "
-            f"(terms {', '.join(terms)}; samples {', '.join(sum(culprits, []))}): lower the learning "
-            "rate or look at these samples; the last checkpoint is from before"
+            f"(terms {', '.join(terms)}; samples {', '.join(sum(culprits, []))}): lower the "
+            "learning rate or look at these samples; the last checkpoint is from before"
         )
 
 
@@ -42,9 +42,9 @@ class FiniteLossHook(Hook):
 class DataWaitHook(Hook):
     """Warns once when training spends much of its time waiting for data.
 
-    It adds up what mmcv's IterTimerHook measures and has to come after it; it reads nothing from the
-    device. The first iterations of the run and of each epoch, while workers start, do not count, nor does
-    the longest wait of an interval: it may be an evaluation.
+    It adds up what mmcv's IterTimerHook measures and has to come after it; it reads nothing from
+    the device. The first iterations of the run and of each epoch, while workers start, do not
+    count, nor does the longest wait of an interval: it may be an evaluation.
 
     Args:
         remedy: what the warning says to do.
@@ -82,8 +82,8 @@ class DataWaitHook(Hook):
         if waited_s > self.share * time_s:
             self.warned = True
             runner.logger.warning(
-                "training waits for data: %.3f s of the %.3f s of an iteration, in the last %d iterations. %s",
-                waited_s, time_s, self.interval, self.remedy,
+                "training waits for data: %.3f s of the %.3f s of an iteration, in the last %d "
+                "iterations. %s", waited_s, time_s, self.interval, self.remedy,
             )  # fmt: skip
 
 

@@ -1,32 +1,61 @@
 """The logger and progress bars of a run."""
 
+from __future__ import annotations
+
 import logging
 import sys
+from pathlib import Path
+from typing import Iterable
 
 from mmcv.utils import get_logger
 from tqdm import tqdm
 
 from projects.bevformer.engine.distributed import get_rank
 
+_FILE_ONLY = {"file_only": True}
+_MMCV_LISTS = "Hooks will be executed"  # a list of forty lines
 
-def get_run_logger(log_file=None, level="INFO"):
+
+def get_run_logger(log_file: str | Path | None = None, level: str = "INFO") -> logging.Logger:
     """The root logger of the OpenMMLab 3D stack; ranks above 0 only report errors.
 
     Args:
-        log_file: also write there.
+        log_file: also write there; the file of an earlier run in this process is closed.
         level: name of the least level shown.
     """
-    logger = get_logger("mmdet3d", str(log_file) if log_file else None, level)
+    logger = get_logger("mmdet3d", None, level)
+    for handler in list(logger.handlers):
+        if isinstance(handler, logging.FileHandler):
+            logger.removeHandler(handler)
+            handler.close()
+    console = next(h for h in logger.handlers if type(h) is logging.StreamHandler)
+    console.addFilter(_is_for_console)
+    console.setLevel(level)
+    if log_file is not None and get_rank() == 0:
+        file_handler = logging.FileHandler(str(log_file), "w")
+        file_handler.setFormatter(console.formatter)
+        file_handler.setLevel(level)
+        logger.addHandler(file_handler)
+    logger.setLevel(level if get_rank() == 0 else "ERROR")
     logger.propagate = False  # torch 1.10's DDP gives the root logger a second handler
-    # What ops has to say belongs into the same log; it knows nothing of OpenMMLab's loggers.
+    # Messages of ops belong into the same log; ops does not import OpenMMLab's loggers.
     ops_logger = logging.getLogger("projects.bevformer.ops")
     ops_logger.handlers, ops_logger.propagate = logger.handlers, False
     ops_logger.setLevel(logger.level)
     return logger
 
 
-def progress_bar(items, description, unit):
-    """Iterate with a progress bar on rank 0; in a log file instead of a terminal, a line now and then."""
+def log_to_file(logger: logging.Logger, message: str, *args: object) -> None:
+    """Log what is too long for the console, to the log file only."""
+    logger.info(message, *args, extra=_FILE_ONLY)
+
+
+def _is_for_console(record: logging.LogRecord) -> bool:
+    return not getattr(record, "file_only", False) and not str(record.msg).startswith(_MMCV_LISTS)
+
+
+def progress_bar(items: Iterable, description: str, unit: str) -> tqdm:
+    """Iterate with a progress bar on rank 0; without a terminal, a line every ten seconds."""
     return tqdm(
         items,
         desc=description,

@@ -1,11 +1,16 @@
-"""Optimizers with few parameter groups, and states of optimizers that were saved with many."""
+"""Optimizers with few parameter groups, and saved states of optimizers with many."""
+
+from __future__ import annotations
+
+from typing import Iterable
 
 import torch
 from mmcv.runner import OPTIMIZER_BUILDERS, OPTIMIZERS, DefaultOptimizerConstructor
+from torch import nn
 
 from projects.bevformer import compat
 
-# How an optimizer computes, not what: a resumed run keeps its own.
+# Affects how an optimizer computes, not what: a resumed run keeps its own.
 _IMPLEMENTATION = ("foreach", "fused", "capturable", "differentiable")
 
 
@@ -13,15 +18,15 @@ _IMPLEMENTATION = ("foreach", "fused", "capturable", "differentiable")
 class MergedGroupsConstructor(DefaultOptimizerConstructor):
     """mmcv's constructor, with one parameter group per set of options instead of one per tensor.
 
-    With `paramwise_cfg` mmcv makes a group of every tensor, and PyTorch updates group by group: several
-    kernel launches for each of hundreds of tensors. Groups keep the order in which their options appear
-    first. On CUDA the fused implementation is used where this torch has one, unless the config sets
-    `fused`, `foreach` or `differentiable` itself.
+    With `paramwise_cfg` mmcv makes a group of every tensor, and PyTorch updates group by group:
+    several kernel launches for each of hundreds of tensors. Groups keep the order in which their
+    options appear first. On CUDA the fused implementation is used where this torch has one, unless
+    the config sets `fused`, `foreach` or `differentiable` itself.
 
     `load_config` makes it the default `optimizer.constructor`.
     """
 
-    def __call__(self, model):
+    def __call__(self, model: nn.Module) -> torch.optim.Optimizer:
         """Build the optimizer for the parameters of `model`."""
         if self._can_be_fused(list(model.parameters())):
             self.optimizer_cfg = {**self.optimizer_cfg, "fused": True}
@@ -29,7 +34,7 @@ class MergedGroupsConstructor(DefaultOptimizerConstructor):
         optimizer.param_groups[:] = _merged(optimizer.param_groups)
         return optimizer
 
-    def _can_be_fused(self, parameters):
+    def _can_be_fused(self, parameters: list[nn.Parameter]) -> bool:
         chosen = self.optimizer_cfg.get("type")
         optimizer_class = OPTIMIZERS.get(chosen) if isinstance(chosen, str) else chosen
         return (
@@ -39,15 +44,15 @@ class MergedGroupsConstructor(DefaultOptimizerConstructor):
         )
 
 
-def _is_float_on_cuda(parameter):
+def _is_float_on_cuda(parameter: torch.Tensor) -> bool:
     return parameter.device.type == "cuda" and torch.is_floating_point(parameter)
 
 
-def _options(group):
+def _options(group: dict) -> dict:
     return {key: value for key, value in group.items() if key != "params"}
 
 
-def _merged(groups):
+def _merged(groups: list[dict]) -> list[dict]:
     """Parameter groups with equal options as one, in the order of first appearance."""
     merged = []
     for group in groups:
@@ -60,22 +65,24 @@ def _merged(groups):
     return merged
 
 
-def fit_saved_state(saved, optimizer, parameters):
-    """A saved optimizer state in the groups of `optimizer`, ready for its `load_state_dict`.
+def fit_saved_state(
+    saved: dict, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]
+) -> dict:
+    """Convert a saved optimizer state to the groups of `optimizer`, for its `load_state_dict`.
 
-    Checkpoints from before MergedGroupsConstructor, and those of mmcv's own constructor, have a group per
-    tensor, in the order of the model's parameters.
+    Checkpoints from before MergedGroupsConstructor, and those of mmcv's own constructor, have a
+    group per tensor, in the order of the model's parameters.
 
     Args:
-        saved: what `optimizer.state_dict()` returned then.
+        saved: a result of `optimizer.state_dict()`.
         optimizer: of this run.
         parameters: of the model, in its order.
 
     Returns:
-        A state dict; `saved` is not edited.
+        A state dict; `saved` is not modified.
 
     Raises:
-        ValueError: the groups are other ones, which cannot be converted.
+        ValueError: the groups are different and cannot be converted.
     """
     groups, own = saved["param_groups"], optimizer.param_groups
     sizes, own_sizes = ([len(group["params"]) for group in some] for some in (groups, own))
@@ -83,9 +90,9 @@ def fit_saved_state(saved, optimizer, parameters):
         parameters = list(parameters)
         if set(sizes) != {1} or not len(groups) == len(parameters) == sum(own_sizes):
             raise ValueError(
-                f"it has {len(groups)} parameter groups of {sum(sizes)} tensors, the optimizer of this "
-                f"run {len(own)} of {sum(own_sizes)}: use the config section `optimizer` of the run that "
-                "saved it, and only set optimizer.constructor if that run did"
+                f"it has {len(groups)} parameter groups of {sum(sizes)} tensors, the optimizer of "
+                f"this run {len(own)} of {sum(own_sizes)}: use the config section `optimizer` of "
+                "the run that saved it, and only set optimizer.constructor if that run did"
             )
         groups = _merge_saved(saved, own, parameters)
     groups = [
@@ -95,10 +102,11 @@ def fit_saved_state(saved, optimizer, parameters):
     return {**saved, "param_groups": groups}
 
 
-def match_layouts(optimizer):
-    """Give loaded states the memory layout of their parameters, which fused kernels demand.
+def match_layouts(optimizer: torch.optim.Optimizer) -> None:
+    """Convert loaded states to the memory layout of their parameters, as fused kernels require.
 
-    A run may be resumed with another `channels_last`; `load_state_dict` keeps the layout of the file.
+    A run may be resumed with another `channels_last`; `load_state_dict` keeps the layout of the
+    file.
     """
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
@@ -107,7 +115,7 @@ def match_layouts(optimizer):
 
 
 def _merge_saved(saved, own_groups, parameters):
-    """Saved groups of one tensor each, merged like `own_groups`; the numbers of the tensors stay."""
+    """Saved groups of one tensor each, merged like `own_groups`; tensor numbers stay."""
     saved_group = dict(zip(map(id, parameters), saved["param_groups"]))
     merged = []
     for own in own_groups:
@@ -130,6 +138,6 @@ def _check_shape(state, parameter):
         value = state.get(name)
         if value is not None and value.shape != parameter.shape:
             raise ValueError(
-                f"its {name} of shape {tuple(value.shape)} belongs to another parameter than one of "
-                f"shape {tuple(parameter.shape)}: the model was another one"
+                f"its {name} of shape {tuple(value.shape)} belongs to another parameter than one "
+                f"of shape {tuple(parameter.shape)}: the model was another one"
             )

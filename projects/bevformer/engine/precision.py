@@ -1,12 +1,18 @@
-"""How a model computes, without changing what it computes.
+"""Precision and memory layout: how a model computes, without changing what it computes.
 
 Mixed precision is `fp16 = dict(loss_scale=512. | "dynamic", dtype="float16" | "bfloat16")` in a config,
 the memory layout of the convolutions is `channels_last = True`, TF32 is `tf32 = True | False`, and
 `deform_attn_backend = "lean"` selects the implementation of its deformable attention.
 """
 
+from __future__ import annotations
+
+import logging
+
 import torch
-from mmcv.runner import OptimizerHook
+from mmcv import Config
+from mmcv.runner import Hook, OptimizerHook
+from torch import nn
 
 from projects.bevformer.compat import gpu_computes_in_bfloat16, make_grad_scaler
 from projects.bevformer.ops import set_default_backend
@@ -14,19 +20,21 @@ from projects.bevformer.ops import set_default_backend
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def autocast_dtype(fp16, device, logger):
+def autocast_dtype(
+    fp16: dict | None, device: torch.device, logger: logging.Logger
+) -> torch.dtype | None:
     """Precision that a config asks for, as this device can run it.
 
     Args:
         fp16: the config's `fp16` dict, or None for float32.
         device: torch.device that runs the model.
-        logger: told when a CPU takes bfloat16 for float16.
+        logger: notes where a CPU uses bfloat16 instead of float16.
 
     Returns:
         None, torch.float16 or torch.bfloat16.
 
     Raises:
-        ValueError: no dict, an unknown key or dtype in it, or bfloat16 on a GPU without it.
+        ValueError: not a dict, an unknown key or dtype in it, or bfloat16 on a GPU without it.
     """
     if fp16 is None:
         return None
@@ -45,25 +53,27 @@ def autocast_dtype(fp16, device, logger):
         name = "bfloat16"
     if name == "bfloat16" and device.type == "cuda" and not gpu_computes_in_bfloat16():
         raise ValueError(
-            f"fp16.dtype is bfloat16, which {torch.cuda.get_device_name(device)} does not compute in: "
+            f"fp16.dtype is bfloat16, which {torch.cuda.get_device_name(device)} does not support: "
             "set fp16.dtype=float16, or fp16=None for float32"
         )
     return _DTYPES[name]
 
 
-def set_compute_format(detector, cfg, device, logger):
+def set_compute_format(
+    detector: nn.Module, cfg: Config, device: torch.device, logger: logging.Logger
+) -> None:
     """Set the precision, memory layout and attention backend of a detector, and TF32 for the process.
 
     Args:
         detector: BEVFormer; its `autocast_dtype`, the strides of its 4D weights and the default
             backend of its attention modules are set.
         cfg: mmcv.Config with `fp16`, `channels_last`, `tf32` and `deform_attn_backend`, or without.
-            Without `tf32` the flags stay as they are, and versions of torch differ: 1.10 uses TF32 for
-            matrix products, 1.12 and later do not.
+            Without `tf32` the flags stay as they are, and versions of torch differ: 1.10 uses TF32
+            for matrix products, 1.12 and later do not.
         device, logger: see `autocast_dtype`.
 
     Raises:
-        ValueError: an unknown key or dtype in `fp16`, an unknown backend, or `tf32` is no bool.
+        ValueError: an unknown key or dtype in `fp16`, an unknown backend, or `tf32` is not a bool.
     """
     set_default_backend(cfg.get("deform_attn_backend"), detector)
     detector.autocast_dtype = autocast_dtype(cfg.get("fp16"), device, logger)
@@ -113,7 +123,9 @@ class LossScalingOptimizerHook(OptimizerHook):
         return {"grad_scaler": self.scaler.state_dict()}
 
 
-def optimizer_hook(optimizer_config, fp16, dtype):
+def optimizer_hook(
+    optimizer_config: dict | None, fp16: dict | None, dtype: torch.dtype | None
+) -> Hook | dict:
     """Optimizer hook of a config.
 
     Args:

@@ -1,10 +1,16 @@
 """What a checkpoint was trained with, and whether that fits a config.
 
-Shapes tell most mistakes. The ones told here load without an error and cost accuracy in silence: the
-box convention, and the quirks of the original that its weights are used to
+Most mistakes show in the shapes. Those found here load without an error and silently cost accuracy:
+the box convention, and the quirks of the original that its weights depend on
 (docs/checkpoint_compatibility.md).
 """
 
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from mmcv import Config
 from mmcv.utils import digit_version
 
 from projects.bevformer.engine.config import config_errors
@@ -22,8 +28,8 @@ _OFFICIAL = {
 _NEW_CONVENTION_SINCE = "1.0.0rc0"  # mmdet3d
 
 
-def training_stamp(cfg, split="train"):
-    """What of a config the weights get used to and their shapes do not tell.
+def training_stamp(cfg: Config, split: str = "train") -> dict:
+    """Settings of a config that weights depend on and that do not show in their shapes.
 
     Args:
         cfg: mmcv.Config of a BEVFormer.
@@ -51,15 +57,16 @@ def training_stamp(cfg, split="train"):
     }
 
 
-def trained_with(meta):
+def trained_with(meta: dict) -> tuple[dict, str]:
     """The training stamp of a checkpoint.
 
     Args:
         meta: the checkpoint's `meta`.
 
     Returns:
-        stamp: as `training_stamp`; the official values for a file of the original, the box convention
-            alone for a file of another project on mmdet3d >= 1.0, empty where nothing tells.
+        stamp: as `training_stamp`; the official values for a file of the original, the box
+            convention only for a file of another project on mmdet3d >= 1.0, empty where nothing is
+            known.
         origin: "this project", "mmdet3d 0.17.1" or "unknown".
     """
     if STAMP in meta:
@@ -72,24 +79,28 @@ def trained_with(meta):
     return {"box_convention": BOX_CONVENTION_NEW}, f"mmdet3d {version}"
 
 
-def check_provenance(checkpoint, path, cfg, logger, split="test"):
+def check_provenance(
+    checkpoint: dict, path: str | Path, cfg: Config, logger: logging.Logger, split: str = "test"
+) -> None:
     """Compare a checkpoint with the config that is to run it, before anything runs.
 
     Args:
         checkpoint: what `load_checkpoint` returned.
         path: its file, for messages.
         cfg: mmcv.Config.
-        logger: told each quirk that differs, one line each.
+        logger: receives one warning per quirk that differs.
         split: key in `data` whose options count.
 
     Raises:
-        ValueError: the weights speak another box convention.
+        ValueError: the weights use another box convention.
     """
     for line in disagreements(checkpoint, path, cfg, split):
         logger.warning(line)
 
 
-def disagreements(checkpoint, path, cfg, split="test"):
+def disagreements(
+    checkpoint: dict, path: str | Path, cfg: Config, split: str = "test"
+) -> list[str]:
     """The lines that `check_provenance` logs; same arguments and errors."""
     if not any("reg_branches" in name for name in checkpoint["state_dict"]):
         return []  # a backbone
@@ -98,9 +109,9 @@ def disagreements(checkpoint, path, cfg, split="test"):
     convention = stamp.get("box_convention")
     if wanted and convention not in (None, wanted["box_convention"]):
         raise ValueError(
-            f"checkpoint {path} was trained with {origin}, whose boxes are {convention}; this network "
-            f"speaks {wanted['box_convention']}, and would confuse length with width and turn every "
-            "box: convert the last layer of each reg_branch, or use the official weights "
+            f"checkpoint {path} was trained with {origin}, whose boxes are {convention}; this "
+            f"network uses {wanted['box_convention']}, and would swap length and width and rotate "
+            "every box: convert the last layer of each reg_branch, or use the official weights "
             "(docs/checkpoint_compatibility.md#box-convention)"
         )
     return [

@@ -1,10 +1,12 @@
-"""mmcv's runners with safe checkpoints: atomic to write, and no code from them is run on resume."""
+"""mmcv's runners with safe checkpoints: written atomically, resumed without running their code."""
 
 from pathlib import Path
 
+import torch
 from mmcv.runner import EpochBasedRunner, IterBasedRunner
 
 from projects.bevformer.engine.checkpoint import (
+    camera_rows,
     load_checkpoint,
     load_weights,
     point_latest_at,
@@ -16,8 +18,8 @@ from projects.bevformer.engine.optimizer import fit_saved_state, match_layouts
 class _SafeCheckpoints:
     """Replaces how mmcv's runners write and read checkpoints.
 
-    Hooks may have a method `checkpoint_meta()`: the dict that it returns is added to the meta of each
-    checkpoint when it is saved.
+    Hooks may have a method `checkpoint_meta()`: the dict that it returns is added to the meta of
+    each checkpoint when it is saved.
     """
 
     def _progress(self):
@@ -50,13 +52,13 @@ class _SafeCheckpoints:
             point_latest_at(path)
 
     def load_checkpoint(self, filename, map_location="cpu", strict=False, revise_keys=None):
-        """Start from the weights of a file; what it lacks keeps its initial values (reported)."""
+        """Start from the weights of a file; missing ones keep their initial values (reported)."""
         checkpoint = load_checkpoint(filename)
         load_weights(self.model.module, checkpoint, filename, self.logger, complete=strict)
         return checkpoint
 
     def resume(self, checkpoint, resume_optimizer=True, map_location="cpu"):
-        """Go on with the weights, optimizer state and progress of a checkpoint file.
+        """Resume with the weights, optimizer state and progress of a checkpoint file.
 
         mmcv's `resume` would execute the config text in the file as Python.
 
@@ -83,6 +85,7 @@ class _SafeCheckpoints:
                 )
                 self.optimizer.load_state_dict(state)
                 match_layouts(self.optimizer)
+                self._reorder_camera_state(checkpoint, path)
             except (ValueError, KeyError) as error:
                 raise ValueError(
                     f"checkpoint {path}: its optimizer does not fit: {error}"
@@ -99,6 +102,16 @@ class _SafeCheckpoints:
             if key in meta:
                 self.meta[key] = meta[key]
         self.logger.info("resumed %s: epoch %d, iteration %d", path, self.epoch, self.iter)
+
+    def _reorder_camera_state(self, checkpoint, path):
+        """Reorder the optimizer state of the camera embeddings like the weights."""
+        detector = self.model.module
+        rows = camera_rows(checkpoint, getattr(detector, "CAMERAS", None), path)
+        for name, parameter in detector.named_parameters():
+            if rows is not None and name.endswith("cams_embeds"):
+                for value in self.optimizer.state[parameter].values():
+                    if torch.is_tensor(value) and value.shape == parameter.shape:
+                        value.copy_(value[rows])
 
 
 class SafeEpochBasedRunner(_SafeCheckpoints, EpochBasedRunner):

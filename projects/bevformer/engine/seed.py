@@ -1,7 +1,10 @@
 """Random seeds of the main process and of training samples."""
 
+from __future__ import annotations
+
 import contextlib
 import random
+from typing import Any, Iterator
 
 import numpy as np
 import torch
@@ -11,14 +14,14 @@ from projects.bevformer.engine.determinism import make_deterministic
 from projects.bevformer.engine.distributed import broadcast
 
 
-def choose_seed(seed=None):
+def choose_seed(seed: int | None = None) -> int:
     """The given seed, or a random one that all ranks share."""
     if seed is None:
         seed = int(np.random.SeedSequence().generate_state(1)[0]) % 2**31
     return broadcast(seed)
 
 
-def set_seed(seed, deterministic=False):
+def set_seed(seed: int, deterministic: bool = False) -> None:
     """Seed Python, numpy and torch; `deterministic` is `make_deterministic`."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -28,10 +31,10 @@ def set_seed(seed, deterministic=False):
 
 
 @contextlib.contextmanager
-def seeded(*numbers):
-    """Within it Python, numpy and torch on the CPU draw from streams that `numbers` alone determine.
+def seeded(*numbers: int) -> Iterator[None]:
+    """Seed Python, numpy and torch (CPU) from `numbers`, and restore their states on exit.
 
-    Afterwards all three go on where they were. Generators of GPUs are left alone.
+    Generators of GPUs are not touched.
 
     Args:
         numbers: ints of 0 or more.
@@ -50,21 +53,21 @@ def seeded(*numbers):
 
 
 class SeededDataset(Dataset):
-    """A data set whose random choices for a sample depend on (seed, epoch, index) alone.
+    """A data set whose random choices for a sample depend only on (seed, epoch, index).
 
-    Which worker reads it, what was read before, and whether the run was resumed make no difference.
+    They do not depend on the worker, on what was read before, or on whether the run was resumed.
 
     Args:
         dataset: takes an index; draws from Python's, numpy's or torch's global generators.
     """
 
-    def __init__(self, dataset):
+    def __init__(self, dataset: Dataset):
         self.dataset = dataset
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: Any) -> Any:
         """The item of a `SampleKey`."""
         with seeded(key.seed % 2**32, key.epoch, key.index):
             return self.dataset[key.index]

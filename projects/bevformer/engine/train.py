@@ -1,21 +1,23 @@
 """A training run: config in, checkpoints, logs and metrics in its work dir."""
 
+from __future__ import annotations
+
 import copy
+import logging
 import time
-from collections.abc import Iterable
 from pathlib import Path
-from urllib.error import URLError
 
 import torch
-from mmcv.runner import DistSamplerSeedHook, build_optimizer
-from mmdet3d.models import build_model
+from mmcv import Config
+from mmcv.runner import BaseRunner, DistSamplerSeedHook, build_optimizer
 from mmdet3d.utils import collect_env
+from torch import nn
 
 from projects.bevformer import compat
+from projects.bevformer.engine.build import build_detector, init_weights
 from projects.bevformer.engine.checkpoint import find_latest_checkpoint
 from projects.bevformer.engine.config import (
     check_checkpoint_config,
-    check_num_classes,
     config_errors,
     runner_settings,
 )
@@ -26,29 +28,29 @@ from projects.bevformer.engine.data_loading import (
     workers_per_process,
 )
 from projects.bevformer.engine.determinism import unrepeatable_parts
-from projects.bevformer.engine.device import describe_device
 from projects.bevformer.engine.distributed import broadcast, get_rank, get_world_size
 from projects.bevformer.engine.hooks import DataWaitHook, FiniteLossHook, TemporalEvalHook
-from projects.bevformer.engine.log import get_run_logger
+from projects.bevformer.engine.log import get_run_logger, log_to_file
 from projects.bevformer.engine.precision import optimizer_hook, set_compute_format
 from projects.bevformer.engine.provenance import STAMP, check_provenance, training_stamp
 from projects.bevformer.engine.runner import RUNNERS
 from projects.bevformer.engine.seed import choose_seed, set_seed
+from projects.bevformer.engine.summary import run_summary
 from projects.bevformer.engine.training_model import TrainingModel
 
 
 def train(
-    cfg,
-    device,
-    config_name,
-    validate=True,
-    seed=None,
-    diff_seed=False,
-    deterministic=False,
-    auto_resume=False,
-    autoscale_lr=False,
-    max_iters=None,
-):
+    cfg: Config,
+    device: torch.device,
+    config_name: str,
+    validate: bool = True,
+    seed: int | None = None,
+    diff_seed: bool = False,
+    deterministic: bool = False,
+    auto_resume: bool = False,
+    autoscale_lr: bool = False,
+    max_iters: int | None = None,
+) -> None:
     """Train the model of a config.
 
     Args:
@@ -59,9 +61,9 @@ def train(
         seed: random seed; None draws one, which is logged.
         diff_seed: add the rank to the seed of this process.
         deterministic: repeatable algorithms, see `make_deterministic`.
-        auto_resume: go on from the newest checkpoint of the work dir that loads.
+        auto_resume: resume the newest checkpoint of the work dir that loads.
         autoscale_lr: multiply the learning rate by processes / 8.
-        max_iters: train so many iterations, then save and evaluate once.
+        max_iters: train this many iterations, then save and evaluate once.
 
     Raises:
         ValueError: something in the config or a checkpoint is wrong; says what and where.
@@ -71,26 +73,33 @@ def train(
     work_dir = Path(cfg.work_dir)
     timestamp = time.strftime("%Y%m%d_%H%M%S")
     logger = get_run_logger(work_dir / f"{timestamp}.log", cfg.get("log_level", "INFO"))
-    cfg = _short_run(cfg, max_iters) if max_iters is not None else cfg
-    runner_cfg = runner_settings(cfg)
-    if runner_cfg.get("type") not in RUNNERS:
+    cfg = _short_run(cfg, max_iters) if max_iters is not None else copy.deepcopy(cfg)
+    cfg.runner = runner_settings(cfg)
+    if cfg.runner.get("type") not in RUNNERS:
         raise ValueError(
-            f"runner.type is {runner_cfg.get('type')!r}: it must be one of {list(RUNNERS)}"
+            f"runner.type is {cfg.runner.get('type')!r}: it must be one of {list(RUNNERS)}"
+        )
+    workflow = [tuple(phase) for phase in cfg.get("workflow", [("train", 1)])]
+    if [phase for phase, _ in workflow] != ["train"]:
+        raise ValueError(
+            f"workflow {workflow}: only ('train', N) is supported, `evaluation` validates"
         )
 
     seed = choose_seed(seed)
     set_seed(seed + get_rank() if diff_seed else seed, deterministic)
     if cfg.get("cudnn_benchmark", False) and not deterministic:
         torch.backends.cudnn.benchmark = True
-    meta = _describe_run(cfg, config_name, seed, deterministic, device, logger)
+    meta = _describe_run(cfg, config_name, seed, logger)
 
     dataset = build_train_dataset(cfg)
     loader = build_train_loader(cfg, dataset, seed, pin_memory=device.type == "cuda")
-    resume_from = _resume_from(cfg, auto_resume, logger)
-    detector = _build_detector(cfg, dataset, device, initialize=resume_from is None, logger=logger)
+    cfg.resume_from = _resume_from(cfg, auto_resume, logger)
+    detector = build_detector(cfg, dataset, pretrained=True)
+    if cfg.resume_from is None:
+        init_weights(detector, cfg, logger)
+    set_compute_format(detector, cfg, device, logger)
     if deterministic and device.type == "cuda":
         _warn_of_unrepeatable_parts(cfg, detector, logger)
-    meta["CLASSES"] = list(dataset.CLASSES)
     model = TrainingModel(
         detector,
         device,
@@ -101,37 +110,29 @@ def train(
         if autoscale_lr:
             cfg.optimizer.lr *= get_world_size() / 8
         optimizer = build_optimizer(detector, cfg.optimizer)
-
-    runner_type = runner_cfg.pop("type")
+    options = dict(cfg.runner)
+    runner_class = RUNNERS[options.pop("type")]
     with config_errors("runner"):
-        runner = RUNNERS[runner_type](
-            model,
-            optimizer=optimizer,
-            work_dir=str(work_dir),
-            logger=logger,
-            meta=meta,
-            **runner_cfg,
+        runner = runner_class(
+            model, optimizer=optimizer, work_dir=cfg.work_dir, logger=logger, meta=meta, **options
         )
     runner.timestamp = timestamp  # one name for .log and .log.json
     _register_hooks(runner, cfg, device, validate)
+    if get_rank() == 0:
+        logger.info("training\n%s", run_summary(cfg, detector, loader, device, seed))
 
-    if resume_from is not None:
-        runner.resume(resume_from)
+    if cfg.resume_from is not None:
+        runner.resume(cfg.resume_from)
         if not runner.counts_epochs:  # mmcv would start the first epoch again
             epoch, batches = divmod(runner.iter, len(loader))
             loader.sampler.start_at(epoch, batches * loader.batch_size)
     elif cfg.get("load_from"):
         _start_from(runner, cfg, logger)
-    workflow = [tuple(phase) for phase in cfg.get("workflow", [("train", 1)])]
-    if [phase for phase, _ in workflow] != ["train"]:
-        raise ValueError(
-            f"workflow {workflow}: only ('train', N) is supported, `evaluation` validates"
-        )
     runner.run([loader], workflow)
 
 
-def _short_run(cfg, max_iters):
-    """The config of a run of so many iterations that saves and evaluates at its end."""
+def _short_run(cfg: Config, max_iters: int) -> Config:
+    """The config of a run of `max_iters` iterations that saves and evaluates at its end."""
     cfg = copy.deepcopy(cfg)
     cfg.total_epochs = None
     cfg.runner = runner_settings(cfg, max_iters)
@@ -144,16 +145,16 @@ def _short_run(cfg, max_iters):
     return cfg
 
 
-def _describe_run(cfg, config_name, seed, deterministic, device, logger):
-    """Log the environment, keep the config in the work dir; returns the checkpoints' meta."""
+def _describe_run(cfg: Config, config_name: str, seed: int, logger: logging.Logger) -> dict:
+    """Log environment and config to the file, keep the config in the work dir.
+
+    Returns:
+        The meta data of the checkpoints.
+    """
     environment = "\n".join(f"{name}: {value}" for name, value in collect_env().items())
-    logger.info("environment\n%s", environment)
-    logger.info(
-        "%d process(es), device %s, seed %d, deterministic %s",
-        get_world_size(), describe_device(device), seed, deterministic,
-    )  # fmt: skip
+    log_to_file(logger, "environment\n%s", environment)
     config_text = cfg.pretty_text
-    logger.info("config\n%s", config_text)
+    log_to_file(logger, "config\n%s", config_text)
     if get_rank() == 0:
         (Path(cfg.work_dir) / config_name).write_text(config_text)
     return {
@@ -165,8 +166,8 @@ def _describe_run(cfg, config_name, seed, deterministic, device, logger):
     }
 
 
-def _resume_from(cfg, auto_resume, logger):
-    """Checkpoint to go on from, the same on all ranks, or None."""
+def _resume_from(cfg: Config, auto_resume: bool, logger: logging.Logger) -> str | None:
+    """Checkpoint to resume, the same on all ranks, or None."""
     if cfg.get("resume_from"):
         return cfg.resume_from
     if not auto_resume:
@@ -175,62 +176,17 @@ def _resume_from(cfg, auto_resume, logger):
     found = broadcast(found)
     if found is None:
         logger.info("--auto-resume: no checkpoint in %s, training starts anew", cfg.work_dir)
-    return found
+        return None
+    return str(found)
 
 
-def _start_from(runner, cfg, logger):
-    """Load the weights of `load_from`; a function of its own, so that the file is freed when it ends."""
+def _start_from(runner: BaseRunner, cfg: Config, logger: logging.Logger) -> None:
+    """Load the weights of `load_from`; a function, so that its return frees the file's tensors."""
     checkpoint = runner.load_checkpoint(cfg.load_from)
     check_provenance(checkpoint, cfg.load_from, cfg, logger, split="train")
 
 
-def _build_detector(cfg, dataset, device, initialize, logger):
-    check_num_classes(cfg, dataset.CLASSES)
-    _read_pretrained_onto_cpu(cfg.model)
-    with config_errors("model"):
-        detector = build_model(cfg.model, cfg.get("train_cfg"), cfg.get("test_cfg"))
-    if initialize:
-        _init_weights(detector, cfg.model)
-        _warn_of_frozen_random_layers(cfg, logger)
-    detector.CLASSES = list(dataset.CLASSES)
-    set_compute_format(detector, cfg, device, logger)
-    return detector
-
-
-def _read_pretrained_onto_cpu(part):
-    """Complete each `Pretrained` of a config: a file of GPU tensors would go to GPU 0 in every process."""
-    if isinstance(part, dict):
-        if part.get("type") == "Pretrained":
-            part.setdefault("map_location", "cpu")
-        part = part.values()
-    if not isinstance(part, str) and isinstance(part, Iterable):
-        for value in part:
-            _read_pretrained_onto_cpu(value)
-
-
-def _init_weights(detector, model_cfg):
-    try:
-        detector.init_weights()
-    except URLError as error:
-        raise ValueError(
-            f"pretrained weights {model_cfg.get('pretrained')} cannot be downloaded ({error.reason}): bring "
-            "the file here and name it, --cfg-options model.pretrained.img=FILE"
-        ) from error
-
-
-def _warn_of_frozen_random_layers(cfg, logger):
-    """Stages that never train are of use only with weights from elsewhere."""
-    backbone = cfg.model.get("img_backbone", {})
-    pretrained = cfg.get("load_from") or cfg.model.get("pretrained") or backbone.get("init_cfg")
-    if backbone.get("frozen_stages", -1) >= 0 and not pretrained:
-        logger.warning(
-            "model.img_backbone freezes stages of random weights: give it pretrained ones, for example "
-            "--cfg-options load_from=ckpts/r101_dcn_fcos3d_pretrain.pth "
-            "(docs/checkpoint_compatibility.md), or set model.img_backbone.frozen_stages=-1"
-        )
-
-
-def _warn_of_unrepeatable_parts(cfg, detector, logger):
+def _warn_of_unrepeatable_parts(cfg: Config, detector: nn.Module, logger: logging.Logger) -> None:
     parts = unrepeatable_parts(cfg, detector)
     if not compat.CAN_WARN_OF_NONDETERMINISM:
         parts.append("operators besides cuDNN's and cuBLAS's (torch 1.10 cannot choose them)")
@@ -241,17 +197,17 @@ def _warn_of_unrepeatable_parts(cfg, detector, logger):
         )
 
 
-def _remedy_for_slow_data(cfg):
+def _remedy_for_slow_data(cfg: Config) -> str:
     remedy = f"Raise data.workers_per_gpu (now {workers_per_process(cfg)})"
     if cfg.model.get("data_preprocessor") is None:
         remedy += (
-            ", or let the model prepare the images on its device: configs/bevformer/bevformer_tiny_fast.py, "
-            "bevformer_small_fast.py, configs/config.py"
+            ", or let the model prepare the images on its device: configs/config.py, "
+            "configs/bevformer/bevformer_tiny_fast.py, bevformer_small_fast.py"
         )
     return f"{remedy} (docs/performance.md#data)"
 
 
-def _register_hooks(runner, cfg, device, validate):
+def _register_hooks(runner: BaseRunner, cfg: Config, device: torch.device, validate: bool) -> None:
     # mmcv edits the dicts that it builds hooks from.
     settings = copy.deepcopy(cfg._cfg_dict)
     dtype = runner.model.module.autocast_dtype

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, Callable, Iterable, Iterator, Sequence
 
 from projects.bevformer.geometry.boxes import BOX_CONVENTION_NEW
-from projects.bevformer.io import whole_file
+from projects.bevformer.io import atomic_write
 from projects.bevformer.nuscenes.can_bus import (
     SCENES_WITHOUT_CAN_BUS,
     SceneCanBus,
@@ -111,7 +111,7 @@ def create_nuscenes_infos(
                 "cameras": list(tables.cameras),
                 "samples_in_split": samples_in_split[split],
             }
-            with whole_file(f"{path}.pkl", "wb") as file:
+            with atomic_write(f"{path}.pkl", "wb") as file:
                 content = {"infos": of_split, "metadata": metadata}
                 pickle.dump(content, file, protocol=_PICKLE_PROTOCOL)
             summary.frames[f"{path}.pkl"] = len(of_split)

@@ -13,7 +13,7 @@ from projects.bevformer.geometry.boxes import (
     BOX_CONVENTION_OLD,
     old_to_new_boxes,
 )
-from projects.bevformer.io import load_plain
+from projects.bevformer.io import load_pickle_restricted
 from projects.bevformer.nuscenes.info_checks import (
     cameras_of,
     check_cameras,
@@ -49,7 +49,9 @@ def load_infos(path: str) -> tuple[list[dict], dict[str, Any]]:
         raise FileNotFoundError(
             f"info file {path} does not exist: write it with tools/create_data.py, or check ann_file"
         )
-    content = load_plain(path, "an info file", "write it again with tools/create_data.py")
+    content = load_pickle_restricted(
+        path, "an info file", "write it again with tools/create_data.py"
+    )
     try:
         infos, metadata = content["infos"], content["metadata"]
         metadata = dict(metadata, version=metadata["version"])

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from projects.bevformer import compat
-from projects.bevformer.io import load_plain
+from projects.bevformer.io import load_pickle_restricted
 from projects.bevformer.nuscenes.evaluation.lidar_boxes import lidar_detections
 from projects.bevformer.nuscenes.evaluation.results import read_results_of
 from projects.bevformer.nuscenes.spec import CLASSES
@@ -50,7 +50,7 @@ def _load_pickle(path: Path, infos: Sequence[Mapping[str, Any]]) -> Dict[str, Di
     class PickledBoxes:
         """Replaces mmdet3d's boxes while the file is read: it only keeps their attributes."""
 
-    results = load_plain(
+    results = load_pickle_restricted(
         path,
         "a list of results",
         "make it with tools/eval.py --out",

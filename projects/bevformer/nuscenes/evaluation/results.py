@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Sequence
 import numpy as np
 
 from projects.bevformer.geometry import rotations
-from projects.bevformer.io import whole_file
+from projects.bevformer.io import atomic_write
 from projects.bevformer.nuscenes.evaluation.metrics import Boxes
 from projects.bevformer.nuscenes.spec import ATTRIBUTES, ATTRIBUTES_OF_CLASS, SPLIT_OF_SIZE
 
@@ -177,7 +177,7 @@ def write_result_file(
     names = [json.dumps(name) for name in config.class_range]
     attributes = [json.dumps(name) for name in (*ATTRIBUTES, "")]  # -1 is the last
     ends = np.searchsorted(boxes.sample, np.arange(len(tokens)), side="right").tolist()
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write(f'{{"meta": {json.dumps(modality)}, "results": {{')
         for index, (token, start, end) in enumerate(zip(tokens, [0, *ends[:-1]], ends)):
             token = json.dumps(token)

@@ -11,7 +11,7 @@ import tempfile
 import time
 from typing import Any
 
-from projects.bevformer.io import whole_file
+from projects.bevformer.io import atomic_write
 from projects.bevformer.nuscenes.evaluation.metrics import Boxes, GroundTruth, detection_metrics
 from projects.bevformer.nuscenes.spec import TP_ERRORS
 
@@ -19,7 +19,7 @@ from projects.bevformer.nuscenes.spec import TP_ERRORS
 def write_metrics(content: dict, name: str, folder: str) -> None:
     """Write `metrics_{name}.json` as the devkit does; the folder is created if needed."""
     os.makedirs(folder, exist_ok=True)
-    with whole_file(osp.join(folder, f"metrics_{name}.json")) as file:
+    with atomic_write(osp.join(folder, f"metrics_{name}.json")) as file:
         json.dump(content, file, indent=2)
 
 

@@ -1,4 +1,6 @@
-"""One-line remedies for PyTorch errors that are about the machine: memory, shared memory, the GPU."""
+"""One-line remedies for PyTorch errors about the machine: memory, shared memory, the GPU."""
+
+from __future__ import annotations
 
 import re
 
@@ -9,14 +11,15 @@ _REMEDIES = (
     (
         r"CUDA out of memory|CUDA error: out of memory|CU[A-Z]+_STATUS_ALLOC_FAILED",
         "the GPU is out of memory",
-        "to train, use configs/config_low_memory.py or configs/config_bf16.py, or their keys "
-        f"({_MEMORY_TABLE}), or a lower data.samples_per_gpu; to evaluate, "
-        "--cfg-options fp16.dtype=bfloat16; see in `nvidia-smi` whether another process holds memory",
+        "to train, use bevformer_low_memory.py or bevformer_bf16.py of configs/bevformer, or their "
+        f"keys ({_MEMORY_TABLE}), or a lower data.samples_per_gpu; to evaluate, --cfg-options "
+        "fp16.dtype=bfloat16; see in `nvidia-smi` whether another process holds memory",
     ),
     (
         r"signal: Bus error|[Uu]nable to (open|mmap|resize|write).*(shared memory|torch_|/dev/shm)",
         "the data workers are out of shared memory (/dev/shm)",
-        "start the container with --ipc=host or --shm-size=16g, or lower data.workers_per_gpu (0 needs none)",
+        "start the container with --ipc=host or --shm-size=16g, or lower data.workers_per_gpu (0 "
+        "needs none)",
     ),
     (
         r"DefaultCPUAllocator|signal: Killed|Cannot allocate memory",
@@ -26,29 +29,29 @@ _REMEDIES = (
     (
         r"no kernel image is available",
         "this build of PyTorch has no kernels for this GPU",
-        "install one that has, see docs/install.md, or run with --device cpu; `python tools/doctor.py` "
-        "names the GPUs that this build is for",
+        "install one that has, see docs/install.md, or run with --device cpu; `python "
+        "tools/doctor.py` names the GPUs that this build is for",
     ),
     (
         r"Duplicate GPU detected",
         "two processes use the same GPU",
-        "start as many processes per node as it has GPUs (slurm: a GPU per task, --gpus-per-task=1)",
+        "start as many processes per node as it has GPUs (slurm: one per task, --gpus-per-task=1)",
     ),
     (
         r"DataLoader worker \(pid\(s\) [\d, ]+\) exited unexpectedly",
-        "a data worker was killed, most likely for lack of shared memory (/dev/shm) or of host memory",
-        "start the container with --ipc=host or --shm-size=16g, or lower data.workers_per_gpu; with "
-        "data.workers_per_gpu=0 the error of the worker shows",
+        "a data worker was killed, probably for lack of shared memory (/dev/shm) or host memory",
+        "start the container with --ipc=host or --shm-size=16g, or lower data.workers_per_gpu; "
+        "with data.workers_per_gpu=0 the error of the worker shows",
     ),
 )
 
 
-def remedy(error):
-    """One line for an error of PyTorch that a user can mend, or None.
+def remedy(error: BaseException | None) -> str | None:
+    """One line for a PyTorch error that a user can mend, or None.
 
     Args:
-        error: an exception; what it was raised from counts too, since a DataLoader names the signal that
-            killed a worker there.
+        error: an exception; what it was raised from counts too, since a DataLoader names the signal
+            that killed a worker there.
     """
     messages = []
     while error is not None:
@@ -63,7 +66,7 @@ def remedy(error):
     return None
 
 
-def _detail(text, found):
-    """What PyTorch says around the words that were found, from there to the end of the line."""
+def _detail(text: str, found: re.Match) -> str:
+    """PyTorch's own message from the matched words to the end of the line."""
     line = text[found.start() :].splitlines()[0].strip()
     return f" ({line[:200].rstrip('. ')})" if " " in line else ""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from projects.bevformer.engine.cli import tool_errors
+from projects.bevformer.cli.errors import tool_errors
 
 
 class Broken:
@@ -45,12 +45,12 @@ def test_debug_lets_the_error_through(broken_batches):
         next(broken_batches)
 
 
-def test_a_loss_that_is_not_finite_is_one_line():
+def test_non_finite_loss_is_one_line():
     with pytest.raises(SystemExit, match="loss is not finite"), tool_errors(debug=False):
         raise FloatingPointError("loss is not finite at epoch 1")
 
 
-def test_ctrl_c_is_no_traceback():
+def test_ctrl_c_prints_no_traceback():
     with pytest.raises(SystemExit) as stop, tool_errors(debug=False):
         raise KeyboardInterrupt
     assert stop.value.code == 130
@@ -63,7 +63,12 @@ def test_ctrl_c_is_no_traceback():
     [
         (
             "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB",
-            ["config_low_memory.py", "config_bf16.py", "data.samples_per_gpu", "Tried to allocate"],
+            [
+                "bevformer_low_memory.py",
+                "bevformer_bf16.py",
+                "data.samples_per_gpu",
+                "Tried to allocate",
+            ],
         ),
         (
             "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",

@@ -1,0 +1,100 @@
+"""Arguments that several tools have."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, Sequence
+
+LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
+
+
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser that prints the docstring of a tool as it is."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def add_debug_argument(parser: argparse.ArgumentParser) -> None:
+    """`--debug`, for `tool_errors`."""
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--cfg-options` and `--data-root` of `load_config`, and `--debug`."""
+    add_options_argument(
+        parser,
+        "--cfg-options",
+        'override config keys, e.g. data.samples_per_gpu=2 or key="[(a,b),(c,d)]"',
+    )
+    parser.add_argument(
+        "--data-root", help="folder of the data set, instead of those of the config and info files"
+    )
+    add_debug_argument(parser)
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of training and evaluation: those of mmdet3d's tools, and `--device`."""
+    add_config_arguments(parser)
+    parser.add_argument("--work-dir", help="folder for logs and results [work_dirs/<config>]")
+    parser.add_argument("--seed", type=int, help="random seed; one is drawn and logged without it")
+    parser.add_argument("--deterministic", action="store_true", help="repeatable algorithms")
+    parser.add_argument("--launcher", choices=LAUNCHERS, default="none")
+    parser.add_argument(
+        "--local_rank", "--local-rank", type=int, help="ignored: torchrun sets LOCAL_RANK"
+    )
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="[cuda if there is one]")
+    parser.add_argument("--gpu-id", type=int, default=0, help="GPU of a single process")
+    parser.add_argument("--gpu-ids", type=int, nargs="+", help="deprecated: the first one is used")
+
+
+def add_options_argument(parser: argparse.ArgumentParser, flag: str, what: str) -> None:
+    """A flag with KEY=VALUE words, which `parse_options` turns into a dict."""
+    parser.add_argument(flag, nargs="+", action=_KeepWords, metavar="KEY=VALUE", help=what)
+
+
+class _KeepWords(argparse.Action):
+    """Keeps KEY=VALUE words as they are: mmcv, which reads the values, is slow to import."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        for word in values:
+            key, equals, _ = word.partition("=")
+            if not (key and equals):
+                parser.error(f"{option_string} {word}: it must be KEY=VALUE")
+        setattr(namespace, self.dest, values)
+
+
+def parse_options(words: Sequence[str] | None) -> dict | None:
+    """The dict of KEY=VALUE words, with the values that mmcv's DictAction reads.
+
+    Raises:
+        ValueError: unbalanced brackets.
+    """
+    if words is None:
+        return None
+    from mmcv import DictAction
+
+    namespace = argparse.Namespace()
+    try:
+        DictAction(["--options"], "options")(None, namespace, words)
+    except AssertionError as error:
+        raise ValueError(f"options {' '.join(words)}: {error}") from error
+    return namespace.options
+
+
+def merge_deprecated(current: Any, deprecated: Any, flag: str, replacement: str) -> Any:
+    """Value of a flag that has an older name.
+
+    Raises:
+        ValueError: both are given.
+    """
+    if deprecated is None:
+        return current
+    if current is not None:
+        raise ValueError(f"{flag} is the older name of {replacement}: give only one of them")
+    return deprecated
+
+
+def chosen_gpu(args: argparse.Namespace) -> int:
+    """Index of the GPU that a single process uses."""
+    return args.gpu_ids[0] if args.gpu_ids else args.gpu_id

@@ -1,0 +1,126 @@
+"""Building the network of a config, for training, evaluation, inspection and the doctor."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+from inspect import signature
+from typing import Any, Iterable, Iterator, Sequence
+from urllib.error import URLError
+
+from mmcv import Config
+from mmdet.models.utils.builder import TRANSFORMER
+from mmdet3d.models import build_model
+from torch import nn
+from torch.utils.data import Dataset
+
+from projects.bevformer.engine.config import config_errors
+
+
+def build_detector(
+    cfg: Config, dataset: Dataset | None = None, pretrained: bool = False
+) -> nn.Module:
+    """The network of a config, on the CPU.
+
+    Args:
+        cfg: has `model`. It is not modified.
+        dataset: its classes and cameras are checked against the config and kept as `CLASSES` and
+            `CAMERAS` of the network. The number of cameras is taken from it where the config has no
+            `num_cams`.
+        pretrained: keep `model.pretrained`, for `init_weights`; otherwise a checkpoint follows.
+
+    Raises:
+        ValueError: a wrong key (the message names the section), or the config is for another number
+            of classes or cameras than the data set.
+    """
+    with config_errors("model"):
+        model_cfg = copy.deepcopy(cfg.model)
+        if not pretrained:
+            model_cfg.pretrained = None
+    _read_pretrained_onto_cpu(model_cfg)
+    cameras = None
+    if dataset is not None:
+        cameras = tuple(dataset.cameras)
+        _check_num_classes(model_cfg, dataset.CLASSES)
+        _set_num_cams(model_cfg, cameras)
+    with config_errors("model"):
+        detector = build_model(model_cfg, cfg.get("train_cfg"), cfg.get("test_cfg"))
+    if dataset is not None:
+        detector.CLASSES, detector.CAMERAS = list(dataset.CLASSES), list(cameras)
+    return detector
+
+
+def init_weights(detector: nn.Module, cfg: Config, logger: logging.Logger) -> None:
+    """Initialise a network, or load the pretrained weights that its config names.
+
+    Raises:
+        ValueError: they cannot be downloaded.
+    """
+    try:
+        with _quiet(detector):
+            detector.init_weights()
+    except URLError as error:
+        raise ValueError(
+            f"pretrained weights {cfg.model.get('pretrained')} cannot be downloaded "
+            f"({error.reason}): copy the file here and name it, --cfg-options "
+            "model.pretrained.img=FILE"
+        ) from error
+    backbone = cfg.model.get("img_backbone", {})
+    start = cfg.get("load_from") or cfg.model.get("pretrained") or backbone.get("init_cfg")
+    if backbone.get("frozen_stages", -1) >= 0 and not start:
+        logger.warning(
+            "model.img_backbone freezes stages of random weights: give it pretrained ones, for "
+            "example --cfg-options load_from=ckpts/r101_dcn_fcos3d_pretrain.pth "
+            "(docs/checkpoint_compatibility.md), or set model.img_backbone.frozen_stages=-1"
+        )
+
+
+@contextlib.contextmanager
+def _quiet(detector: nn.Module) -> Iterator[None]:
+    """Without mmcv's lines on the initialisation of each parameter; warnings stay."""
+    detector._dump_init_info = lambda logger_name: None
+    logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+        del detector._dump_init_info
+
+
+def _read_pretrained_onto_cpu(part: Any) -> None:
+    """Set `map_location` of each `Pretrained`: every rank would load GPU tensors to GPU 0."""
+    if isinstance(part, dict):
+        if part.get("type") == "Pretrained":
+            part.setdefault("map_location", "cpu")
+        part = part.values()
+    if not isinstance(part, str) and isinstance(part, Iterable):
+        for value in part:
+            _read_pretrained_onto_cpu(value)
+
+
+def _check_num_classes(model_cfg: dict, class_names: Sequence[str]) -> None:
+    """Too few classes in the head end in a device-side error, too many in silence."""
+    head = model_cfg.get("pts_bbox_head") or {}
+    number = head.get("num_classes", len(class_names))
+    if number != len(class_names):
+        raise ValueError(
+            f"model.pts_bbox_head.num_classes is {number}, but the data set has {len(class_names)} "
+            f"classes ({', '.join(class_names)}): make them agree, in "
+            "model.pts_bbox_head.bbox_coder too"
+        )
+
+
+def _set_num_cams(model_cfg: dict, cameras: Sequence[str]) -> None:
+    """Let the data set decide how many cameras the network has an embedding for."""
+    transformer = (model_cfg.get("pts_bbox_head") or {}).get("transformer")
+    transformer_class = TRANSFORMER.get(transformer.get("type")) if transformer else None
+    if transformer_class is None or "num_cams" not in signature(transformer_class).parameters:
+        return  # a wrong type is an error of build_model
+    number = transformer.setdefault("num_cams", len(cameras))
+    if number != len(cameras):
+        raise ValueError(
+            f"model.pts_bbox_head.transformer.num_cams is {number}, but the data set has "
+            f"{len(cameras)} cameras ({', '.join(cameras)}): leave num_cams out to take it from "
+            "the data"
+        )

@@ -1,0 +1,109 @@
+"""The lines that a training run starts with."""
+
+from __future__ import annotations
+
+import torch
+from mmcv import Config
+from torch import nn
+from torch.utils.data import DataLoader
+
+from projects.bevformer.engine.device import describe_device
+from projects.bevformer.engine.distributed import get_world_size
+from projects.bevformer.engine.memory import training_mib
+
+
+def run_summary(
+    cfg: Config, detector: nn.Module, loader: DataLoader, device: torch.device, seed: int
+) -> str:
+    """A run in a dozen lines: data, network, schedule and machine.
+
+    Args:
+        cfg: with `work_dir` and `runner` set, as the run uses it.
+        detector: of `build_detector`, with `CLASSES` and `CAMERAS`.
+        loader: of the training set.
+        device: of this process.
+        seed: of the run.
+    """
+    lr_config, mib = cfg.get("lr_config") or {}, training_mib(cfg)
+    warmup = f" after {lr_config.warmup_iters} warm-up iterations" if "warmup" in lr_config else ""
+    dtype = str(getattr(detector, "autocast_dtype", None) or torch.float32).replace("torch.", "")
+    deterministic = ", deterministic" if torch.backends.cudnn.deterministic else ""
+    rows = {
+        "data": _data(cfg, loader.dataset.dataset),
+        "classes": f"{len(detector.CLASSES)}: {', '.join(detector.CLASSES)}",
+        "cameras": f"{len(detector.CAMERAS)}: {', '.join(detector.CAMERAS)}",
+        "network": _network(cfg, detector),
+        "start": _start(cfg),
+        "batch": _batch(cfg, loader),
+        "optimizer": f"{cfg.optimizer.type}, lr {cfg.optimizer.lr}, "
+        f"{lr_config.get('policy')}{warmup}",
+        "length": _length(cfg.runner, len(loader)),
+        "precision": f"{dtype}, TF32 {'on' if cfg.get('tf32') else 'off'}, deformable attention: "
+        f"{cfg.get('deform_attn_backend') or 'chosen by device'}",
+        "device": f"{describe_device(device)}; seed {seed}{deterministic}",
+        "memory": f"about {mib / 1024:.1f} GiB of a GPU" if mib else "no figure for this network",
+        "work dir": cfg.work_dir,
+    }
+    return "\n".join(f"  {what:10s} {value}" for what, value in rows.items())
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "es" if what.endswith("s") else "s")
+
+
+def _data(cfg: Config, dataset: object) -> str:
+    train, val = (cfg.data.get(split) or {} for split in ("train", "val"))
+    scenes = getattr(dataset, "scene_tokens", None)
+    if scenes is None:
+        scenes = [info["scene_token"] for info in dataset.data_infos]
+    where, held_out = (split.get("ann_file", split.get("type")) for split in (train, val))
+    text = f"{where}: {_count(len(dataset), 'sample')} in {_count(len(set(scenes)), 'scene')}"
+    return f"{text}; validation {held_out}"
+
+
+def _network(cfg: Config, detector: nn.Module) -> str:
+    backbone, head = (cfg.model.get(part) or {} for part in ("img_backbone", "pts_bbox_head"))
+    transformer = head.get("transformer") or {}
+    parts = [cfg.model.type]
+    if backbone:
+        parts.append("-".join(str(backbone[key]) for key in ("type", "depth") if key in backbone))
+    if "bev_h" in head:
+        parts.append(f"BEV {head.bev_h} x {head.bev_w} x {transformer.get('embed_dims', 256)}")
+    for part in ("encoder", "decoder"):
+        if part in transformer:
+            parts.append(f"{transformer[part].get('num_layers')} {part} layers")
+    weights = list(detector.parameters())
+    millions, trained = (
+        sum(weight.numel() for weight in some) / 1e6
+        for some in (weights, [weight for weight in weights if weight.requires_grad])
+    )
+    return ", ".join([*parts, f"{millions:.1f} M parameters ({trained:.1f} M trained)"])
+
+
+def _start(cfg: Config) -> str:
+    backbone = (cfg.model.get("img_backbone") or {}).get("init_cfg") or {}
+    pretrained = (cfg.model.get("pretrained") or {}).get("img") or backbone.get("checkpoint")
+    named = (
+        ("resumed from", cfg.get("resume_from")),
+        ("weights of", cfg.get("load_from")),
+        ("backbone of", pretrained),
+    )
+    return next((f"{what} {path}" for what, path in named if path), "random weights")
+
+
+def _batch(cfg: Config, loader: DataLoader) -> str:
+    accumulated = (cfg.get("optimizer_config") or {}).get("cumulative_iters", 1)
+    queue, processes = cfg.data.train.get("queue_length"), get_world_size()
+    return (
+        f"{_count(loader.batch_size, 'sample')}{f' of {queue} frames' if queue else ''} x "
+        f"{_count(processes, 'process')} x {accumulated} accumulated = "
+        f"{loader.batch_size * processes * accumulated}; "
+        f"{_count(loader.num_workers, 'data worker')} per process"
+    )
+
+
+def _length(runner: dict, iterations: int) -> str:
+    epochs = runner.get("max_epochs")
+    if epochs is None:
+        return f"{runner.get('max_iters')} iterations ({iterations} are an epoch)"
+    return f"{epochs} epochs of {iterations} iterations = {epochs * iterations}"

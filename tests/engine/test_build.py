@@ -1,0 +1,197 @@
+"""Building the network of a config, and camera embeddings of checkpoints."""
+
+import logging
+from types import SimpleNamespace
+from urllib.error import URLError
+
+import pytest
+import torch
+from mmcv import Config, ConfigDict
+from tiny_bevformer import CHANNELS, head_config
+
+from projects.bevformer.engine.build import _read_pretrained_onto_cpu, build_detector, init_weights
+from projects.bevformer.engine.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from projects.bevformer.engine.evaluate import build_trained_model
+from projects.bevformer.engine.runner import SafeIterBasedRunner
+from projects.bevformer.engine.training_model import TrainingModel
+from projects.bevformer.nuscenes.spec import CAMERAS
+
+LOGGER = logging.getLogger("test")
+CPU = torch.device("cpu")
+EMBEDDINGS = "pts_bbox_head.transformer.cams_embeds"
+FIVE = ("FRONT", "LEFT", "RIGHT", "BACK_LEFT", "BACK_RIGHT")
+
+
+def dataset(cameras=None):
+    """What is read of a data set; without names its cameras are those of nuScenes."""
+    names = {} if cameras is None else {"cameras": cameras}
+    return SimpleNamespace(CLASSES=["car", "truck", "bus"], **names)
+
+
+@pytest.fixture
+def config():
+    backbone = dict(
+        type="ResNet", depth=18, base_channels=8, out_indices=(2, 3), norm_cfg=dict(type="BN")
+    )
+    model = dict(
+        type="BEVFormer",
+        img_backbone=backbone,
+        img_neck=dict(type="FPN", in_channels=[32, 64], out_channels=CHANNELS, num_outs=2),
+        pts_bbox_head=head_config(),
+    )
+    del model["pts_bbox_head"]["transformer"]["num_cams"]
+    return Config({"model": model, "data": {"test": {}, "train": {}}})
+
+
+def save(path, cfg, cameras, stamp=True):
+    """A checkpoint whose embeddings hold the number of the camera in `cameras`."""
+    detector = build_detector(cfg, dataset(cameras))
+    rows = torch.arange(len(cameras), dtype=torch.float32)
+    weight = dict(detector.named_parameters())[EMBEDDINGS]
+    weight.data[:] = rows[:, None]
+    if not stamp:
+        del detector.CAMERAS
+    save_checkpoint(path, detector, meta={"epoch": 1, "iter": 1})
+    return path
+
+
+def embeddings(detector):
+    return dict(detector.named_parameters())[EMBEDDINGS][:, 0].tolist()
+
+
+def test_the_data_set_decides_the_number_of_cameras(config):
+    assert len(embeddings(build_detector(config, dataset(FIVE)))) == 5
+    assert len(embeddings(build_detector(config, dataset()))) == 6
+    assert "num_cams" not in config.model.pts_bbox_head.transformer  # the config is not modified
+
+
+def test_num_cams_of_the_config_must_agree_with_the_data(config):
+    config.model.pts_bbox_head.transformer.num_cams = 6
+    with pytest.raises(ValueError, match=r"num_cams is 6, .* has 5 cameras \(FRONT, LEFT, .*leave"):
+        build_detector(config, dataset(FIVE))
+    build_detector(config, dataset())
+    build_detector(config)  # without data nothing is compared
+
+
+def test_classes_and_cameras_are_stamped_into_checkpoints(config, tmp_path):
+    meta = load_checkpoint(save(tmp_path / "a.pth", config, FIVE))["meta"]
+    assert meta["CAMERAS"] == list(FIVE)
+    assert meta["CLASSES"] == ["car", "truck", "bus"]
+
+
+def test_embeddings_of_another_camera_order_are_reordered(config, tmp_path, caplog):
+    path = save(tmp_path / "a.pth", config, FIVE)
+    order = ("LEFT", "BACK_RIGHT", "FRONT", "RIGHT", "BACK_LEFT")
+    with caplog.at_level(logging.INFO):
+        detector = build_trained_model(config, path, dataset(order), CPU, LOGGER)
+    assert embeddings(detector) == [1, 4, 0, 2, 3]
+    assert "camera embeddings reordered to LEFT, BACK_RIGHT" in caplog.text
+    same = build_trained_model(config, path, dataset(FIVE), CPU, LOGGER)
+    assert embeddings(same) == [0, 1, 2, 3, 4]
+
+
+def test_weights_without_camera_names_have_nuscenes_order(config, tmp_path):
+    path = save(tmp_path / "a.pth", config, CAMERAS, stamp=False)
+    assert "CAMERAS" not in load_checkpoint(path)["meta"]
+    order = CAMERAS[::-1]
+    assert embeddings(build_trained_model(config, path, dataset(order), CPU, LOGGER)) == [
+        5, 4, 3, 2, 1, 0
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("saved", "stamp", "cameras", "message"),
+    [
+        (FIVE, True, CAMERAS, r"5 cameras \(FRONT, .*has 6 \(CAM_FRONT, "),
+        (FIVE, False, CAMERAS, r"5 cameras \(not named\), the data set has 6"),
+        (CAMERAS, False, FIVE, r"6 cameras \(CAM_FRONT, .*has 5 \(FRONT, "),
+        (FIVE, True, (*FIVE[:4], "TOP"), r"BACK_RIGHT\), the data set has 5 \(.*TOP\)"),
+    ],
+)
+@pytest.mark.parametrize("complete", [True, False])
+def test_weights_of_other_cameras_are_refused(
+    config, tmp_path, saved, stamp, cameras, message, complete
+):
+    path = save(tmp_path / "a.pth", config, saved, stamp)
+    detector = build_detector(config, dataset(cameras))
+    with pytest.raises(ValueError, match=message):
+        load_weights(detector, load_checkpoint(path), path, LOGGER, complete)
+
+
+def test_resume_reorders_the_optimizer_state_too(config, tmp_path):
+    def runner(cameras):
+        detector = build_detector(config, dataset(cameras))
+        optimizer = torch.optim.AdamW(detector.parameters())
+        model = TrainingModel(detector, CPU)
+        runner = SafeIterBasedRunner(
+            model, optimizer=optimizer, work_dir=str(tmp_path), logger=LOGGER, max_iters=9, meta={}
+        )
+        return runner, dict(detector.named_parameters())[EMBEDDINGS]
+
+    first, weight = runner(FIVE)
+    weight.grad = torch.arange(5.0)[:, None].expand_as(weight).clone()
+    first.optimizer.step()
+    first.save_checkpoint(str(tmp_path), "a.pth", create_symlink=False)
+
+    order = ("LEFT", "BACK_RIGHT", "FRONT", "RIGHT", "BACK_LEFT")
+    second, other = runner(order)
+    second.resume(str(tmp_path / "a.pth"))
+    rows = [1, 4, 0, 2, 3]
+    assert torch.equal(other, weight[rows])
+    for name in ("exp_avg", "exp_avg_sq"):
+        before, after = first.optimizer.state[weight][name], second.optimizer.state[other][name]
+        assert before.abs().sum() > 0
+        assert torch.equal(after, before[rows])
+
+
+def test_the_head_needs_as_many_classes_as_the_data_set():
+    cfg = Config({"model": {"type": "DummyDetector", "pts_bbox_head": {"num_classes": 2}}})
+    with pytest.raises(
+        ValueError, match=r"num_classes is 2, but the data set has 1 classes \(car\)"
+    ):
+        build_detector(cfg, SimpleNamespace(CLASSES=["car"]))
+
+
+def test_pretrained_weights_that_cannot_be_downloaded_are_named():
+    def download():
+        raise URLError("no network")
+
+    cfg = Config({"model": {"pretrained": {"img": "torchvision://resnet50"}}})
+    with pytest.raises(ValueError, match="torchvision://resnet50.*no network.*pretrained.img=FILE"):
+        init_weights(SimpleNamespace(init_weights=download), cfg, LOGGER)
+
+
+def test_initialisation_is_not_logged_parameter_by_parameter(config, caplog):
+    detector = build_detector(config, dataset())
+    with caplog.at_level(logging.INFO):
+        init_weights(detector, config, LOGGER)
+        LOGGER.info("afterwards")
+    assert caplog.messages == ["afterwards"]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "load_from", "warned"),
+    [
+        ({"frozen_stages": 1}, None, True),
+        ({"frozen_stages": 1}, "weights.pth", False),
+        ({"frozen_stages": 1, "init_cfg": {"type": "Pretrained"}}, None, False),
+        ({"frozen_stages": -1}, None, False),
+    ],
+)
+def test_frozen_random_stages_are_warned_of(backbone, load_from, warned, caplog):
+    cfg = Config({"model": {"img_backbone": backbone}, "load_from": load_from})
+    init_weights(SimpleNamespace(init_weights=lambda: None), cfg, LOGGER)
+    assert ("freezes stages of random weights" in caplog.text) == warned
+
+
+def test_pretrained_weights_of_all_parts_are_read_onto_the_cpu():
+    model = ConfigDict(
+        img_backbone=dict(init_cfg=dict(type="Pretrained", checkpoint="a.pth")),
+        img_neck=dict(init_cfg=[dict(type="Xavier"), dict(type="Pretrained", checkpoint="b.pth")]),
+        init_cfg=dict(type="Pretrained", checkpoint="c.pth", map_location="cuda:1"),
+    )
+    _read_pretrained_onto_cpu(model)
+    assert model.img_backbone.init_cfg.map_location == "cpu"
+    assert model.img_neck.init_cfg[1].map_location == "cpu"
+    assert "map_location" not in model.img_neck.init_cfg[0]
+    assert model.init_cfg.map_location == "cuda:1"
