@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-TOOLS = sorted(path.name for path in (ROOT / "tools").glob("*.py") if path.name != "bootstrap.py")
+TOOLS = sorted(
+    path.name
+    for path in (ROOT / "tools").glob("*.py")
+    if path.name[0] != "_" and path.name != "bootstrap.py"
+)
 CPU_SECONDS = 1.0  # unlike the time on a clock it does not depend on what else runs
 
 

@@ -163,6 +163,7 @@ def test_pretrained_weights_that_cannot_be_downloaded_are_named():
 
 def test_initialisation_is_not_logged_parameter_by_parameter(config, caplog):
     detector = build_detector(config, dataset())
+    caplog.clear()
     with caplog.at_level(logging.INFO):
         init_weights(detector, config, LOGGER)
         LOGGER.info("afterwards")

@@ -139,8 +139,8 @@ def test_ground_truth_is_drawn_if_the_info_has_it(monkeypatch):
         def info_with_paths(self, index):
             return self.data_infos[index]
 
-        def get_ann_info(self, index):
-            return {"gt_bboxes_3d": "boxes", "gt_labels_3d": "labels", "gt_names": []}
+        def ground_truth(self, index):
+            return {"boxes_3d": "boxes", "labels_3d": "labels"}
 
     calls = []
     monkeypatch.setattr(

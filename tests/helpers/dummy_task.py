@@ -14,6 +14,7 @@ from torch import nn
 from projects.bevformer import compat  # noqa: F401
 from projects.bevformer.datasets.evaluators import DatasetEvaluator
 from projects.bevformer.nuscenes.evaluation.evaluator import NuScenesEvaluator
+from projects.bevformer.nuscenes.spec import CAMERAS as CAMERA_NAMES
 from projects.bevformer.nuscenes.spec import CLASSES
 
 from mmdet3d.core.bbox import LiDARInstance3DBoxes  # isort: skip
@@ -33,6 +34,7 @@ class DummyDataset:
     """
 
     CLASSES = list(CLASSES)
+    cameras = CAMERA_NAMES
     data_root = "."
 
     def __init__(self, frames_per_scene=(3, 2, 4), test_mode=False, nan_sample=None):
@@ -50,6 +52,9 @@ class DummyDataset:
 
     def info_with_paths(self, index):
         return self.data_infos[index]
+
+    def ground_truth(self, index):
+        return None
 
     def __len__(self):
         return len(self.data_infos)

@@ -31,7 +31,9 @@ def assert_same_input(published, fast, cfg):
 
     OpenCV and torch round colours and resize differently: up to a hundredth of a grey level.
     """
-    images, (meta,) = build_preprocessor(cfg)(fast[0][None], [fast[1]])
+    preprocessor = build_preprocessor(cfg)
+    (meta,) = preprocessor.describe([fast[1]], fast[0].shape[1:3])
+    images = preprocessor(fast[0][None], [meta])
     grey_level = 1 / min(cfg.model.data_preprocessor.std)
     torch.testing.assert_close(images[0], published[0], rtol=1e-4, atol=1e-2 * grey_level)
     for key in ("lidar2img", "can_bus"):

@@ -150,7 +150,7 @@ def test_published_types_are_replaced_and_logged_without_our_engine(tmp_path, ca
     assert isinstance(head.loss_cls, TorchFocalLoss)
     assert isinstance(head.transformer.decoder.layers[0], BEVFormerDecoderLayer)
     assert isinstance(detector.img_backbone.bn1, LeanBatchNorm2d)
-    (line,) = [r.getMessage() for r in caplog.records if "replaced types" in r.getMessage()]
+    (line,) = {r.getMessage() for r in caplog.records if "replaced types" in r.getMessage()}
     for swap in ("FocalLoss -> TorchFocalLoss", "BN2d -> LeanBN2d", "-> BEVFormerDecoderLayer"):
         assert swap in line
     boxes, labels = ground_truth()

@@ -9,13 +9,14 @@ from types import SimpleNamespace
 
 import pytest
 
+from projects.bevformer.engine import config, data_loading
+
 TOOL = Path(__file__).parents[2] / "tools" / "visualize.py"
 CAR = (0.0, 20.0, 0.0, 4.0, 2.0, 1.5, 0.0, 3.0, 0.0)
 
 
 @pytest.fixture
-def tool(monkeypatch):
-    monkeypatch.setattr(sys, "path", list(sys.path))  # the tool adds the repository's root
+def tool():
     spec = importlib.util.spec_from_file_location("visualize_tool", str(TOOL))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -39,8 +40,8 @@ def run(tool, sample, make_boxes, monkeypatch, tmp_path):
         CLASSES=("car",),
         ground_truth=ground_truth,
     )
-    monkeypatch.setattr(tool, "load_config", lambda path, options, data_root: None)
-    monkeypatch.setattr(tool, "build_test_dataset", lambda cfg: dataset)
+    monkeypatch.setattr(config, "load_config", lambda path, options, data_root: None)
+    monkeypatch.setattr(data_loading, "build_test_dataset", lambda cfg: dataset)
     calls = []
     names = ("predictions", "ground_truth", "data_root", "score_threshold", "class_names")
     monkeypatch.setattr(

@@ -17,8 +17,10 @@ _CPP_EXTENSION = "torch.utils.cpp_extension"  # "No CUDA runtime is found, using
 
 
 def silence_notices() -> None:
-    """Filter what torch and mmcv report whenever they are imported."""
+    """Filter what torch, mmcv and setuptools report whenever they are imported."""
     warnings.filterwarnings("ignore", message="On January 1, 2023, MMCV will release")
+    # Of setuptools, which torch imports, on an editable installation of this project.
+    warnings.filterwarnings("ignore", message="Module projects was already imported")
     logging.getLogger(_CPP_EXTENSION).setLevel(logging.ERROR)
 
 

@@ -39,15 +39,17 @@ def build_detector(
         if not pretrained:
             model_cfg.pretrained = None
     _read_pretrained_onto_cpu(model_cfg)
-    cameras = None
+    cameras = getattr(dataset, "cameras", None)  # a data set from elsewhere may not name them
     if dataset is not None:
-        cameras = tuple(dataset.cameras)
         _check_num_classes(model_cfg, dataset.CLASSES)
+    if cameras is not None:
         _set_num_cams(model_cfg, cameras)
     with config_errors("model"):
         detector = build_model(model_cfg, cfg.get("train_cfg"), cfg.get("test_cfg"))
     if dataset is not None:
-        detector.CLASSES, detector.CAMERAS = list(dataset.CLASSES), list(cameras)
+        detector.CLASSES = list(dataset.CLASSES)
+    if cameras is not None:
+        detector.CAMERAS = list(cameras)
     return detector
 
 

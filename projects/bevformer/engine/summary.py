@@ -28,10 +28,11 @@ def run_summary(
     warmup = f" after {lr_config.warmup_iters} warm-up iterations" if "warmup" in lr_config else ""
     dtype = str(getattr(detector, "autocast_dtype", None) or torch.float32).replace("torch.", "")
     deterministic = ", deterministic" if torch.backends.cudnn.deterministic else ""
+    cameras = getattr(detector, "CAMERAS", None)
     rows = {
         "data": _data(cfg, loader.dataset.dataset),
         "classes": f"{len(detector.CLASSES)}: {', '.join(detector.CLASSES)}",
-        "cameras": f"{len(detector.CAMERAS)}: {', '.join(detector.CAMERAS)}",
+        "cameras": f"{len(cameras)}: {', '.join(cameras)}" if cameras else "not named by the data",
         "network": _network(cfg, detector),
         "start": _start(cfg),
         "batch": _batch(cfg, loader),
