@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from projects.bevformer import plugin  # noqa: F401
+from projects.bevformer.engine.build import build_detector
 from projects.bevformer.engine.config import load_config
 from projects.bevformer.engine.data_loading import build_test_dataset, build_train_dataset
 from projects.bevformer.engine.evaluate import predict
@@ -21,8 +22,6 @@ CONFIG = Path(__file__).parents[2] / "configs" / "demo.py"
 
 
 def test_five_cameras_from_tables_to_pictures(tmp_path):
-    from mmdet3d.models import build_model
-
     root = create_data_set(
         tmp_path / "data",
         image_hw=(112, 200),
@@ -38,12 +37,21 @@ def test_five_cameras_from_tables_to_pictures(tmp_path):
         f"data.{split}.ann_file": str(root / f"five_infos_temporal_{part}.pkl")
         for split, part in files.items()
     }
-    options["model.pts_bbox_head.transformer.num_cams"] = 5
     cfg = load_config(str(CONFIG), options, str(root))
-    dataset = build_test_dataset(cfg, "test")
+    train_set, dataset = build_train_dataset(cfg), build_test_dataset(cfg, "test")
+    assert dataset.cameras == ("CAM_0", "CAM_1", "CAM_2", "CAM_3", "CAM_4")
 
-    cfg.model.pretrained = None
-    detector = build_model(cfg.model).eval()
+    detector = build_detector(cfg, dataset)
+    assert len(detector.pts_bbox_head.transformer.cams_embeds) == 5
+    item = train_set.prepare_train_data(0)
+    losses = detector(
+        img=item["img"].data[None],
+        img_metas=[item["img_metas"].data],
+        gt_bboxes_3d=[item["gt_bboxes_3d"].data],
+        gt_labels_3d=[item["gt_labels_3d"].data],
+    )
+    sum(losses.values()).backward()
+
     results = predict(detector, dataset, torch.device("cpu"), workers=0)
     metrics = dataset.evaluate(results, jsonfile_prefix=str(tmp_path / "results"))
     assert any(name.endswith("NDS") for name in metrics)
@@ -52,7 +60,7 @@ def test_five_cameras_from_tables_to_pictures(tmp_path):
     found = load_results(path, dataset.data_infos, dataset.CLASSES)
     token = dataset.data_infos[0]["token"]
     draw_samples(dataset, {0: found[token]}, tmp_path / "pictures")
-    draw_network_inputs(cfg, build_train_dataset(cfg), 1, tmp_path / "inputs")
+    draw_network_inputs(cfg, train_set, 1, tmp_path / "inputs")
     assert len(list((tmp_path / "inputs").iterdir())) == 3
     picture = cv2.imread(str(tmp_path / "pictures" / f"{token}_camera.png"))
     assert picture.shape[1] == 3 * 200 + 2 * 6  # CAM_1, CAM_0, CAM_4 above CAM_2, CAM_3
