@@ -96,7 +96,7 @@ def test_training_fits_the_second_task():
     assert losses[-1] < 0.7 * losses[0]
 
 
-@pytest.mark.parametrize("names", [("pts_bbox",), ("one", "one")])
-def test_names_are_unique(names):
-    with pytest.raises(ValueError, match="two heads are named"):
+@pytest.mark.parametrize("names", [("pts_bbox",), ("one", "one"), (None,)])
+def test_every_head_needs_a_name_of_its_own(names):
+    with pytest.raises(ValueError, match="a name of its own"):
         build(*[occupancy(name) for name in names])

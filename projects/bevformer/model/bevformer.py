@@ -81,7 +81,7 @@ class BEVFormer(Base3DDetector):
         autocast_dtype: None, or the dtype under which forward runs in mixed precision.
 
     Raises:
-        ValueError: two parts do not fit each other, or two heads have one name.
+        ValueError: two parts do not fit each other, or a head has no name of its own.
 
     Source: BEVFormer (arXiv 2203.17270).
     """
@@ -126,9 +126,9 @@ class BEVFormer(Base3DDetector):
         check_model(self)
 
     def _add_head(self, cfg):
-        name = cfg.pop("name")
-        if name in self.heads or name == DETECTION:
-            raise ValueError(f"two heads are named {name}: give each of `heads` its own name")
+        name = cfg.pop("name", None)
+        if name in (None, DETECTION, *self.heads):
+            raise ValueError(f"name={name!r} of a head: give each of `heads` a name of its own")
         self.head_weights[name] = cfg.pop("weight", 1.0)
         self.heads[name] = HEADS.build(cfg)
 
