@@ -153,7 +153,7 @@ def bench_create(root, out_dir, devkit_samples):
     return infos, {
         "frames": frames,
         "ms_per_frame": ours,  # tables, CAN bus, records and writing the files
-        "ms_per_frame_devkit": devkit,  # the loop alone
+        "ms_per_frame_devkit": devkit,  # the loop only
         "ms_per_frame_devkit_tables": 1e3 * load_seconds / frames,
         "ratio": devkit / ours,
         "kib_per_frame": size / frames / 1024,
