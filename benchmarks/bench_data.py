@@ -1,4 +1,4 @@
-"""What reading data costs, beside the plain way in the same run: python benchmarks/bench_data.py [--quick]
+"""Cost of reading data, compared with the plain way in the same run: python benchmarks/bench_data.py [--quick]
 
 - a training sample of four frames at 900x1600: the default recipe's pipeline and the published one
 - an info record: tools/create_data.py and the devkit's functions sample by sample
@@ -114,8 +114,8 @@ def bench_sample(infos, root, write_infos, repetitions):
         "ms_published": best["published"],
         "ratio": best["published"] / best["bytes"],
         "mean_picture_bytes": picture_bytes,
-        "mib_handed_on_bytes": QUEUE * 6 * 900 * 1600 * 3 / 2**20,
-        "mib_handed_on_published": QUEUE * 6 * 928 * 1600 * 3 * 4 / 2**20,
+        "mib_passed_on_bytes": QUEUE * 6 * 900 * 1600 * 3 / 2**20,
+        "mib_passed_on_published": QUEUE * 6 * 928 * 1600 * 3 * 4 / 2**20,
     }
 
 
@@ -152,12 +152,12 @@ def bench_create(root, out_dir, devkit_samples):
     ours, devkit = 1e3 * seconds / frames, 1e3 * loop_seconds / len(chosen)
     return infos, {
         "frames": frames,
-        "ms_a_frame": ours,  # tables, CAN bus, records and writing the files
-        "ms_a_frame_devkit": devkit,  # the loop alone
-        "ms_a_frame_devkit_tables": 1e3 * load_seconds / frames,
+        "ms_per_frame": ours,  # tables, CAN bus, records and writing the files
+        "ms_per_frame_devkit": devkit,  # the loop only
+        "ms_per_frame_devkit_tables": 1e3 * load_seconds / frames,
         "ratio": devkit / ours,
-        "kib_a_frame": size / frames / 1024,
-        "kib_a_frame_with_sweeps": size_with_sweeps / frames / 1024,
+        "kib_per_frame": size / frames / 1024,
+        "kib_per_frame_with_sweeps": size_with_sweeps / frames / 1024,
         "smaller_by": 1 - size / size_with_sweeps,
     }
 
@@ -211,12 +211,12 @@ def table(results):
             "|---|---|---|---|",
             f"| CPU of a training sample, {QUEUE} frames at 900x1600, ms | {sample['ms_bytes']:.0f} | "
             f"{sample['ms_published']:.0f} (published pipeline) | {sample['ratio']:.1f}x |",
-            f"| bytes to the device, MiB | {sample['mib_handed_on_bytes']:.0f} | "
-            f"{sample['mib_handed_on_published']:.0f} | |",
-            f"| CPU of an info record, tables included, ms | {create['ms_a_frame']:.2f} | "
-            f"{create['ms_a_frame_devkit']:.1f} (devkit, without tables) | {create['ratio']:.1f}x |",
-            f"| info file, KiB a frame | {create['kib_a_frame']:.1f} | "
-            f"{create['kib_a_frame_with_sweeps']:.1f} (10 sweeps) | -{create['smaller_by']:.0%} |",
+            f"| bytes to the device, MiB | {sample['mib_passed_on_bytes']:.0f} | "
+            f"{sample['mib_passed_on_published']:.0f} | |",
+            f"| CPU of an info record, tables included, ms | {create['ms_per_frame']:.2f} | "
+            f"{create['ms_per_frame_devkit']:.1f} (devkit, without tables) | {create['ratio']:.1f}x |",
+            f"| info file, KiB per frame | {create['kib_per_frame']:.1f} | "
+            f"{create['kib_per_frame_with_sweeps']:.1f} (10 sweeps) | -{create['smaller_by']:.0%} |",
             f"| memory of a further worker, MiB | {worker['worker_mib_bytes']:.1f} | "
             f"{worker['worker_mib_list']:.0f} (list of dicts) | |",
         ]

@@ -98,7 +98,7 @@ def random_infos(samples, config, rng):
     half_yaw = rng.uniform(-np.pi, np.pi, shape) / 2
     centers = ego[:, None] + [0, 0, 1]
     centers = centers + np.pad(within_range(names, config, rng), ((0, 0), (0, 0), (0, 1)))
-    boxes = np.zeros((*shape, 7))  # of the lidar's frame evaluation reads the sizes alone
+    boxes = np.zeros((*shape, 7))  # evaluation reads only the sizes from the lidar frame
     boxes[..., 3:6] = rng.uniform(0.5, 5, (*shape, 3))
     rotations = np.zeros((*shape, 4))
     rotations[..., 0], rotations[..., 3] = np.cos(half_yaw), np.sin(half_yaw)

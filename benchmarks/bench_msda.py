@@ -42,22 +42,16 @@ class Case:
     packed: bool = False
 
 
-# Queries that see each camera of the nuScenes rig, with BEV grids of 50, 150 and 200.
-HITS = {
-    50: (385, 469, 466, 590, 442, 451),
-    150: (3452, 4241, 4213, 5371, 3988, 4056),
-    200: (6137, 7533, 7490, 9544, 7090, 7211),
-}
 TINY, SMALL = ((15, 25),), ((23, 40),)
 BASE = ((116, 200), (58, 100), (29, 50), (15, 25))
 CASES = {
     "sca_tiny": Case(TINY, 8, (590,) * 6),
-    "sca_tiny_packed": Case(TINY, 8, HITS[50], packed=True),
+    "sca_tiny_packed": Case(TINY, 8, common.NUSCENES_VISIBLE[50], packed=True),
     "sca_small": Case(SMALL, 8, (5371,) * 6),
-    "sca_small_packed": Case(SMALL, 8, HITS[150], packed=True),
+    "sca_small_packed": Case(SMALL, 8, common.NUSCENES_VISIBLE[150], packed=True),
     "sca_base_1_camera": Case(BASE, 8, (9544,)),
     "sca_base": Case(BASE, 8, (9544,) * 6),
-    "sca_base_packed": Case(BASE, 8, HITS[200], packed=True),
+    "sca_base_packed": Case(BASE, 8, common.NUSCENES_VISIBLE[200], packed=True),
     "tsa_50": Case(((50, 50),), 4, (50 * 50,) * 2),
     "tsa_150": Case(((150, 150),), 4, (150 * 150,) * 2),
     "tsa_200": Case(((200, 200),), 4, (200 * 200,) * 2),

@@ -1,7 +1,7 @@
-"""What the benchmarks share: clocks, byte counts, and what was measured where.
+"""What the benchmarks share: clocks, byte counts, and descriptions of the machine.
 
-Benchmarks compare things that run in the same process, in turns, so that a busy machine slows all of
-them alike; ratios are what they are read for.
+Benchmarks compare things that run alternately in the same process, so that a busy machine slows all of
+them down alike; compare the ratios.
 """
 
 import datetime
@@ -18,6 +18,16 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+# Queries that each camera of the real nuScenes rig sees (front, front right, front left, back, back left,
+# back right), for the official range and four heights; BEV cells along one side -> numbers.
+NUSCENES_VISIBLE = {
+    50: (385, 469, 466, 590, 442, 451),
+    100: (1533, 1882, 1870, 2382, 1772, 1801),
+    150: (3452, 4241, 4213, 5371, 3988, 4056),
+    200: (6137, 7533, 7490, 9544, 7090, 7211),
+    300: (13808, 16950, 16850, 21481, 15948, 16224),
+}
 
 
 def environment(device):

@@ -15,10 +15,10 @@ It prints kernels (operators that start at least one: a lower bound of the launc
 the host waits for the GPU) and the copies to the GPU, per training step or test frame. `--estimate` adds
 the time of each operator on a GPU.
 
-The last step alone is counted: the first one makes the optimizer's state and the tables that stay on the
+Only the last step counts: the first one makes the optimizer's state and the tables that stay on the
 device. It cannot find wrong numbers, races, lack of memory, faults in Triton's or compiled kernels, or anything
 about NCCL and several processes. Matching sees random costs, boolean masks select five entries, and the
-cameras have the hits of the nuScenes rig.
+cameras see as many queries as those of nuScenes.
 """
 
 import argparse
@@ -109,8 +109,8 @@ def run_case(root, case, steps=2, chip=None):
     logging.disable(logging.CRITICAL)
     cfg = _config(Path(root) / case.config, case.options)
     head = cfg.model.pts_bbox_head
-    hits = recipe_input.nuscenes_hits(head.bev_h, head.bev_w) * case.batch
-    records = fake_gpu.Records(hits, chip)
+    visible = recipe_input.nuscenes_visible(head.bev_h, head.bev_w) * case.batch
+    records = fake_gpu.Records(visible, chip)
     mmcv_calls = []
     _watch_mmcv_extension(mmcv_calls)
     _follow_phases(records)
@@ -205,7 +205,7 @@ def _test(detector, cfg, batch, device, records):
 
 
 def _follow_phases(records):
-    """Estimates tell history frames from the current one."""
+    """Estimates distinguish history frames from the current one."""
     from projects.bevformer.model import bevformer
     from projects.bevformer.model.v2 import bevformer_v2
 
@@ -258,7 +258,7 @@ def in_a_fork(root, case, steps=2, chip=None, timeout_s=1200):
     def work():
         try:
             sender.send(("ok", run_case(root, case, steps, chip)))
-        except BaseException as error:  # noqa: BLE001: whatever it is, it is the result
+        except BaseException as error:  # noqa: BLE001: any error is the result
             hidden = ("fake_tensor", "/torch/utils/_", "fake_gpu.py")
             lines = [
                 f"{frame.filename.split('/projects/bevformer/')[-1].split('site-packages/')[-1]}"

@@ -42,7 +42,7 @@ NOT_DETERMINISTIC = re.compile(
 _NO_KERNEL = re.compile(
     r"^aten::(empty|new_empty|_unsafe_view|lift|detach|alias|_reshape_alias|_local_scalar)"
 )
-# Operators that may take CPU tensors beside CUDA ones.
+# Operators that may take CPU tensors together with CUDA ones.
 _MIXING = ("aten::_to_copy", "aten::copy_", "aten::index.Tensor", "aten::_foreach_copy_")
 _MASKED = ("aten::index.Tensor", "aten::index_put_", "aten::index_put")
 
@@ -194,7 +194,7 @@ class Records:
         times: (phase, kind) -> [seconds, kernels, operations, bytes] of the estimate.
     """
 
-    def __init__(self, hits=(), chip=None):
+    def __init__(self, visible=(), chip=None):
         self.faults = []
         self.in_step = False
         self.launches, self.reads = collections.Counter(), collections.Counter()
@@ -203,7 +203,7 @@ class Records:
         self.not_deterministic, self.half = collections.Counter(), collections.Counter()
         self.checked = set()
         self.times = {}
-        self.hits = tuple(hits)
+        self.visible = tuple(visible)
         self.chip = chip
         self.phase = "current"
 
@@ -416,9 +416,9 @@ class FakeGpu(FakeTensorMode):
         def to_list(tensor):
             if _is_gpu(tensor):
                 self._read(f"tolist at {self._site()}")
-            hits = self.records.hits
-            if hits and tensor.dim() == 2 and tensor.shape[-1] == len(hits):
-                return [list(hits) for _ in range(tensor.shape[0])]
+            visible = self.records.visible
+            if visible and tensor.dim() == 2 and tensor.shape[-1] == len(visible):
+                return [list(visible) for _ in range(tensor.shape[0])]
             return nested(tuple(tensor.shape))
 
         return to_list

@@ -40,7 +40,7 @@ import common  # noqa: E402
 from presets import PRESETS  # noqa: E402
 from recipe_input import (  # noqa: E402
     build_detector,
-    nuscenes_hits,
+    nuscenes_visible,
     preprocessor_steps,
     training_batch,
 )
@@ -98,10 +98,10 @@ class BEVFormerWithSignal(BEVFormer):
 
 @TRANSFORMER_LAYER_SEQUENCE.register_module()
 class EncoderOfNuScenes(BEVFormerEncoder):
-    """BEVFormerEncoder whose visible queries are those of the nuScenes rig, whatever the frames say."""
+    """BEVFormerEncoder with the visible queries of the nuScenes rig instead of the frames'."""
 
     def find_visible(self, frames, bev_hw):
-        counts = nuscenes_hits(*bev_hw)
+        counts = nuscenes_visible(*bev_hw)
         batch, queries = len(frames[0].lidar2img), bev_hw[0] * bev_hw[1]
         shape, device = (batch, len(counts), queries), frames[0].lidar2img.device
         return [

@@ -51,7 +51,7 @@ class MetaDevice(TorchDispatchMode):
 
 
 def _made_up(tensor, dtype):
-    """What the host reads: a few hits in each camera, costs that can be matched."""
+    """What the host reads: a few visible queries per camera, costs that can be matched."""
     dtype = dtype or tensor.dtype
     if dtype.is_floating_point:
         return torch.rand(tensor.shape, dtype=dtype)

@@ -7,6 +7,7 @@ import logging
 
 import numpy as np
 import torch
+from common import NUSCENES_VISIBLE
 
 from projects.bevformer import plugin  # noqa: F401
 from projects.bevformer.datasets.pipelines.color import DrawColorDistortion
@@ -19,23 +20,14 @@ from mmdet3d.models import build_model  # isort: skip
 CAMERAS = 6
 NUSCENES_IMAGE_HW = (900, 1600)
 SYNTHETIC_IMAGE_HW = (450, 800)
-# Hits per camera (front, front right, front left, back, back left, back right) on the real nuScenes
-# rig, for the official range and four heights; BEV cells along one side -> counts.
-NUSCENES_HITS = {
-    50: (385, 469, 466, 590, 442, 451),
-    100: (1533, 1882, 1870, 2382, 1772, 1801),
-    150: (3452, 4241, 4213, 5371, 3988, 4056),
-    200: (6137, 7533, 7490, 9544, 7090, 7211),
-    300: (13808, 16950, 16850, 21481, 15948, 16224),
-}
 GROUND_TRUTHS = 40  # about the mean number of boxes in a nuScenes key frame
 
 
-def nuscenes_hits(bev_h, bev_w):
-    """Six hit counts for a BEV of any size; sizes that are not in the table are scaled."""
-    if bev_h == bev_w and bev_h in NUSCENES_HITS:
-        return NUSCENES_HITS[bev_h]
-    return tuple(round(count * bev_h * bev_w / 200**2) for count in NUSCENES_HITS[200])
+def nuscenes_visible(bev_h, bev_w):
+    """Numbers of visible queries of six cameras for a BEV of any size; other sizes are scaled."""
+    if bev_h == bev_w and bev_h in NUSCENES_VISIBLE:
+        return NUSCENES_VISIBLE[bev_h]
+    return tuple(round(count * bev_h * bev_w / 200**2) for count in NUSCENES_VISIBLE[200])
 
 
 def source_hw(cfg):

@@ -26,7 +26,7 @@ def estimate(func, name, args, tensors, outs, chip):
         chip: one of CHIPS.
 
     Returns:
-        (seconds, kind, operations, bytes); the kind is None where its place should tell.
+        (seconds, kind, operations, bytes); the kind is None to take it from the call site.
     """
     moved = _size(tensors) + _size(outs)
     half = any(t.dtype.itemsize == 2 for t in tensors if t.dim() > 1)

@@ -215,7 +215,7 @@ def main(argv=None):
         [name, *(round(case[column]) if column in case else "-" for column in columns)]
         for name, case in result["training"].items()
     ]
-    print(common.table(["training", "ms a step", "MiB allocated", "MiB reserved"], rows))
+    print(common.table(["training", "ms per step", "MiB allocated", "MiB reserved"], rows))
     for name, case in result["inference"].items():
         print(f"inference {name}: {case['frames_per_s']:.1f} frames a second")
 

@@ -1,5 +1,5 @@
-# How the demo weights start: frames without history, on scenes and seeds that the
-# demo never shows. configs/demo_weights_temporal.py goes on from here.
+# First stage of the demo weights: frames without history, on scenes and seeds that are not in the
+# demo. configs/demo_weights_temporal.py continues from here.
 _base_ = ["./demo.py"]
 
 data_root = "data/synthetic_train/"

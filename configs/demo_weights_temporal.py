@@ -1,4 +1,4 @@
-# How the demo weights learn time: queues of three frames, from the last checkpoint of
+# Second stage of the demo weights: queues of three frames, from the last checkpoint of
 # demo_weights.py. The same recipe without history, for comparison:
 #   --cfg-options data.train.queue_length=1 model.video_test_mode=False
 _base_ = ["./demo_weights.py"]

@@ -52,7 +52,7 @@ def test_damage_of_a_jpeg(noise):
     assert "cut off" in jpeg_damage(content[:5000] + bytes(len(content) - 5000))
 
 
-def test_plain_sky_is_no_damage(noise):
+def test_plain_sky_is_not_reported_as_damage(noise):
     sky = noise.copy()
     sky[:100] = 255
     for options in ((), (cv2.IMWRITE_JPEG_OPTIMIZE, 1), (cv2.IMWRITE_JPEG_PROGRESSIVE, 1)):
@@ -63,7 +63,7 @@ def test_other_formats_are_not_judged(noise):
     assert jpeg_damage(cv2.imencode(".png", noise)[1].tobytes()[:-10]) is None
 
 
-def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path):
+def test_failed_write_keeps_the_old_file(tmp_path):
     path = tmp_path / "a.json"
     with atomic_write(str(path)) as file:
         file.write("old")

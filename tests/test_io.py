@@ -78,7 +78,7 @@ def global_opcode(module, name):
         (b"(S'touch ran'\nios\nsystem\n.", r"os\.system"),
     ],
 )
-def test_what_could_run_code_is_named_and_not_run(load, tmp_path, monkeypatch, content, named):
+def test_code_in_pickles_is_named_and_not_run(load, tmp_path, monkeypatch, content, named):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
         ValueError, match=rf"file\.pkl is not read: it refers to {named}.*write it again"
@@ -110,6 +110,6 @@ def test_the_file_cannot_change_numpys_own_types(load):
         b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\x7f.",  # a frame of 2^63 bytes
     ],
 )
-def test_anything_else_is_an_error_with_the_file_and_the_remedy(load, content):
+def test_other_content_is_refused_with_file_and_remedy(load, content):
     with pytest.raises(ValueError, match=r"file\.pkl is not .*write it again"):
         load(content)

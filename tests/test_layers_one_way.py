@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "projects" / "bevformer"
 NAME = "projects.bevformer"
 
-# Modules beside the packages that everyone but geometry and ops may import.
+# Modules next to the packages that everyone but geometry and ops may import.
 COMMON = {"geometry", "transfer", "compat", "jit", "io", "published"}
 
 ALLOWED = {
@@ -112,8 +112,8 @@ def test_the_package_does_not_import_the_synthetic_data_set(file):
     assert not [module for module in modules_of(file) if "synthetic_nuscenes" in module]
 
 
-def packages_that_import_at_their_head(module):
-    """The packages of which a file imports a module when it is imported itself."""
+def packages_that_import(module):
+    """The packages with a file that imports `module` at module level."""
     found = set()
     for file in package_files():
         body = ast.parse((PACKAGE / file).read_text(encoding="utf-8")).body
@@ -125,9 +125,9 @@ def packages_that_import_at_their_head(module):
     return sorted(found - {"compat.py"})
 
 
-@pytest.mark.parametrize("package", packages_that_import_at_their_head("mmdet3d"))
+@pytest.mark.parametrize("package", packages_that_import("mmdet3d"))
 def test_compat_comes_before_mmdet3d(package):
-    """It gets mmdet3d past its check of versions, so a package of which any part needs it starts with it."""
+    """It gets mmdet3d past its version check, so a package that imports mmdet3d imports it first."""
     body = ast.parse((PACKAGE / package / "__init__.py").read_text(encoding="utf-8")).body
     first = next(node for node in body if isinstance(node, (ast.Import, ast.ImportFrom)))
     assert first.module == NAME

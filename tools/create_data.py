@@ -34,7 +34,7 @@ def parse_args():
         "--max-sweeps",
         type=int,
         default=0,
-        help="lidar sweeps listed per frame; no camera model needs any",
+        help="lidar sweeps listed per frame; camera models need none",
     )
     parser.add_argument(
         "--keep-scenes-without-images",

@@ -32,7 +32,7 @@ def parse_args():
     parser.add_argument("--out-dir", type=Path, default=Path("data/synthetic"), help="data root")
     parser.add_argument(
         "--tables-only", action="store_true",
-        help="no images and no lidar files: tables and CAN bus to measure tools on",
+        help="no images and no lidar files, only tables and CAN bus to measure tools on",
     )  # fmt: skip
     parser.add_argument(
         "--version", choices=VERSIONS, help="v1.0-mini, or v1.0-trainval with --tables-only"

@@ -1,8 +1,8 @@
-"""The main job on data it makes itself: python tools/demo.py [--from-scratch].
+"""Train and evaluate on a synthetic data set: python tools/demo.py [--from-scratch].
 
-Runs the project's own tools one after the other and prints each command line, so that they can be
+Runs the project's tools one after the other and prints each command line, so that they can be
 repeated by hand: synthetic data set, info files, training, evaluation with the nuScenes devkit,
-pictures. Data sets that are already there are used again.
+pictures. An existing data set is reused.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def parse_args(argv=None):
     parser.add_argument(
         "--from-scratch",
         action="store_true",
-        help="start from random weights, not the demo weights",
+        help="start from random weights instead of the demo weights",
     )
     parser.add_argument("--pictures", type=int, default=8, metavar="N", help="samples to draw [8]")
     return parser.parse_args(argv)

@@ -25,13 +25,13 @@ def parse_args(argv=None):
     parser = make_parser(__doc__)
     parser.add_argument("--data-root", help="nuScenes root to check [that of --config]")
     parser.add_argument(
-        "--canbus", help="folder that contains can_bus [in or beside the data root]"
+        "--canbus", help="folder that contains can_bus [in the data root or next to it]"
     )
     parser.add_argument("--config", help="config to check, with the info files that it names")
     add_options_argument(parser, "--cfg-options", "override config keys")
     parser.add_argument("--deep", action="store_true", help="decode every image, not only a few")
     parser.add_argument("--workers", type=int, default=1, help="processes for --deep [1]")
-    parser.add_argument("--quiet", action="store_true", help="only what is not as it should be")
+    parser.add_argument("--quiet", action="store_true", help="only warnings and what is broken")
     args = parser.parse_args(argv)
     if not (args.data_root or args.config):
         for flag in ("canbus", "deep"):

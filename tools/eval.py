@@ -38,17 +38,17 @@ def parse_args(argv=None):
     parser.add_argument(
         "--devkit",
         action="store_true",
-        help="let the nuScenes devkit score: slower, needs the tables, draws curves into plots/",
+        help="score with the nuScenes devkit: slower, needs the tables, draws curves into plots/",
     )
     parser.add_argument("--out", help="also keep the raw results, a .pkl file")
-    parser.add_argument(
-        "--show", action="store_true", help="needs a display: refused, use --show-dir"
-    )
+    parser.add_argument("--show", action="store_true", help="not supported: use --show-dir")
     parser.add_argument("--show-dir", help="folder for <token>_bev.png and <token>_camera.png")
     parser.add_argument(
         "--show-samples", type=int, metavar="N", help="draw N evenly spaced samples [all]"
     )
-    parser.add_argument("--show-score-thr", type=float, default=0.3, help="least score drawn [0.3]")
+    parser.add_argument(
+        "--show-score-thr", type=float, default=0.3, help="lowest score to draw [0.3]"
+    )
     parser.add_argument(
         "--fuse-conv-bn", action="store_true", help="merge BatchNorm into convolutions"
     )
@@ -57,11 +57,11 @@ def parse_args(argv=None):
     )
     add_options_argument(parser, "--options", "deprecated name of --eval-options")
     parser.add_argument(
-        "--gpu-collect", action="store_true", help="accepted: results are always gathered"
+        "--gpu-collect",
+        action="store_true",
+        help="accepted and ignored: results are always gathered",
     )
-    parser.add_argument(
-        "--tmpdir", help="accepted and ignored: no files are needed to gather results"
-    )
+    parser.add_argument("--tmpdir", help="accepted and ignored: gathering needs no files")
     return parser.parse_intermixed_args(argv)  # CHECKPOINT may follow an option
 
 

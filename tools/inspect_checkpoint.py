@@ -8,8 +8,8 @@ from projects.bevformer.cli.errors import quiet_start, tool_errors
 
 def main():
     parser = make_parser(__doc__)
-    parser.add_argument("checkpoint", help="any file of weights")
-    parser.add_argument("config", nargs="?", help="the config that it is meant for")
+    parser.add_argument("checkpoint", help="any file with weights")
+    parser.add_argument("config", nargs="?", help="config to compare it with")
     parser.add_argument("--keys", action="store_true", help="also list every name and shape")
     add_debug_argument(parser)
     args = parser.parse_args()

@@ -11,7 +11,7 @@ from projects.bevformer.cli.errors import quiet_start, tool_errors
 def main():
     parser = make_parser(__doc__)
     parser.add_argument("checkpoint", help="written by tools/train.py")
-    parser.add_argument("target", type=Path, help="file for the weights only")
+    parser.add_argument("target", type=Path, help="file to write")
     parser.add_argument("--half", action="store_true", help="matrices and kernels as float16")
     add_debug_argument(parser)
     args = parser.parse_args()

@@ -33,7 +33,7 @@ def parse_args(argv=None):
     )
     parser.add_argument("--diff-seed", action="store_true", help="add the rank to the seed")
     parser.add_argument(
-        "--autoscale-lr", action="store_true", help="multiply the rate by processes / 8"
+        "--autoscale-lr", action="store_true", help="multiply the learning rate by processes / 8"
     )
     parser.add_argument(
         "--max-iters", type=int, help="train this many iterations, then evaluate once"

@@ -1,5 +1,5 @@
-# ResNet-50 without deformable convolutions under the encoder and the BEV of base. Not a published
-# recipe: no quirks of the original.
+# ResNet-50 without deformable convolutions, with the encoder and the BEV of base. Not a published
+# recipe, so without the quirks of the original.
 _base_ = ["../config.py"]
 
 model = dict(

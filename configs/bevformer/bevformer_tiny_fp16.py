@@ -1,5 +1,5 @@
 # The published mixed-precision recipe of BEVFormer-tiny: NDS 35.9, mAP 25.7 on nuScenes val. Two
-# samples a process, a fixed loss scale; history frames are in half precision too.
+# samples per process, a fixed loss scale; history frames are in half precision too.
 _base_ = ["./bevformer_tiny.py"]
 
 data = dict(samples_per_gpu=2, workers_per_gpu=8)

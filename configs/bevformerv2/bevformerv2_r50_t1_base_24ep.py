@@ -1,7 +1,7 @@
-# The published BEVFormer v2 "t1-base": one frame, ResNet-50, a perspective head beside the BEV
-# head. Published: NDS 42.6, mAP 35.1 on nuScenes val, from ckpts/fcos_r50_coco_2mmdet.pth, total
-# batch 8. Not verified here: no training on nuScenes, no official weights, not that pretraining
-# file. The published recipe takes the objects of the perspective head from the nuScenes tables,
+# The published BEVFormer v2 "t1-base": one frame, ResNet-50, a perspective head in addition to
+# the BEV head. Published: NDS 42.6, mAP 35.1 on nuScenes val, from ckpts/fcos_r50_coco_2mmdet.pth,
+# total batch 8. Not verified here: not trained on nuScenes, official weights and that pretraining
+# file not tried. The published recipe takes the objects of the perspective head from the nuScenes tables,
 # this one from the info file (docs/checkpoint_compatibility.md#bevformer-v2).
 _base_ = ["../_base_/bevformer.py", "../_base_/default_runtime.py"]
 input_modality = {{_base_.input_modality}}

@@ -31,7 +31,7 @@ def _import_mmdet3d():
     """Import mmdet3d past its version check; `mmcv.__version__` has its own value again afterwards.
 
     In an environment made by `make setup` the check is relaxed in the installed file and
-    `import mmdet3d` works by itself; elsewhere this module has to be imported first.
+    `import mmdet3d` works in any order; elsewhere this module has to be imported first.
     """
     true_version = mmcv.__version__
     if true_version not in TESTED_MMCV:
@@ -137,7 +137,7 @@ def _with_autocast_of_now(function):
     if torch.is_autocast_enabled():
         states.append(("cuda", torch.get_autocast_gpu_dtype()))
     if torch.is_autocast_cpu_enabled():
-        # torch 1.10 knows no other, and its get_autocast_cpu_dtype() gives a dtype equal to none.
+        # torch 1.10 has no other, and its get_autocast_cpu_dtype() gives a dtype equal to none.
         states.append(("cpu", torch.bfloat16))
 
     def run(*tensors):

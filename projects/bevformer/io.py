@@ -31,7 +31,7 @@ _PLAIN_KINDS = "?biufcSUOMm"
 
 
 def _dtype(code, align, copy):
-    """`numpy.dtype` that never hands out numpy's own instance, which the file could then change."""
+    """`numpy.dtype` that never returns numpy's own instance, which the file could then change."""
     if not isinstance(code, str) or code[:1] not in _PLAIN_KINDS:
         raise pickle.UnpicklingError(f"numpy.dtype of {code!r}")
     return np.dtype(code, align=bool(align), copy=True)
@@ -212,7 +212,7 @@ def join_root(data_root, path):
     Args:
         data_root: folder that paths are relative to; None or "" where there is none.
         path: as in the record. Absolute paths, and relative ones that begin with `data_root`, as
-            the original BEVFormer writes them, are taken as they are.
+            the original BEVFormer writes them, are returned unchanged.
 
     Raises:
         ValueError: the path leads out of data_root.
@@ -220,7 +220,7 @@ def join_root(data_root, path):
     root = data_root or ""
     if osp.normpath(path).startswith(osp.normpath(root) + osp.sep):
         return path
-    joined = osp.join(root, path)  # an absolute path stays as it is
+    joined = osp.join(root, path)  # an absolute path stays unchanged
     if ".." in path and root and osp.relpath(joined, root).startswith(osp.pardir):
         raise ValueError(
             f"an info record names the file {path}, which is outside of data_root {root}: write "
@@ -230,9 +230,9 @@ def join_root(data_root, path):
 
 
 def jpeg_damage(content):
-    """What is wrong with the bytes of an image file, as far as that can be told without decoding.
+    """What is wrong with the bytes of an image file, as far as it shows without decoding.
 
-    Decoders fill in grey for what is cut off, and go on with wrong pixels after a lost block.
+    Decoders fill in grey for what is cut off, and continue with wrong pixels after a lost block.
 
     Args:
         content: bytes of the file; only JPEG is judged.

@@ -1,4 +1,4 @@
-"""What published configs contain besides: arguments without effect, and types that are replaced."""
+"""Handling of published configs: arguments without effect, and types that are replaced."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def published(
     only: Mapping[str, Any] | None = None,
     unweighted: Sequence[str] = (),
 ) -> Callable[[type], type]:
-    """Class decorator: accept arguments that published configs pass and that mean nothing here.
+    """Class decorator: accept arguments of published configs that have no effect here.
 
     They must be passed by keyword. Constructor and docstring of the class hold the other arguments only.
 

@@ -56,6 +56,6 @@ def test_images_as_bytes_are_distorted_without_blocking():
     assert any(place.startswith("model/image_preprocessor.py") for place in records["h2d"])
 
 
-def test_the_list_names_the_cases_that_fit(capsys):
+def test_list_shows_matching_cases(capsys):
     fake_cuda.main([".", "--list", "--only", "^base test"])
     assert re.fullmatch(r"(base test \w+ b1\n){3}", capsys.readouterr().out)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_all_that_can_run_on_a_cpu_runs(tmp_path):
+def test_sections_without_gpu_run_on_cpu(tmp_path):
     out = tmp_path / "gpu.json"
     run = subprocess.run(
         [

@@ -77,7 +77,7 @@ def test_storages_are_counted_while_they_live():
     assert tracker.peak >= 9 * MIB
 
 
-def test_pictures_have_the_size_of_the_pipeline():
+def test_images_have_the_size_of_the_pipeline():
     assert image_hw(preset(BASE, "default")) == (928, 1600)
     assert image_hw(preset(TINY, "default")) == (480, 800)
 

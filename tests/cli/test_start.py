@@ -38,7 +38,7 @@ def test_help_is_quick_and_quiet(tool):
 
 
 @pytest.mark.parametrize("tool", TOOLS)
-def test_a_wrong_argument_is_answered_at_once(tool):
+def test_wrong_argument_fails_quickly(tool):
     code, out, err, seconds = run(f"tools/{tool}", "--no-such-flag")
     assert (code, out) == (2, "")
     assert err.startswith("usage: ")

@@ -1,4 +1,4 @@
-"""Evaluators of heads beside the boxes, and what one evaluation costs."""
+"""Evaluators of heads other than the boxes, and the cost of an evaluation."""
 
 import json
 import pickle

@@ -354,7 +354,7 @@ def test_files_of_another_machine_are_found_below_data_root(
     assert old_root.lstrip("./") in dataset.get_data_info(1)["img_filename"][2]
 
 
-def test_paths_that_are_right_stay(make_dataset, two_scenes, tmp_path):
+def test_correct_paths_are_unchanged(make_dataset, two_scenes, tmp_path):
     for folder in ("here", "there"):
         picture = tmp_path / folder / "samples" / CAMERAS[0] / "0.jpg"
         picture.parent.mkdir(parents=True)

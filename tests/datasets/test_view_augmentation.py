@@ -121,7 +121,7 @@ def test_inference_never_flips():
         ({"debug": True}, "debug"),
     ],
 )
-def test_crops_that_do_not_exist(options, message):
+def test_crops_outside_the_image_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         crop(**options)
 

@@ -219,7 +219,7 @@ def test_a_gpu_is_not_judged_without_torch():
     assert [finding.where for finding in troubles(env)] == ["torch", "import torch"]
 
 
-def test_a_large_shm_is_no_finding():
+def test_large_shm_is_not_reported():
     assert troubles(environment(shm_free_mib=doctor.LEAST_SHM_MIB)) == []
 
 
@@ -232,7 +232,7 @@ def test_this_environment_can_be_inspected():
     assert not [finding for finding in check_environment(env) if finding.level == "broken"]
 
 
-def test_a_note_of_nvidia_smi_does_not_hide_why_torch_sees_no_gpu():
+def test_nvidia_smi_note_does_not_hide_torch_error():
     note = "nvidia-smi failed with code 14 (infoROM is corrupted)"
     env = environment(CUDA_12, driver="535.1", driver_note=note, cards=((8, 0),), torch_cuda="12.8")
     assert ["code 14" in finding.line() for finding in troubles(env)] == [True, False]

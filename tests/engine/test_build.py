@@ -179,7 +179,7 @@ def test_initialisation_is_not_logged_parameter_by_parameter(config, caplog):
         ({"frozen_stages": -1}, None, False),
     ],
 )
-def test_frozen_random_stages_are_warned_of(backbone, load_from, warned, caplog):
+def test_warns_about_frozen_random_stages(backbone, load_from, warned, caplog):
     cfg = Config({"model": {"img_backbone": backbone}, "load_from": load_from})
     init_weights(SimpleNamespace(init_weights=lambda: None), cfg, LOGGER)
     assert ("freezes stages of random weights" in caplog.text) == warned

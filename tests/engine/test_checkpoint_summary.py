@@ -75,7 +75,7 @@ def test_official_checkpoint_against_its_own_and_another_recipe(tiny_config):
     assert any("whose boxes are lwh_yaw" in line for line in lines)
 
 
-def test_a_file_of_another_backbone_alarms(tiny_config):
+def test_file_of_another_backbone_is_reported(tiny_config):
     weights = OrderedDict(
         (name, value)
         for name, value in official_weights("tiny").items()

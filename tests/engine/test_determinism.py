@@ -39,13 +39,13 @@ def test_deterministic_mode_warns_about_nondeterministic_operators():
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
-def test_torch_1_10_is_left_as_it_is(monkeypatch):
+def test_torch_1_10_is_unchanged(monkeypatch):
     monkeypatch.setattr(compat, "CAN_WARN_OF_NONDETERMINISM", False)
     make_deterministic()
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_the_users_workspace_stays(monkeypatch):
+def test_existing_cublas_workspace_config_is_kept(monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
     make_deterministic()
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
@@ -65,7 +65,7 @@ def test_unrepeatable_parts_are_named(monkeypatch):
     assert "'triton'" in unrepeatable_parts(config("lean"), detector)[0]
 
 
-def test_layers_count_where_they_train():
+def test_only_trainable_layers_are_named():
     backbone = dict(
         type="ResNet", depth=50, base_channels=8, dcn=DCN, stage_with_dcn=(False, False, True, True)
     )  # fmt: skip

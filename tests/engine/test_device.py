@@ -80,7 +80,7 @@ def test_no_gpu_falls_back_to_cpu_and_logs_why(broken_cuda, message):
 
 
 @pytest.mark.parametrize("hidden", ["", "-1"])
-def test_hidden_gpus_leave_the_cpu(broken_cuda, monkeypatch, hidden):
+def test_hidden_gpus_fall_back_to_cpu(broken_cuda, monkeypatch, hidden):
     broken_cuda(TOO_OLD, cards=["/dev/nvidia0"])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
     assert describe_device(select_device()) == "cpu (CUDA_VISIBLE_DEVICES hides all GPUs)"

@@ -61,7 +61,7 @@ def test_missing_gpu_is_an_error():
     assert select_device("cpu") == torch.device("cpu")
 
 
-def test_alone_everything_is_rank_zero():
+def test_single_process_is_rank_zero():
     assert (distributed.get_rank(), distributed.get_world_size()) == (0, 1)
     assert distributed.all_gather("a") == ["a"]
     assert distributed.broadcast("a") == "a"

@@ -72,7 +72,7 @@ def test_evaluation_does_not_count_as_waiting_for_data():
     assert run.warnings == []
 
 
-def test_fast_data_are_not_warned_of():
+def test_no_warning_for_fast_data():
     run = TimedRun()
     run.epoch([0.2] * 30)
     assert run.warnings == []

@@ -1,4 +1,4 @@
-"""Parameter groups: as few as there are sets of options, whatever a checkpoint has."""
+"""Parameter groups: one per set of options, also when a checkpoint has more."""
 
 import copy
 

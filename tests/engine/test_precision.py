@@ -72,7 +72,7 @@ def test_config_selects_the_attention_backend_of_its_model_only():
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_channels_last_changes_strides_and_no_number(channels_last):
+def test_channels_last_changes_strides_only(channels_last):
     torch.manual_seed(0)
     detector = build_detector()
     batch = training_batch()
@@ -93,7 +93,7 @@ def test_channels_last_changes_strides_and_no_number(channels_last):
 
 @pytest.fixture
 def tf32_flags():
-    """Function that tells the two TF32 flags; afterwards they are as before."""
+    """Function that returns the two TF32 flags; they are restored afterwards."""
     holders = torch.backends.cuda.matmul, torch.backends.cudnn
     before = [holder.allow_tf32 for holder in holders]
     yield lambda: [holder.allow_tf32 for holder in holders]
@@ -180,7 +180,7 @@ class CountingScaler:
         return {"scale": 4.0}
 
 
-def test_loss_scale_is_only_read_for_checkpoints(monkeypatch):
+def test_loss_scale_is_read_only_for_checkpoints(monkeypatch):
     scaler = CountingScaler()
     monkeypatch.setattr(precision, "make_grad_scaler", lambda: scaler)
     hook = LossScalingOptimizerHook()

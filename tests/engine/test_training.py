@@ -327,6 +327,6 @@ def test_mixed_precision_trains_and_evaluates(run):
         ({"checkpoint_config": {"x": 1}}, "checkpoint_config has no 'x'"),
     ],
 )
-def test_wrong_configs_say_what_and_where(run, options, message):
+def test_config_errors_say_what_and_where(run, options, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         run(options)

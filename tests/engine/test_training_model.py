@@ -23,7 +23,7 @@ def test_total_loss_adds_losses_and_keeps_other_terms_apart():
         total_loss({"loss_cls": 1.0})
 
 
-def test_a_train_step_gives_the_runner_what_it_needs():
+def test_train_step_returns_what_the_runner_needs():
     detector = DummyDetector()
     model = TrainingModel(detector, torch.device("cpu"))
     dataset = DummyDataset()
@@ -34,7 +34,7 @@ def test_a_train_step_gives_the_runner_what_it_needs():
     assert all(p.grad is not None for p in detector.parameters())
 
 
-def test_it_is_a_module_wrapper_around_the_bare_detector():
+def test_training_model_is_a_module_wrapper():
     detector = DummyDetector()
     model = TrainingModel(detector, torch.device("cpu"))
     assert is_module_wrapper(model)

@@ -1,4 +1,4 @@
-"""Run by test_distributed.py under torchrun: checkpoints in backbone and encoder beside DDP."""
+"""Run by test_distributed.py under torchrun: checkpoints in backbone and encoder under DDP."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ from tiny_bevformer import build_detector, training_batch
 from projects.bevformer.engine.distributed import all_gather, get_rank, init_process, shut_down
 from projects.bevformer.engine.training_model import TrainingModel, total_loss
 
-STEPS = 2  # of the second DDP knows what the first one told it
+STEPS = 2  # DDP uses in the second what it learned in the first
 
 
 def batch_of(rank):

@@ -101,7 +101,7 @@ def test_rotation_is_the_same_under_autocast():
         assert torch.equal(rotate_bev(bev, [5.3], (50, 50)), expected)
 
 
-def test_half_precision_features_move_as_float32_ones():
+def test_half_precision_features_rotate_like_float32():
     bev = torch.rand(1, 50 * 50, 1).bfloat16()
     turned = rotate_bev(bev, [5.3], (50, 50))
     assert turned.dtype == torch.bfloat16
@@ -109,6 +109,6 @@ def test_half_precision_features_move_as_float32_ones():
 
 
 @pytest.mark.parametrize(("queries", "angles"), [(29, [1.0, 2.0]), (30, [1.0])])
-def test_rotation_refuses_what_does_not_fit(queries, angles):
+def test_mismatched_rotation_arguments_are_refused(queries, angles):
     with pytest.raises(ValueError, match="does not fit"):
         rotate_bev(torch.zeros(2, queries, 4), angles, (5, 6))

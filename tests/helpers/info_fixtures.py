@@ -18,7 +18,7 @@ REAL_ROOT = Path(__file__).parents[3] / "shared" / "data" / "nuscenes_real4" / "
 
 @pytest.fixture(scope="session")
 def real_root():
-    """Four real key frames; a nuScenes root beside the repository."""
+    """Four real key frames; a nuScenes root next to the repository."""
     if not REAL_ROOT.is_dir():
         pytest.skip("the real nuScenes fixture is not there")
     return REAL_ROOT
@@ -26,7 +26,7 @@ def real_root():
 
 @pytest.fixture(scope="session", params=["synthetic", "real"])
 def nuscenes_root(request):
-    """A nuScenes root in v1.0-mini's schema; can_bus lies in it or beside it."""
+    """A nuScenes root in v1.0-mini's schema; can_bus lies in it or next to it."""
     return Path(request.getfixturevalue(f"{request.param}_root"))
 
 

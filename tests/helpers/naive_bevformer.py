@@ -15,7 +15,7 @@ from naive_equations import best_boxes, box_code, ego_shift, pillar, project, so
 from scipy.optimize import linear_sum_assignment
 
 PC_RANGE = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)
-ROTATE_CENTER = (100, 100)  # of every official model, whatever its grid
+ROTATE_CENTER = (100, 100)  # of every official model, for any grid
 CHANNELS = 256
 HEADS = 8
 HEIGHTS = 4  # points of a pillar

@@ -1,7 +1,7 @@
 """A BEVFormer small enough to run in milliseconds, and inputs for it.
 
 Grid and images are not square, and the range is not the same in x and y, so that swapped axes show.
-Sample b of a batch depends on b alone: a batch of two holds the same samples as two batches of one.
+Sample b of a batch depends only on b: a batch of two holds the same samples as two batches of one.
 """
 
 import math

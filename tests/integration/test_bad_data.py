@@ -473,7 +473,7 @@ def test_bad_info_files(data, browse, tmp_path, monkeypatch, damage, says):
     assert not (tmp_path / "ran").exists()
 
 
-def test_old_boxes_and_unsorted_frames_are_put_right(data, browse, tmp_path):
+def test_old_boxes_and_unsorted_frames_are_fixed(data, browse, tmp_path):
     first = pickle.loads((data.root / VAL).read_bytes())["infos"][0]["token"]
 
     def change(content):

@@ -1,4 +1,4 @@
-"""The demo weights lie beside the code: they must fit it, and find objects in its synthetic world."""
+"""The demo weights in the repository fit the code and find objects in the synthetic world."""
 
 import logging
 

@@ -106,7 +106,7 @@ def test_all_queries_diverged(assigner, value):
     assert len(pairs(assigner.assign(codes, logits, boxes, labels))) == 3
 
 
-def test_a_box_of_zero_size_is_matched_still(assigner):
+def test_zero_size_box_is_still_matched(assigner):
     codes, logits, boxes, labels = random_case()
     boxes[0, 3] = 0.0
     assert encode_boxes(boxes)[0, LOG_W] == -float("inf")

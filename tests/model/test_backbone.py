@@ -108,7 +108,7 @@ def test_without_gradient_nothing_is_recomputed(pictures, monkeypatch):
         backbone(pictures)
 
 
-def test_norms_that_learn_are_left_in_charge_of_themselves(pictures):
+def test_trainable_norms_are_not_replaced(pictures):
     options = dict(norm_cfg=dict(type="BN", requires_grad=True), norm_eval=False, frozen_stages=-1)
     plain, efficient = build(efficient=False, **options), build(**options)
     efficient.load_state_dict(plain.state_dict(), strict=True)
@@ -134,7 +134,7 @@ def test_types_that_are_replaced(monkeypatch):
     assert translated(config)["dcn"]["type"] == "DCNv2"
 
 
-def test_other_backbones_are_left_alone():
+def test_other_backbones_are_unchanged():
     config = dict(type="SwinTransformer", with_cp=True, norm_cfg=dict(type="LN"))
     assert translated(config) == config
     plain = dict(type="ResNet", depth=50)

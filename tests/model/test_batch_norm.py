@@ -40,7 +40,7 @@ def kept_numbers(module, x):
     return sum(sizes)
 
 
-def test_frozen_it_is_batch_norm_and_keeps_no_activation():
+def test_frozen_norm_equals_batch_norm_and_saves_no_activation():
     lean, plain = make_norms()
     x, y = images(requires_grad=True), images(requires_grad=True)
     assert torch.equal(lean(x), plain(y))
@@ -52,7 +52,7 @@ def test_frozen_it_is_batch_norm_and_keeps_no_activation():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_norms_that_learn_are_batch_norms(training):
+def test_trainable_norm_equals_batch_norm(training):
     lean, plain = (norm.train(training) for norm in make_norms(frozen=False))
     x, y = images(requires_grad=True), images(requires_grad=True)
     for norm, inputs in ((lean, x), (plain, y)):
@@ -74,7 +74,7 @@ def test_train_and_eval_switch_between_the_two():
     assert lean.num_batches_tracked == 1
 
 
-def test_what_follows_may_work_in_place():
+def test_output_can_be_modified_in_place():
     lean, plain = make_norms()
     x, y = images(requires_grad=True), images(requires_grad=True)
     for norm, inputs in ((lean, x), (plain, y)):

@@ -92,7 +92,7 @@ def test_training_gives_losses_and_gradients(detector):
             assert torch.isfinite(parameter.grad).all(), name
 
 
-def test_batch_of_two_with_a_scene_start_is_two_batches_of_one(detector):
+def test_batch_with_scene_start_equals_single_samples(detector):
     # Sample 1 starts its scene at the last frame, sample 0 in the history.
     starts = {(1, 2), (0, 1)}
     numbers = (3, 2)
@@ -283,7 +283,7 @@ def normalised(raw):
     return ((rgb - torch.tensor(MEAN)) / torch.tensor(STD)).movedim(-1, -3)
 
 
-def test_bytes_give_what_prepared_images_give(detector):
+def test_uint8_images_equal_preprocessed_images(detector):
     preprocessor = dict(type="ImagePreprocessor", mean=MEAN, std=STD, to_rgb=True)
     of_bytes = build_detector(data_preprocessor=preprocessor)
     assert of_bytes.state_dict().keys() == detector.state_dict().keys()
@@ -306,7 +306,7 @@ def test_bytes_give_what_prepared_images_give(detector):
         assert_same_boxes(*results)
 
 
-def test_bytes_need_a_preprocessor(detector):
+def test_uint8_images_need_a_preprocessor(detector):
     batch = training_batch((0,))
     with pytest.raises(ValueError, match="set model.data_preprocessor"):
         detector(return_loss=True, **dict(batch, img=as_bytes(batch["img"])))
@@ -329,7 +329,7 @@ def test_results_have_the_published_form(detector):
         assert (boxes["scores_3d"].diff() <= 0).all()
 
 
-def test_the_memory_matters_and_frames_are_chained(detector):
+def test_memory_changes_results_and_frames_are_chained(detector):
     run_test(detector, (0,), frame=0)
     with_memory = run_test(detector, (0,), frame=1)
     detector.reset_memory()
@@ -353,7 +353,7 @@ def test_test_frames_are_chained_like_the_frames_of_a_queue(detector):
     assert_same_boxes(streamed, by_hand)
 
 
-def test_a_new_scene_is_like_a_fresh_model(detector):
+def test_new_scene_equals_fresh_model(detector):
     fresh = run_test(detector, (0,), frame=2, scene_tokens=["b"])
     detector.reset_memory()
     run_test(detector, (0,), frame=0, scene_tokens=["a"])
@@ -361,7 +361,7 @@ def test_a_new_scene_is_like_a_fresh_model(detector):
     assert_same_boxes(run_test(detector, (0,), frame=2, scene_tokens=["b"]), fresh)
 
 
-def test_two_streams_are_two_times_one(detector):
+def test_two_streams_equal_single_streams(detector):
     """Stream 0 goes on, stream 1 changes its scene at frame 2."""
     tokens = [("a", "b"), ("a", "b"), ("a", "c")]
     together = [run_test(detector, (0, 1), t, scene_tokens=tokens[t]) for t in range(3)]
@@ -397,7 +397,7 @@ def test_the_memory_keeps_no_gradient(detector):
     assert not prev_bev.requires_grad
 
 
-def test_step_hands_the_state_in_and_out(detector):
+def test_step_takes_and_returns_the_state(detector):
     """Two streams through one model, neither of which touches the other or the model's own memory."""
     expected = [run_test(detector, (0,), t) for t in range(3)]
     detector.reset_memory()

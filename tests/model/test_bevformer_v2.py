@@ -60,7 +60,7 @@ def encode(transformer, metas, samples=(0,)):
 # Transformer
 
 
-def test_the_can_bus_and_the_order_of_frames_mean_nothing_to_the_encoder():
+def test_encoder_ignores_can_bus_and_frame_order():
     transformer = make_transformer((0,))
     meta = make_meta(0)
     other = dict(meta, can_bus=meta["can_bus"] + 1)
@@ -83,7 +83,7 @@ def fused(transformer, bevs, exists):
     return transformer.fusion.bevs
 
 
-def test_a_missing_frame_is_its_neighbour_towards_the_current_one():
+def test_missing_frame_is_replaced_by_neighbour_towards_current():
     before, current, after = torch.randn(3, 1, BEV_SIZE, CHANNELS)
     exists = [False, True, True, True, False]
     bevs = fused(make_transformer(), [None, before, current, after, None], exists)
@@ -142,7 +142,7 @@ def test_training_losses_are_finite_and_reach_every_weight(frames):
             assert torch.isfinite(parameter.grad).all(), name
 
 
-def test_the_perspective_head_alone_teaches_the_backbone_and_not_the_bev_head():
+def test_perspective_loss_trains_backbone_but_not_bev_head():
     detector = build_detector_v2()
     losses = detector(return_loss=True, **training_batch_v2())
     sum(value for name, value in losses.items() if name.endswith("_mono")).backward()
@@ -151,7 +151,7 @@ def test_the_perspective_head_alone_teaches_the_backbone_and_not_the_bev_head():
     assert all(p.grad is None for p in detector.pts_bbox_head.parameters())
 
 
-def test_the_weight_of_the_perspective_head_is_a_factor():
+def test_perspective_head_weight_scales_its_losses():
     batch = training_batch_v2()
     losses = build_detector_v2()(return_loss=True, **batch)
     doubled = build_detector_v2(mono_loss_weight=2.0)(return_loss=True, **batch)
@@ -239,7 +239,7 @@ def test_the_history_matters_where_it_exists():
 
 
 @pytest.mark.parametrize("missing", [((), ()), ((-1,), ())])
-def test_a_batch_of_two_is_two_batches_of_one(missing):
+def test_v2_batch_of_two_equals_two_batches_of_one(missing):
     frames = (-1, 0)
     detector = build_detector_v2(frames).eval()
     with torch.no_grad():
@@ -258,7 +258,7 @@ def test_a_batch_of_two_is_two_batches_of_one(missing):
             )
 
 
-def test_flipped_images_give_features_where_they_were():
+def test_features_of_flipped_images_are_flipped_back():
     detector = build_detector_v2().eval()
     img = frame_images(0, (0,))
     plain = detector.extract_feat(img)
@@ -280,7 +280,7 @@ def test_metas_are_not_edited():
         assert (old == new).all()
 
 
-def test_options_that_contradict():
+def test_contradicting_v2_options_are_refused():
     with pytest.raises(ValueError, match="video_test_mode"):
         build_detector_v2(video_test_mode=True)
     detector = build_detector_v2()

@@ -195,7 +195,7 @@ def test_losses_have_the_published_names_and_reach_every_weight():
     assert all(feat.grad.abs().sum() > 0 for feat in feats)
 
 
-def test_without_a_positive_location_every_weight_has_a_gradient_still():
+def test_all_weights_get_gradients_without_positives():
     head = make_head()
     losses = head.loss(features(1), [boxes_only([])])
     assert losses["loss_cls"] > 0
@@ -204,7 +204,7 @@ def test_without_a_positive_location_every_weight_has_a_gradient_still():
     assert all(parameter.grad is not None for parameter in head.parameters())
 
 
-def test_unknown_speeds_and_attributes_teach_nothing():
+def test_unknown_speeds_and_attributes_have_no_loss():
     head = make_head()
     known, unknown = mono_objects(0), mono_objects(0)
     unknown["speed"] = np.full_like(unknown["speed"], np.nan)
@@ -216,7 +216,7 @@ def test_unknown_speeds_and_attributes_teach_nothing():
         assert silent[name] == 0
 
 
-def test_outputs_of_two_images_are_those_of_each():
+def test_outputs_of_two_images_equal_single_images():
     head = make_head().eval()  # a batch norm in training mode mixes the images
     both = features(2)
     together = head(both)
@@ -228,7 +228,7 @@ def test_outputs_of_two_images_are_those_of_each():
             torch.testing.assert_close(part, alone[name], atol=1e-5, rtol=1e-5)
 
 
-def test_losses_of_two_like_images_are_those_of_one():
+def test_losses_of_identical_images_equal_one_image():
     head = make_head()  # the statistics of a batch norm are those of one image as well
     one = head.loss(features(1), [mono_objects(0)])
     two = head.loss([feat.repeat(2, 1, 1, 1) for feat in features(1)], [mono_objects(0)] * 2)
@@ -236,7 +236,7 @@ def test_losses_of_two_like_images_are_those_of_one():
         torch.testing.assert_close(two[name], value, atol=1e-5, rtol=1e-4)
 
 
-def test_each_level_has_norms_of_its_own():
+def test_each_level_has_its_own_norms():
     head = make_head()
     norms = head.fcos2d_head.cls_tower[0].norm
     before = [norm.running_mean.clone() for norm in norms]
@@ -278,7 +278,7 @@ def test_every_key_of_the_published_configs_is_known():
     assert head.loss(features(), [mono_objects()])["loss_cls"] > 0
 
 
-def test_depth_starts_at_the_mean_of_its_level():
+def test_initial_depth_is_the_mean_of_its_level():
     head = make_head()
     for predictor in head.fcos3d_head.box3d_depth:
         torch.nn.init.zeros_(predictor.weight)
@@ -294,7 +294,7 @@ def test_depth_starts_at_the_mean_of_its_level():
         (dict(num_classes=CLASSES + 1), "canon_box_sizes"),
     ],
 )
-def test_options_that_do_not_exist(options, message):
+def test_unknown_dd3d_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         build_head({**mono_head_config(), **options})
 

@@ -76,7 +76,7 @@ def test_shapes_of_the_outputs():
 
 
 def test_published_forward_equals_encode_and_detect():
-    """A previous BEV counts for all samples, whatever `prev_bev_exists` of their metas says."""
+    """A previous BEV counts for all samples, for any `prev_bev_exists` in their metas."""
     head = make_head(train=False)
     feats = [torch.cat(level) for level in zip(image_features(0), image_features(1))]
     metas = [make_meta(0, prev_bev_exists=False), make_meta(1)]
@@ -125,7 +125,7 @@ def test_losses_of_one_layer_by_hand():
     assert losses["loss_cls"].item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_every_layer_has_losses_of_its_own():
+def test_every_layer_has_its_own_losses():
     head = make_head()
     boxes, labels = ground_truth(0)
     outputs = predictions(layers=3)
@@ -145,7 +145,7 @@ def test_every_layer_has_losses_of_its_own():
         assert losses[prefix + "loss_bbox"] == alone["loss_bbox"]
 
 
-def test_two_samples_are_the_mean_over_all_ground_truths():
+def test_losses_of_two_samples_average_over_all_ground_truths():
     head = make_head()
     truths = [ground_truth(0, 3), ground_truth(1, 1)]
     outputs = predictions(batch=2)
@@ -159,7 +159,7 @@ def test_two_samples_are_the_mean_over_all_ground_truths():
 
 
 @pytest.mark.parametrize("sync_cls_avg_factor", [True, False])
-def test_no_ground_truth_teaches_background_only(sync_cls_avg_factor):
+def test_no_ground_truth_trains_background_only(sync_cls_avg_factor):
     head = make_head(sync_cls_avg_factor=sync_cls_avg_factor)
     boxes, labels = no_truth()
     outputs = predictions()
@@ -172,7 +172,7 @@ def test_no_ground_truth_teaches_background_only(sync_cls_avg_factor):
     assert not outputs["all_bbox_preds"].grad.any()
 
 
-def test_a_sample_without_ground_truth_beside_one_with_some():
+def test_batch_with_and_without_ground_truth():
     head = make_head()
     boxes, labels = ground_truth(0, 2)
     outputs = predictions(batch=2)
@@ -182,7 +182,7 @@ def test_a_sample_without_ground_truth_beside_one_with_some():
     assert losses["loss_cls"] > alone["loss_cls"]
 
 
-def test_unknown_velocity_teaches_the_class_but_no_box():
+def test_unknown_velocity_has_class_loss_but_no_box_loss():
     head = make_head()
     boxes, labels = ground_truth(0, 1)
     boxes.tensor[:, 7:] = float("nan")
@@ -197,7 +197,7 @@ def test_unknown_velocity_teaches_the_class_but_no_box():
     assert not outputs["all_bbox_preds"].grad.any()
 
 
-def test_unknown_velocity_of_one_box_leaves_the_others():
+def test_unknown_velocity_of_one_box_does_not_affect_others():
     head = make_head()
     boxes, labels = ground_truth(0, 2)
     outputs = predictions()
@@ -226,7 +226,7 @@ def test_ground_truth_is_not_edited():
     assert torch.equal(labels, before[1])
 
 
-def test_boxes_come_out_in_the_new_convention_from_the_bottom():
+def test_results_use_new_convention_with_bottom_centre():
     head = make_head(train=False)
     boxes, labels = ground_truth(0, 1)
     outputs = predictions()
@@ -317,7 +317,7 @@ def test_published_names_and_options_are_accepted():
         (dict(loss_cls=dict(type="CrossEntropyLoss")), "use_sigmoid=True"),
     ],
 )
-def test_what_it_cannot_do_is_refused(options, message):
+def test_unsupported_head_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         BEVFormerHead(**{k: v for k, v in head_config(**options).items() if k != "type"})
 
@@ -363,19 +363,19 @@ def test_parts_that_do_not_fit_are_rejected_by_the_detector(options, message):
         (dict(group_detr=0), r"group_detr \(0\) must be >= 1"),
     ],
 )
-def test_impossible_numbers_are_rejected(options, message):
+def test_invalid_head_arguments_are_rejected(options, message):
     with pytest.raises(ValueError, match=message):
         make_head(**options)
 
 
-def test_the_coder_may_have_another_height():
+def test_box_coder_may_use_another_height_range():
     low, high = PC_RANGE[:3], PC_RANGE[3:]
     pc_range = [*low[:2], low[2] - 1, *high[:2], high[2] + 1]
     detector = build_detector(head=dict(bbox_coder=coder(pc_range=pc_range)))
     assert detector.pts_bbox_head.pc_range == pc_range
 
 
-def test_losses_without_a_matcher_are_refused():
+def test_losses_without_train_cfg_are_refused():
     head = build_head(head_config())
     boxes, labels = ground_truth()
     with pytest.raises(ValueError, match=r"no train_cfg: losses need train_cfg\.pts\.assigner"):

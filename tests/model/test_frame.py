@@ -19,7 +19,7 @@ def test_cameras_and_image_size_come_from_the_metas():
         np.testing.assert_array_equal(matrices, expected)
 
 
-def test_relative_poses_are_taken_as_they_are():
+def test_relative_poses_are_unchanged():
     metas = [make_meta(0), make_meta(1)]
     frame = Frame.from_metas(metas)
     can_bus = np.stack([meta["can_bus"] for meta in metas])

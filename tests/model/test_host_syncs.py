@@ -1,4 +1,4 @@
-"""How often a training step waits for the device: once for the camera hits, once for the matching."""
+"""Host-device syncs of a training step: one for the visible queries, one for the matching."""
 
 import collections
 
@@ -14,7 +14,7 @@ if not hasattr(overrides, "TorchFunctionMode"):
 
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
-# Methods that need the contents of a tensor on the host, whatever the device.
+# Methods that need the contents of a tensor on the host, on any device.
 READS = ["tolist", "item", "cpu", "nonzero", "unique"]
 READS += ["__bool__", "__int__", "__float__", "__index__"]
 OPERATORS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::_unique2"}
@@ -53,7 +53,7 @@ class Operators(TorchDispatchMode):
 
 
 def check_training_step(model, batch):
-    """The network reads the hits and the matching costs, and no shape depends on a tensor."""
+    """It reads the numbers of visible queries and the matching costs; no shape depends on data."""
     reads, operators = Reads(), Operators()
     with reads, operators:
         losses = model(return_loss=True, **batch)

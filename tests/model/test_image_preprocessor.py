@@ -61,7 +61,7 @@ def published(frame, norm, scale, distort, seed):
 
 
 def bytes_of(frame, seed, distort=True):
-    """Images and meta of the pipeline that leaves the pixels alone."""
+    """Images and meta of the pipeline that does not change the pixels."""
     steps = [
         LOAD,
         {"type": "ByteImageFormatBundle3D", "class_names": [], "with_label": False},
@@ -103,7 +103,7 @@ def test_distortion_changes_images(frame):
     assert (distorted - as_it_is).abs().mean() > 5
 
 
-def test_a_batch_is_its_samples(frame):
+def test_preprocessed_batch_equals_single_samples(frame):
     preprocessor = ImagePreprocessor(**TORCHVISION, scale=0.5, size_divisor=16)
     samples = [bytes_of(frame, seed) for seed in (1, 2)]
     together = preprocessor(torch.stack([raw for raw, _ in samples]), [meta for _, meta in samples])
@@ -111,7 +111,7 @@ def test_a_batch_is_its_samples(frame):
         assert torch.equal(preprocessor(raw[None], [meta])[0], images)
 
 
-def test_the_given_metas_and_images_stay(frame):
+def test_preprocessor_does_not_edit_its_input(frame):
     raw, meta = bytes_of(frame, seed=1)
     before, matrices = raw.clone(), [matrix.copy() for matrix in meta["lidar2img"]]
     preprocessor = ImagePreprocessor(**CAFFE, scale=0.5, size_divisor=32)
@@ -121,14 +121,14 @@ def test_the_given_metas_and_images_stay(frame):
     assert meta["img_shape"] == [(HEIGHT, WIDTH, 3)] * CAMERAS
 
 
-def test_it_adds_nothing_to_checkpoints():
+def test_preprocessor_adds_nothing_to_checkpoints():
     assert not ImagePreprocessor(**CAFFE).state_dict()
 
 
 @pytest.mark.parametrize(
     "images", [torch.zeros(1, 2, 3, 8, 8), torch.zeros(1, 2, 3, 8, 8, dtype=torch.uint8)]
 )
-def test_other_images_are_refused(images):
+def test_preprocessor_refuses_other_images(images):
     with pytest.raises(ValueError, match="ByteImageFormatBundle3D.*data_preprocessor=None"):
         ImagePreprocessor(**CAFFE)(images, [{}])
 
@@ -169,6 +169,6 @@ def test_collating_copies_no_padding(frame):
         (dict(size_divisor=0), r"size_divisor \(0\)"),
     ],
 )
-def test_impossible_numbers_are_refused(options, message):
+def test_invalid_preprocessor_arguments_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         ImagePreprocessor(**{**CAFFE, **options})

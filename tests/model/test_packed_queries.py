@@ -16,7 +16,7 @@ def test_visible_queries_equal_a_loop():
     rng = np.random.RandomState(0)
     pillars = rng.uniform(-8, 8, (12, 3, 3)).astype(np.float32)
     matrices = np.array([[lidar2img(0), lidar2img(150)], [lidar2img(-80), lidar2img(15)]])
-    hits = project_one(pillars, matrices)
+    packed = project_one(pillars, matrices)
     rows, uv, numbers = [], [], []
     for b, n in np.ndindex(2, 2):
         projected = [[project(point, matrices[b, n], IMAGE_HW) for point in p] for p in pillars]
@@ -24,17 +24,17 @@ def test_visible_queries_equal_a_loop():
         rows += [12 * b + q for q in seen]
         uv += [[(u, v) for u, v, _ in projected[q]] for q in seen]
         numbers.append(len(seen))
-    assert hits.lengths == tuple(numbers)
-    assert hits.query_index.tolist() == rows
-    np.testing.assert_allclose(hits.reference_uv, uv, rtol=1e-3, atol=1e-4)
+    assert packed.lengths == tuple(numbers)
+    assert packed.query_index.tolist() == rows
+    np.testing.assert_allclose(packed.reference_uv, uv, rtol=1e-3, atol=1e-4)
 
     rows_of_query = [[row for row, query in enumerate(rows) if query == q] for q in range(24)]
     views = np.array([len(found) for found in rows_of_query])
     assert (views == 0).any()
     assert views.max() == 2
-    assert hits.rows_by_query.tolist() == sum(rows_of_query, [])
-    assert hits.query_offsets.tolist() == [0, *np.cumsum(views)[:-1]]
-    assert hits.num_views.flatten().tolist() == np.maximum(views, 1).tolist()
+    assert packed.rows_by_query.tolist() == sum(rows_of_query, [])
+    assert packed.query_offsets.tolist() == [0, *np.cumsum(views)[:-1]]
+    assert packed.num_views.flatten().tolist() == np.maximum(views, 1).tolist()
 
 
 def test_frames_projected_together_equal_single_frames():
@@ -45,24 +45,24 @@ def test_frames_projected_together_equal_single_frames():
     together = PackedQueries.project(
         torch.from_numpy(pillars), [torch.from_numpy(m) for m in matrices], sizes
     )
-    assert len({sum(hits.lengths) for hits in together}) > 1
-    for hits, matrix, size in zip(together, matrices, sizes):
+    assert len({sum(packed.lengths) for packed in together}) > 1
+    for packed, matrix, size in zip(together, matrices, sizes):
         alone = project_one(pillars, matrix, size)
-        assert hits.lengths == alone.lengths
+        assert packed.lengths == alone.lengths
         for field in ("reference_uv", "query_index", "rows_by_query", "query_offsets"):
-            assert torch.equal(getattr(hits, field), getattr(alone, field)), field
+            assert torch.equal(getattr(packed, field), getattr(alone, field)), field
 
 
 def test_no_visible_query_gives_no_rows():
     behind = np.array([[[0.0, -5.0, 0.0]], [[1.0, -6.0, 0.0]]], dtype=np.float32)
-    hits = project_one(behind, np.array([[lidar2img(0)]]))
-    assert hits.lengths == (0,)
-    assert hits.query_index.tolist() == []
-    assert hits.num_views.tolist() == [[1, 1]]
+    packed = project_one(behind, np.array([[lidar2img(0)]]))
+    assert packed.lengths == (0,)
+    assert packed.query_index.tolist() == []
+    assert packed.num_views.tolist() == [[1, 1]]
     per_query = torch.rand(1, 2, 5, requires_grad=True)
-    rows = hits.pack(per_query)
+    rows = packed.pack(per_query)
     assert rows.shape == (0, 5)
-    total = hits.mean_over_views(rows)
+    total = packed.mean_over_views(rows)
     assert torch.equal(total, torch.zeros(1, 2, 5))
     total.sum().backward()
     assert not per_query.grad.any()

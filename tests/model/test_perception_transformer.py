@@ -99,14 +99,14 @@ def test_rotation_and_shift_can_be_left_out():
     assert not shift.any()
 
 
-def test_without_previous_frames_nothing_is_shifted():
+def test_no_shift_without_previous_frames():
     context, _, _ = context_of(make_transformer(), (0, 1), has_prev=False)
     assert context.prev_and_current is None
     assert context.has_prev is None
     assert torch.equal(*context.reference_bev.unbind(dim=1))
 
 
-def test_scene_starts_are_told_apart():
+def test_scene_starts_are_distinguished_per_sample():
     context, _, _ = context_of(make_transformer(), (0, 1), has_prev=torch.tensor([False, True]))
     assert context.has_prev.tolist() == [False, True]
     _, shift = previous_values(context)
@@ -114,7 +114,7 @@ def test_scene_starts_are_told_apart():
     assert shift[1].any()
 
 
-def test_visible_queries_can_be_found_ahead():
+def test_visible_queries_can_be_precomputed():
     transformer = make_transformer()
     context, _, _ = context_of(transformer)
     (frame,) = transformer.encoder.find_visible([Frame.from_metas([make_meta()])], BEV_HW)
@@ -157,7 +157,7 @@ def test_decoding_starts_from_the_learned_reference_points():
     torch.testing.assert_close(states[0], first, rtol=1e-5, atol=1e-5)
 
 
-def test_initial_weights_keep_the_rays_of_deformable_attention():
+def test_initialisation_keeps_deformable_attention_rays():
     transformer = build_transformer(transformer_config())
     transformer.init_weights()
     for name, parameter in transformer.named_parameters():
@@ -196,7 +196,7 @@ class ConfiguredAttention(OwnAttention, BaseModule):
 
 @pytest.mark.parametrize("kind", [OwnAttention, ConfiguredAttention])
 @pytest.mark.parametrize("calls", [1, 2])
-def test_attentions_that_initialise_themselves_are_not_overwritten(kind, calls):
+def test_custom_init_weights_are_not_overwritten(kind, calls):
     ATTENTION.register_module(module=kind, name="AttentionFromElsewhere", force=True)
     config = transformer_config()
     config["encoder"]["transformerlayers"]["attn_cfgs"][0] = dict(

@@ -124,7 +124,7 @@ def test_a_backbone_from_another_package_trains():
 
 
 def test_published_types_are_replaced_and_logged_without_our_engine(tmp_path, caplog):
-    """A config of published names, read by mmcv alone."""
+    """A config of published names, read by mmcv only."""
     decoder = decoder_config()
     decoder["transformerlayers"]["type"] = "DetrTransformerDecoderLayer"
     head = head_config(

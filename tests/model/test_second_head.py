@@ -1,4 +1,4 @@
-"""A second head on the BEV, registered from outside the package, learns and predicts beside detection."""
+"""A second head on the BEV from outside the package learns and predicts along with detection."""
 
 import pytest
 import torch
@@ -56,7 +56,7 @@ def test_both_heads_learn_the_bev():
     assert all(p.grad is None for p in detector.pts_bbox_head.cls_branches.parameters())
 
 
-def test_detection_is_the_same_with_and_without_it():
+def test_detection_is_unchanged_by_the_second_head():
     plain, joint = build(), build(occupancy())
     joint.load_state_dict(plain.state_dict(), strict=False)
     expected = plain(return_loss=True, **training_batch((0, 1)))
@@ -74,7 +74,7 @@ def test_weight_is_a_factor_of_losses_only():
     assert weighted["loss_cls"] == plain["loss_cls"]
 
 
-def test_results_stand_beside_the_boxes():
+def test_results_of_both_heads_are_returned():
     detector = build(occupancy(), occupancy("other")).eval()
     with torch.no_grad():
         results = detector(return_loss=False, **inference_batch((0, 1)))

@@ -42,7 +42,7 @@ def test_later_edits_of_a_meta_do_not_reach_the_state():
     assert state.read([pose("a")])[1][0][CAN_POSITION].tolist() == [5, 6, 7]
 
 
-def test_updating_leaves_the_old_state_alone():
+def test_updating_does_not_modify_the_old_state():
     old = BEVState().updated([pose("a")], bevs(1))
     old.updated([pose("b")], bevs(2))
     old.updated([pose("a")], bevs(3))
@@ -82,7 +82,7 @@ def test_only_scenes_of_the_latest_batches_are_kept(max_scenes, kept):
     assert "".join(state.scenes) == kept
 
 
-def test_a_scene_that_was_seen_again_is_a_late_one():
+def test_scene_seen_again_counts_as_recent():
     state = BEVState()
     for scene in "abac":
         state = state.updated([pose(scene)], bevs(1))
@@ -102,7 +102,7 @@ def test_the_steady_state_copies_no_bev():
     assert state.read([pose("a"), pose("b")])[0].data_ptr() == batch.data_ptr()
 
 
-def test_time_that_runs_backwards_is_an_error():
+def test_time_running_backwards_is_an_error():
     state = BEVState().updated([pose("a", timestamp=10.5)], bevs(1))
     state.read([pose("a", timestamp=10.5)])
     with pytest.raises(ValueError, match=r"sample s at 10\.0 s is older .* reset_memory"):
@@ -116,7 +116,7 @@ def test_time_that_runs_backwards_is_an_error():
         pose("a", timestamp=10.0, prev_bev_exists=False),
     ],
 )
-def test_a_stream_that_begins_anew_may_be_older(meta):
+def test_restarted_stream_may_go_back_in_time(meta):
     state = BEVState().updated([pose("a", timestamp=10.5)], bevs(1))
     assert state.read([meta]) == (None, [None])
 

@@ -131,7 +131,7 @@ SEVEN = ("CAM_TOP", *CAMERAS)
 @pytest.mark.parametrize(
     ("found", "stamp", "expected"),
     [
-        (CAMERAS[::-1], None, CAMERAS),  # nuScenes' own order, whatever that of the record
+        (CAMERAS[::-1], None, CAMERAS),  # nuScenes' order, for any order of the record
         (CAMERAS[4::-1], None, CAMERAS[4::-1]),
         (SEVEN, None, SEVEN),
         (SEVEN, SEVEN[::-1], SEVEN[::-1]),

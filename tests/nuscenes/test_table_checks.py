@@ -12,7 +12,7 @@ NAN = float("nan")
 
 @pytest.fixture
 def folder(synthetic_root, tmp_path):
-    """A table folder of two scenes that a test may edit, beside its maps."""
+    """A table folder of two scenes that a test may edit, with its maps."""
     (tmp_path / "maps").symlink_to(synthetic_root / "maps")
     return shutil.copytree(synthetic_root / "v1.0-mini", tmp_path / "v1.0-mini")
 

@@ -2,7 +2,7 @@
 
 Layers, levels, heads, points, quirks: all as in the config. Only the grid, the images and the number
 of object queries are smaller, so that plain loops can follow. Everything is drawn from seeds; sample
-b of a batch depends on b alone.
+b of a batch depends only on b.
 """
 
 import math

@@ -212,7 +212,7 @@ def test_gradients_of_the_image_features(training):
         assert_same_gradient(*pair, level)
 
 
-def test_every_trainable_parameter_learns_and_no_other(network, training):
+def test_exactly_the_trainable_parameters_get_gradients(network, training):
     trainable = {name for name, p in network.model.named_parameters() if p.requires_grad}
     assert training.gradients.keys() == trainable
     for name, gradient in training.gradients.items():
@@ -223,7 +223,7 @@ def test_every_trainable_parameter_learns_and_no_other(network, training):
         assert any(part in name for part in frozen), name
 
 
-def test_image_features_of_a_batch_are_those_of_each_sample(network, training):
+def test_image_features_of_batch_equal_single_samples(network, training):
     with torch.no_grad():
         for b in range(network.samples):
             alone = network.model.extract_feat(training.arguments["img"][b : b + 1, -1])
@@ -267,7 +267,7 @@ def test_boxes(network, streams):
 
 
 @pytest.mark.parametrize("network", ["tiny"], indirect=True)
-def test_training_on_three_samples_is_training_on_each(network, training):
+def test_training_on_three_samples_equals_single_samples(network, training):
     """Losses and gradients divide by all boxes of the batch: they are means weighted by boxes."""
     losses = dict.fromkeys(training.losses, 0.0)
     mean_gradients = dict.fromkeys(training.gradients, 0.0)
@@ -287,7 +287,7 @@ def test_training_on_three_samples_is_training_on_each(network, training):
 
 
 @pytest.mark.parametrize("network", ["tiny"], indirect=True)
-def test_three_streams_are_each_alone(network, streams):
+def test_three_streams_equal_single_streams(network, streams):
     for b in range(network.slots):
         for together, alone in zip(streams, run_streams(network.model, [b])):
             for key in ("all_cls_scores", "all_bbox_preds"):

@@ -71,7 +71,7 @@ def test_choice(stacks, python, driver, cards, torch, torchvision):
         (
             (3, 11),
             "580.1",
-            [(3, 5), A100],  # a display card beside the one for training
+            [(3, 5), A100],  # a display card and one for training
             r"for sm_35\. Remedy: make setup TORCH=2\.11\.0 with CUDA_VISIBLE_DEVICES set to the other "
             r"cards \(sm_80\); for CPUs only: make setup TORCH=2\.11\.0 and run the tools with --device cpu",
         ),

@@ -98,7 +98,7 @@ def test_first_setup_and_nothing_to_do_afterwards(checkout):
     assert {**stamp, "requirements": ""} == {
         "python": "3.11", "torch": "2.10.0", "extras": "", "mmcv_cuda": "0", "requirements": ""
     }  # fmt: skip
-    checkout.driver("580.65")  # a driver update alone changes nothing
+    checkout.driver("580.65")  # just a driver update changes nothing
     assert checkout.setup() == (0, "", [])
     assert checkout.setup(TORCH="2.10.0") == (0, "", [])
 

@@ -72,7 +72,7 @@ def test_mmdet3d_may_be_imported_first_once_it_is_relaxed(mmdet3d):
 @pytest.mark.slow
 @pytest.mark.skipif(MMCV <= "1.7.0", reason="mmdet3d accepts this mmcv as it is")
 def test_elsewhere_this_project_comes_first(mmdet3d):
-    """Also after mmdet3d alone has failed in the same process, as in a notebook."""
+    """Also after importing mmdet3d first has failed in the same process, as in a notebook."""
     program = f"""
 try:
     import mmdet3d

@@ -24,7 +24,7 @@ def test_faces_of_a_box_look_outwards():
     np.testing.assert_allclose((mesh.normals() * outward).sum(axis=1), [0.5, 0.5, 2, 1, 2, 1])
 
 
-def test_a_triangle_keeps_its_repeated_corner_last_when_turned():
+def test_rotated_triangle_keeps_its_repeated_corner_last():
     triangle = [(0.5, 0, 0), (0.5, 1, 0), (0.5, 0, 1), (0.5, 0, 1)]
     for inside, normal in (((0, 0, 0), 1.0), ((1, 0, 0), -1.0)):
         builder = MeshBuilder((1, 1, 1))

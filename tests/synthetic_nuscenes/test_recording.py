@@ -1,4 +1,4 @@
-"""Pictures, point clouds and CAN bus agree with the tables, from the files alone."""
+"""Pictures, point clouds and CAN bus agree with the tables, judged by the files only."""
 
 import json
 

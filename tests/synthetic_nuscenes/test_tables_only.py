@@ -84,7 +84,7 @@ def test_can_bus_follows_the_poses(nusc, root):
     assert messages[0]["utime"] < nusc.sample[0]["timestamp"]
 
 
-def test_same_bytes_whatever_the_number_of_processes(root, tmp_path):
+def test_bytes_do_not_depend_on_the_number_of_processes(root, tmp_path):
     def digests(folder):
         return {
             str(path.relative_to(folder)): hashlib.md5(path.read_bytes()).hexdigest()

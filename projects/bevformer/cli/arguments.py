@@ -9,7 +9,7 @@ LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
 
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser that prints the docstring of a tool as it is."""
+    """A parser that prints the docstring of a tool unchanged."""
     return argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -37,7 +37,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of training and evaluation: those of mmdet3d's tools, and `--device`."""
     add_config_arguments(parser)
     parser.add_argument("--work-dir", help="folder for logs and results [work_dirs/<config>]")
-    parser.add_argument("--seed", type=int, help="random seed; one is drawn and logged without it")
+    parser.add_argument("--seed", type=int, help="random seed; drawn and logged if not given")
     parser.add_argument("--deterministic", action="store_true", help="repeatable algorithms")
     parser.add_argument("--launcher", choices=LAUNCHERS, default="none")
     parser.add_argument(
@@ -54,7 +54,7 @@ def add_options_argument(parser: argparse.ArgumentParser, flag: str, what: str) 
 
 
 class _KeepWords(argparse.Action):
-    """Keeps KEY=VALUE words as they are: mmcv, which reads the values, is slow to import."""
+    """Keeps KEY=VALUE words unparsed: mmcv, which reads the values, is slow to import."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
         for word in values:

@@ -34,14 +34,14 @@ def quiet_start() -> None:
 
 @contextlib.contextmanager
 def tool_errors(debug: bool) -> Iterator[None]:
-    """End the tool with one line for what a user can mend, and leave the process group in any case.
+    """End the tool with one line for an error that a user can mend; always leave the process group.
 
     Args:
         debug: let the traceback through.
 
     Raises:
         SystemExit: for a ValueError, OSError, FloatingPointError or Ctrl-C without `debug`, and for
-            a RuntimeError or MemoryError that `remedy` knows.
+            a RuntimeError or MemoryError for which there is a `remedy`.
     """
     try:
         yield

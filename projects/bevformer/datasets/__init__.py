@@ -1,6 +1,6 @@
-"""nuScenes: info files, the temporal dataset, its pipelines, samplers and evaluation.
+"""nuScenes as queues of frames: data sets, pipelines, samplers and evaluators.
 
-`compat` comes first: every module below may import mmdet3d because this file ran before it.
+`compat` is imported first, so that every module below can import mmdet3d.
 """
 
 from projects.bevformer import compat  # noqa: F401

@@ -44,7 +44,7 @@ class SceneSampler(Sampler):
 
 
 class SampleKey(NamedTuple):
-    """Which training sample, and what all its random choices depend on."""
+    """A training sample, and everything that its random choices depend on."""
 
     seed: int
     epoch: int
@@ -52,7 +52,7 @@ class SampleKey(NamedTuple):
 
 
 class EpochShuffleSampler(Sampler):
-    """All frames once an epoch, shuffled by (seed, epoch), shared out among processes, for training.
+    """All frames once per epoch for training, shuffled by (seed, epoch) and split among processes.
 
     It yields `SampleKey`s: they bring seed and epoch to the data workers, persistent ones included.
 

@@ -55,12 +55,12 @@ class TemporalNuScenesDataset(NuScenesDataset):
 
     Args:
         ann_file: info file, see `load_infos`.
-        pipeline: list of step configs; those that mmdet3d and this package have under one published name
-            are this package's, see `with_own_steps`.
+        pipeline: list of step configs; some of mmdet3d's are replaced by this package's, see
+            `with_own_steps`.
         data_root: folder that the paths in the info file are relative to. If they name a place on another
             machine, the part after it ("samples/...") is looked up in data_root.
         classes: class names in the order of the logits; nuScenes' where None.
-        queue_length: T; T - 1 history frames and the current one. 1 is a model without time.
+        queue_length: T; T - 1 history frames and the current one. 1 is a model without history.
         load_interval: take every n-th frame.
         with_velocity: boxes have 9 columns instead of 7.
         modality: written into result files; camera where None.
@@ -74,8 +74,8 @@ class TemporalNuScenesDataset(NuScenesDataset):
             times, as the official weights were trained.
         can_bus_message: "same" takes acceleration, rotation rate and velocity from the CAN message of
             the position; "official" from the message after, as the official weights were trained.
-        evaluators: head of the network -> config of what scores it, see `datasets.evaluators`; nuScenes'
-            own scores "pts_bbox" if there is no other.
+        evaluators: head of the network -> config of what scores it, see `datasets.evaluators`; by
+            default NuScenesEvaluator scores "pts_bbox".
 
     Attributes:
         cameras: tuple of the names of the N cameras, in the order of every (N, ...) array.

@@ -39,7 +39,7 @@ def check_data_set(
 
     Args:
         data_root: nuScenes root.
-        canbus: the folder `can_bus` or its parent; None to look in and beside data_root.
+        canbus: the folder `can_bus` or its parent; None to look in data_root and next to it.
         deep: decode every image, not only a few.
         workers: processes that decode.
         progress: wraps the iterator of images; gets their number too.

@@ -12,7 +12,7 @@ class Finding:
     Attributes:
         level: OK; WARNING, what works but may surprise; BROKEN, what does not work.
         where: package, file or config key.
-        what: was found.
+        what: what was found.
         remedy: what to do about it; empty for OK.
     """
 
@@ -28,17 +28,17 @@ class Finding:
 
 
 def ok(where, what):
-    """Finding of what is as it should be."""
+    """A check that passed."""
     return Finding(OK, where, what)
 
 
 def warning(where, what, remedy):
-    """Finding of what works but may surprise."""
+    """Something that works but may surprise."""
     return Finding(WARNING, where, what, remedy)
 
 
 def broken(where, what, remedy):
-    """Finding of what does not work."""
+    """Something that does not work."""
     return Finding(BROKEN, where, what, remedy)
 
 

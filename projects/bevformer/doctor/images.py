@@ -10,7 +10,7 @@ from projects.bevformer.doctor.findings import Finding, broken, error_line, ok
 
 # Path below the data root, and height and width if the tables have them.
 Image = Tuple[str, Tuple[Optional[int], Optional[int]]]
-# Wraps an iterable of so many images, to show how far it is.
+# Wraps an iterable of that many images, to show progress.
 Progress = Callable[[Iterable, int], Iterable]
 
 _FEW = 12

@@ -170,7 +170,7 @@ def _installed_versions() -> Dict[str, str]:
 
 
 def _try_imports() -> Dict[str, str]:
-    errors = {}  # "" for a module whose own needs do not import
+    errors = {}  # "" for a module whose dependencies cannot be imported
     for module, needs in IMPORTS.items():
         if errors.keys() & set(needs):
             errors[module] = ""

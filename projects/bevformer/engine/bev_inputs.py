@@ -194,7 +194,7 @@ def seen_cells(cfg: Config, frame: InputFrame) -> np.ndarray:
 
 
 def ego_track(frames: Sequence[InputFrame]) -> Tuple[np.ndarray, np.ndarray]:
-    """Where the ego vehicle was, by the motion that the network gets.
+    """Earlier ego positions, from the motion that the network receives.
 
     Args:
         frames: T InputFrame in time order.

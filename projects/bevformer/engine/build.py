@@ -102,7 +102,7 @@ def _read_pretrained_onto_cpu(part: Any) -> None:
 
 
 def _check_num_classes(model_cfg: dict, class_names: Sequence[str]) -> None:
-    """Too few classes in the head end in a device-side error, too many in silence."""
+    """Raise ValueError for another number: too few fail on the device, too many silently."""
     head = model_cfg.get("pts_bbox_head") or {}
     number = head.get("num_classes", len(class_names))
     if number != len(class_names):
@@ -114,7 +114,7 @@ def _check_num_classes(model_cfg: dict, class_names: Sequence[str]) -> None:
 
 
 def _set_num_cams(model_cfg: dict, cameras: Sequence[str]) -> None:
-    """Let the data set decide how many cameras the network has an embedding for."""
+    """Set `num_cams` to the data set's number of cameras, or check it."""
     transformer = (model_cfg.get("pts_bbox_head") or {}).get("transformer")
     transformer_class = TRANSFORMER.get(transformer.get("type")) if transformer else None
     if transformer_class is None or "num_cams" not in signature(transformer_class).parameters:

@@ -32,7 +32,7 @@ _PLAIN = (str, int, float, bool, type(None))
 
 
 def to_plain(value: Any, name: str = "meta") -> Any:
-    """Copy of nested dicts and lists that holds nothing but str, int, float, bool and None.
+    """Copy of nested dicts and lists that contains only str, int, float, bool and None.
 
     Checkpoints that hold more cannot be loaded safely.
 
@@ -60,7 +60,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer | None = None,
     meta: dict | None = None,
 ) -> None:
-    """Write a checkpoint; the file appears under its name complete, or not at all.
+    """Write a checkpoint atomically.
 
     Args:
         path: where to; its folder exists.
@@ -103,7 +103,7 @@ def publish_weights(source: str | Path, target: str | Path, half: bool = False) 
         source: a training checkpoint.
         target: the file to write; its folder exists.
         half: store matrices and kernels as float16. Models load them into their own dtype.
-            Vectors (biases, BatchNorm statistics) stay as they are: they are small, and their range
+            Vectors (biases, BatchNorm statistics) stay float32: they are small, and their range
             is not.
 
     Raises:
@@ -212,7 +212,7 @@ class WeightFit:
         return lines
 
     def alarming(self) -> list[str]:
-        """Lines on what is wrong even where weights may load partly; empty for a normal start.
+        """Lines on differences that even a partial load should not have; empty if none.
 
         A start from other weights is made for the sake of its backbone.
         """

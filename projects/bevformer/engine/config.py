@@ -108,7 +108,7 @@ def load_config(
     try:
         cfg = Config.fromfile(str(path))
     except OSError:
-        raise  # a missing _base_ names itself
+        raise  # its message names the missing _base_
     except Exception as error:  # a config is code, it can raise anything
         reason = error if str(error) else error.__context__  # mmcv raises a bare ImportError
         name = type(error).__name__

@@ -58,7 +58,7 @@ def workers_per_process(cfg: Config) -> int:
 def build_train_loader(
     cfg: Config, dataset: Dataset, seed: int, pin_memory: bool = False
 ) -> DataLoader:
-    """Shuffled batches; another order in each epoch, the same for each run with a seed.
+    """Shuffled batches; the order depends only on seed and epoch.
 
     Batches do not depend on the number of workers.
 

@@ -17,7 +17,7 @@ _REMEDY = (
 
 
 def select_device(device: str | None = None, gpu_id: int = 0) -> torch.device:
-    """Device of a process that runs alone.
+    """Device of a single process.
 
     Args:
         device: "cpu", "cuda", or None for CUDA where there is one.

@@ -65,7 +65,7 @@ def _gpu_of_this_process(launcher: str, local_rank: int) -> int:
     """Index among the visible GPUs.
 
     Slurm and MPI can give each task a GPU of its own (`srun --gpus-per-task=1`); the task then sees
-    only that one, as GPU 0, whatever its local rank. torchrun never does, so there a local rank
+    only that one, as GPU 0, for any local rank. torchrun never does, so there a local rank
     without a GPU means too many processes. Slurm tasks that share the only GPU of a node look the
     same from inside: NCCL stops them with "Duplicate GPU detected".
     """
@@ -116,12 +116,12 @@ def is_distributed() -> bool:
 
 
 def get_rank() -> int:
-    """Rank of this process, 0 when it runs alone."""
+    """Rank of this process, 0 without a process group."""
     return dist.get_rank() if is_distributed() else 0
 
 
 def get_world_size() -> int:
-    """Number of processes, 1 when this one runs alone."""
+    """Number of processes, 1 without a process group."""
     return dist.get_world_size() if is_distributed() else 1
 
 

@@ -38,7 +38,7 @@ def get_run_logger(log_file: str | Path | None = None, level: str = "INFO") -> l
         logger.addHandler(file_handler)
     logger.setLevel(level if get_rank() == 0 else "ERROR")
     logger.propagate = False  # torch 1.10's DDP gives the root logger a second handler
-    # Messages of ops belong into the same log; ops does not import OpenMMLab's loggers.
+    # Messages of ops belong in the same log; ops does not import OpenMMLab's loggers.
     ops_logger = logging.getLogger("projects.bevformer.ops")
     ops_logger.handlers, ops_logger.propagate = logger.handlers, False
     ops_logger.setLevel(logger.level)

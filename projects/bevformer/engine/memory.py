@@ -1,6 +1,6 @@
 """GPU memory needed for training.
 
-Figures of benchmarks/memory_model.py, computed and not measured on a GPU: one sample a process, the
+Figures of benchmarks/memory_model.py, computed and not measured on a GPU: one sample per process, the
 queue of the recipe (docs/performance.md). With the published pipelines, whose images are float32,
 base needs 0.3 GiB more, which the overhead covers.
 """

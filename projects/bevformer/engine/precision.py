@@ -68,7 +68,7 @@ def set_compute_format(
         detector: BEVFormer; its `autocast_dtype`, the strides of its 4D weights and the default
             backend of its attention modules are set.
         cfg: mmcv.Config with `fp16`, `channels_last`, `tf32` and `deform_attn_backend`, or without.
-            Without `tf32` the flags stay as they are, and versions of torch differ: 1.10 uses TF32
+            Without `tf32` the flags keep torch's defaults, which differ: 1.10 uses TF32
             for matrix products, 1.12 and later do not.
         device, logger: see `autocast_dtype`.
 

@@ -29,13 +29,13 @@ class _SafeCheckpoints:
     def save_checkpoint(
         self, out_dir, filename_tmpl=None, save_optimizer=True, meta=None, create_symlink=True
     ):
-        """Write `out_dir/filename_tmpl`, and let `latest.pth` name it.
+        """Write `out_dir/filename_tmpl`, and point `latest.pth` at it.
 
         Args:
             out_dir: an existing folder.
             filename_tmpl: with `{}` for the number of epochs (or iterations) done.
             save_optimizer: keep the optimizer's state, which resuming needs.
-            meta: plain values beside the runner's own.
+            meta: plain values to store in addition to the runner's own.
             create_symlink: update `latest.pth`.
         """
         epoch, iteration, name = self._progress()

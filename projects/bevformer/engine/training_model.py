@@ -26,7 +26,7 @@ def total_loss(losses):
         terms: OrderedDict name -> detached scalar tensor, "loss" last.
 
     Raises:
-        TypeError: a value is no tensor and no list of tensors.
+        TypeError: a value is neither a tensor nor a list of tensors.
     """
     scalars = OrderedDict()
     for name, value in losses.items():
@@ -54,7 +54,7 @@ def average_over_ranks(terms):
 
 
 def _refuse_checkpoints(detector):
-    """Raise ValueError if a module is computed once more in the backward pass."""
+    """Raise ValueError if a module is recomputed in the backward pass."""
     for name, module in detector.named_modules():
         if getattr(module, "with_cp", False) or isinstance(module, CheckpointedResNet):
             raise ValueError(
@@ -76,7 +76,7 @@ class TrainingModel(nn.Module):
         find_unused_parameters, broadcast_buffers: as in DistributedDataParallel.
 
     Raises:
-        ValueError: find_unused_parameters beside checkpoints, in several processes and torch < 1.11.
+        ValueError: find_unused_parameters with checkpointing, in several processes on torch < 1.11.
     """
 
     def __init__(self, detector, device, find_unused_parameters=False, broadcast_buffers=False):
@@ -90,7 +90,7 @@ class TrainingModel(nn.Module):
                 self.step,
                 find_unused_parameters=find_unused_parameters,
                 broadcast_buffers=broadcast_buffers,
-                gradient_as_bucket_view=True,  # one copy of the gradients less
+                gradient_as_bucket_view=True,  # saves a copy of the gradients
             )
 
     @property

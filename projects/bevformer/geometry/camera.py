@@ -43,7 +43,7 @@ def project_to_cameras(
     Raises:
         ValueError: a shape is not as above.
 
-    Source: BEVFormer (arXiv 2203.17270), section 3.3. float32 whatever the autocast state.
+    Source: BEVFormer (arXiv 2203.17270), section 3.3. float32 in any autocast state.
     """
     if lidar2img.dim() != 4 or lidar2img.shape[-2:] != (4, 4):
         raise ValueError(f"lidar2img must be (B, N, 4, 4), got {tuple(lidar2img.shape)}")

@@ -110,7 +110,7 @@ def rotate_bev(
             turn the other way on the grid.
         bev_hw: rows and columns of the grid.
         center: (column, row) to rotate about; None is the middle of the grid, where the lidar is.
-            The official recipes say (100, 100) whatever the grid.
+            The official recipes use (100, 100) for any grid.
 
     Returns:
         (B, Q, C) features; cells that enter from outside the grid are zero. The input is not modified.

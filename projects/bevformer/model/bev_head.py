@@ -1,10 +1,10 @@
-"""What a head on the BEV beside detection has to offer."""
+"""Interface of a head on the BEV other than detection."""
 
 from mmcv.runner import BaseModule
 
 
 class BEVHead(BaseModule):
-    """Interface of the entries of `BEVFormer.heads`; a head may derive from it or just look like it.
+    """Interface of the entries of `BEVFormer.heads`; a head may also just have these methods.
 
     Register it in mmdet's HEADS. `name` and `weight` of its config are the detector's.
 
@@ -12,7 +12,7 @@ class BEVHead(BaseModule):
     """
 
     def forward(self, bev):
-        """(B, Q, C) BEV features -> whatever `loss` and `results` take."""
+        """(B, Q, C) BEV features -> the outputs that `loss` and `results` take."""
 
     def loss(self, outputs, metas, targets):
         """Losses of a batch.
@@ -20,7 +20,7 @@ class BEVHead(BaseModule):
         Args:
             outputs: what `forward` returned.
             metas: B metas of the current frame.
-            targets: dict of what the batch holds besides images and metas, by its key.
+            targets: dict of the rest of the batch, without images and metas.
 
         Returns:
             dict of tensors; those with "loss" in their name are added up, the others only logged.

@@ -66,8 +66,8 @@ class BEVFormer(Base3DDetector):
         img_backbone: config of the image backbone.
         img_neck: config of the neck.
         pts_bbox_head: config of the BEVFormerHead.
-        heads: configs of further BEV heads, see `BEVHead`; each has besides a `name`, under which its
-            results and losses stand, and may have a `weight` (1.0), the factor of its losses.
+        heads: configs of further BEV heads, see `BEVHead`; each also has a `name`, under which its
+            results and losses are stored, and may have a `weight` (1.0), the factor of its losses.
         use_grid_mask: GridMask augmentation of the training images.
         video_test_mode: carry the BEV from frame to frame at test time.
         max_scenes: scenes whose state is kept at test time; None is twice the batch.
@@ -75,7 +75,7 @@ class BEVFormer(Base3DDetector):
         train_cfg: dict(pts=dict(assigner=...)).
         pretrained: dict(img=URL or path) of backbone weights.
         data_preprocessor: config of the ImagePreprocessor for pipelines that end with uint8 images; None
-            for pipelines that do the whole work, such as the published ones.
+            for pipelines that preprocess the images, such as the published ones.
 
     Attributes:
         autocast_dtype: None, or the dtype under which forward runs in mixed precision.
@@ -174,7 +174,7 @@ class BEVFormer(Base3DDetector):
             img: (B, N, 3, H, W).
             img_metas: unused; published code passes it.
             image_flip: (B,) bool, samples whose images are mirrored for the backbone and whose features
-                are mirrored back: an augmentation that leaves the geometry alone. None for none.
+                are mirrored back: an augmentation without effect on the geometry. None for none.
 
         Returns:
             L tensors (B, N, C, h, w).
@@ -253,7 +253,7 @@ class BEVFormer(Base3DDetector):
 
         Args:
             queue: QueueBEV.
-            targets: dict of what the batch holds besides images and metas; `gt_bboxes_3d` and
+            targets: dict of the rest of the batch, without images and metas; `gt_bboxes_3d` and
                 `gt_labels_3d` for detection.
 
         Returns:
@@ -270,7 +270,7 @@ class BEVFormer(Base3DDetector):
         return losses
 
     def step(self, images, img_metas, state=None):
-        """Results of the next frame of each stream; the state is handed in and out.
+        """Results of the next frame of each stream; the state is passed in and returned.
 
         Args:
             images: (B, N, 3, H, W), or (B, N, H, W, 3) uint8 with a `data_preprocessor`; BEVFormer v2:
@@ -340,7 +340,7 @@ class BEVFormer(Base3DDetector):
         return results
 
     def simple_test(self, img, img_metas, rescale=False):
-        """mmdet's name for testing one augmentation; arguments of one, see `forward_test`."""
+        """mmdet's name for testing one augmentation, see `forward_test`."""
         return self.forward_test([img], [img_metas])
 
     def aug_test(self, imgs, img_metas, rescale=False):

@@ -1,4 +1,4 @@
-"""What the three deformable attentions of the network have in common.
+"""Base class and helpers of the network's three deformable attentions.
 
 Shape legend: C channels, M heads, G groups of points (levels, or frames), P points per group, L levels.
 """

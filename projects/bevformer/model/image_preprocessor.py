@@ -20,7 +20,7 @@ class ImagePreprocessor(nn.Module):
     """Distort, normalise, scale and pad the uint8 images of a frame.
 
     The published pipelines do these steps, in this order, in float32 in the data workers; here the
-    workers hand on a quarter of the bytes. The numbers agree within rounding.
+    workers pass on a quarter of the bytes. The numbers agree within rounding.
 
     Args:
         mean: three numbers, in the channel order of the result.

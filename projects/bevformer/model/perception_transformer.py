@@ -38,7 +38,7 @@ class PerceptionTransformer(BaseModule):
         can_bus_norm: LayerNorm at the end of that embedding.
         use_cams_embeds: add a learned embedding per camera to its features.
         rotate_center: (column, row) about which the previous BEV is rotated. None, the middle of the
-            grid, is right; the official recipes say (100, 100) whatever the grid.
+            grid, is right; the official recipes use (100, 100) for any grid.
 
     Raises:
         ValueError: `rotate_center` is not a pair.

@@ -1,4 +1,4 @@
-"""What an encoder layer and a decoder layer have in common."""
+"""Base class of encoder and decoder layers."""
 
 from mmcv.cnn import build_norm_layer
 from mmcv.cnn.bricks.transformer import FFN, build_attention

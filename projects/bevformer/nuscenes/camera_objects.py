@@ -75,7 +75,7 @@ class CameraObjects:
         """
         corners = box_corners(self.rotation, self.center, self.size_wlh)
         depth = corners[..., 2]
-        with np.errstate(divide="ignore", invalid="ignore"):  # corners behind the camera are no use
+        with np.errstate(divide="ignore", invalid="ignore"):  # corners behind the camera are unused
             uv = corners @ self.intrinsics.T
             uv = uv[..., :2] / uv[..., 2:]
         size = np.array(source_hw[::-1])

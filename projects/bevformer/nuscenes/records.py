@@ -71,7 +71,7 @@ def boxes_global(info: Record) -> np.ndarray:
 
 def velocities_global(info: Record) -> np.ndarray:
     """(G, 2) velocities of a record's objects along the global axes, m/s, up to rounding."""
-    # The vertical part was dropped before the rotation, so this matrix is inverted; it is no rotation.
+    # The vertical part was dropped before the rotation, so this matrix is not a rotation: invert it.
     global2lidar_xy = lidar2global_of(info)[:2, :2].T
     return info["gt_velocity"] @ np.linalg.inv(global2lidar_xy).T
 

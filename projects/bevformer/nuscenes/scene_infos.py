@@ -196,6 +196,6 @@ def _yaws_lidar(rotations_wxyz, global2lidar):
 
     It differs from the heading of the box's x axis only by the product of the lidar's roll and pitch.
     """
-    # The first row of box2lidar is all it takes.
+    # Only the first row of box2lidar is needed.
     row = np.einsum("gi,gij->gj", global2lidar[:, 0, :3], rotations.matrices(rotations_wxyz))
     return np.arctan2(-row[:, 1], row[:, 0])

@@ -39,7 +39,7 @@ class SensorData(NamedTuple):
     timestamp: int
     prev: str
     ego_pose_token: str
-    image_size: tuple  # width, height in pixels; zeros where it is no image
+    image_size: tuple  # width, height in pixels; zeros if it is not an image
     calibration: Calibration
 
 
@@ -123,7 +123,7 @@ class NuScenesTables:
             self._check_scene(scene, own)
 
     def _check_scene(self, scene: Row, samples: list[Row]) -> None:
-        """Refuse a scene that its samples, in time order, do not fit, and samples that are not chained."""
+        """Refuse a scene that does not fit its samples in time order, and unlinked samples."""
         table = self._table("scene")
         if not samples or scene["nbr_samples"] != len(samples):
             raise table.error(

@@ -226,7 +226,7 @@ class _Corners:
         """For locations (N, M, L, P, 2) and weights (N, M, L, P)."""
         rows, samples = locations.shape[0], grid.origin.shape[0]
         pixels = torch.addcmul(grid.minus_half, locations.reshape(rows, samples, 2), grid.size)
-        # Clamp as integers: whatever a NaN is cast to, the index stays within the level.
+        # Clamp as integers: even for a NaN the index stays within the level.
         cell = pixels.to(torch.int32).clamp_(min=0)
         torch.minimum(cell, grid.last, out=cell)
         distance = pixels.sub_(cell)

@@ -135,7 +135,7 @@ class _TritonAttention(torch.autograd.Function):
 
 
 def _launch(kernel_name: str, tensors: tuple[Tensor, ...], shapes: LevelShapes) -> None:
-    """Launch a kernel on tensors of which the first two are value and locations."""
+    """Launch a kernel on tensors; the first two are value and locations."""
     from projects.bevformer.ops import deform_attn_kernels  # imports Triton, which may be missing
 
     value, locations = tensors[:2]

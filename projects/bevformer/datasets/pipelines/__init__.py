@@ -32,7 +32,7 @@ _OWN_STEPS = {
 
 
 def with_own_steps(pipeline: Sequence[Any], logger: logging.Logger) -> Sequence[Any]:
-    """A pipeline config in which steps of mmdet3d that fail on today's stack are this package's.
+    """A pipeline config with this package's steps for those of mmdet3d that fail on newer stacks.
 
     Args:
         pipeline: step configs, also within wrappers such as MultiScaleFlipAug3D. It is not modified. A step

@@ -9,7 +9,7 @@ from projects.bevformer.datasets.pipelines.step import Step
 
 @PIPELINES.register_module()
 class DrawColorDistortion(Step):
-    """Draw the numbers of a PhotoMetricDistortionMultiViewImage and leave the images as they are.
+    """Draw the numbers of a PhotoMetricDistortionMultiViewImage without changing the images.
 
     The images can then stay uint8, and the model's ImagePreprocessor distorts them on its device. On
     the same state of `np.random` the numbers are those that the published step would draw.

@@ -29,7 +29,7 @@ class LoadCameraImages(Step):
 
         Raises:
             FileNotFoundError: an image does not exist.
-            ValueError: an image cannot be decoded, is damaged, has no 3 channels, another size
+            ValueError: an image cannot be decoded, is damaged, has other than 3 channels or another size
                 than the first, or one that does not fit `cam2img`.
         """
         filenames = list(results["img_filename"])
@@ -72,7 +72,7 @@ def _read_image(filename, color_type):
 
 
 def _check_principal_point(filename, image, cam2img):
-    """Pictures that were made smaller have their principal point outside, if the matrix was not."""
+    """Images that were scaled down without their matrix have the principal point outside."""
     height, width = image.shape[:2]
     x, y = cam2img[0][2], cam2img[1][2]
     if not (0 < x < width and 0 < y < height):

@@ -29,7 +29,7 @@ class DD3DMapper(Step):
 
         Returns:
             The results; None if no camera sees an object. Frames without `mono_input_dict` (all but the
-            current one) are returned as they are.
+            current one) are returned unchanged.
 
         Raises:
             ValueError: CropResizeFlipImage has not run.

@@ -85,7 +85,7 @@ class BEVFormerEncoder(BaseModule):
 
 
 def _recomputed(layer, bev, context):
-    """`layer(bev, context)` under a checkpoint; whatever carries a gradient is an argument of it."""
+    """`layer(bev, context)`, recomputed in backward; tensors with a gradient are arguments of it."""
 
     def run(bev, bev_pos, prev_and_current, image_features):
         frame = replace(

@@ -13,7 +13,7 @@ from projects.bevformer.geometry.boxes import VX, encode_boxes
 from projects.bevformer.published import published
 from projects.bevformer.transfer import upload
 
-# Stands in for a cost that is not a number, so that one diverging query cannot stop the matcher.
+# Replaces a cost that is not a number, so that one diverging query cannot stop the matcher.
 _COST_OF_NAN = 100.0
 
 

@@ -272,7 +272,7 @@ class BEVFormerHead(BaseModule):
         num_matched = matched_codes.shape[1] / num_groups  # of one group
         mean_matched = reduce_mean(logits.new_full((), num_matched)).clamp(min=1)
         cls_factor = mean_matched if self.sync_cls_avg_factor else max(num_matched, 1.0)
-        # A ground truth with an unknown (NaN) velocity or a zero size teaches no box.
+        # Ground truths with an unknown (NaN) velocity or a zero size have no box loss.
         finite = torch.isfinite(matched_targets).all(dim=-1, keepdim=True)
         matched_targets = torch.where(finite, matched_targets, matched_codes.detach())
         box_weights = self.code_weights * finite

@@ -7,10 +7,10 @@ from torch import nn
 
 
 class WeightPrecisionLayerNorm(nn.LayerNorm):
-    """LayerNorm in the precision of its weights, whatever the autocast state.
+    """LayerNorm in the precision of its weights, in any autocast state.
 
-    CUDA's autocast does so by itself; a CPU's does not, and torch 1.10 there refuses bfloat16 inputs
-    beside float32 weights.
+    CUDA's autocast does this anyway; the CPU's does not, and torch 1.10 refuses bfloat16 inputs with
+    float32 weights there.
     """
 
     def forward(self, x):
@@ -34,8 +34,8 @@ class _FrozenBatchNorm(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         running_var, weight = ctx.saved_tensors
-        # The gradient is scaled as the input was; by the same kernel, which takes half precision
-        # beside float32 weights and rounds once.
+        # Scale the gradient like the input, with the same kernel: it takes half precision with
+        # float32 weights and rounds once.
         grad_x = F.batch_norm(
             grad, torch.zeros_like(running_var), running_var, weight, training=False, eps=ctx.eps
         )
@@ -55,7 +55,7 @@ class LeanBatchNorm2d(nn.BatchNorm2d):
         """(B, C, H, W) -> (B, C, H, W)."""
         learns = self.affine and (self.weight.requires_grad or self.bias.requires_grad)
         if self.training or learns or not self.track_running_stats or not x.requires_grad:
-            return super().forward(x)  # without a gradient also what an exported graph should hold
+            return super().forward(x)  # without a gradient: also for exported graphs
         return _FrozenBatchNorm.apply(
             x, self.running_mean, self.running_var, self.weight, self.bias, self.eps
         )

@@ -118,7 +118,7 @@ class BEVFormerV2(BEVFormer):
         return warp_bev(bev, frame.bev_augmentation, bev_hw, pc_range)
 
     def losses(self, queue, targets):
-        """Losses of all heads, those of the perspective head with `_mono` behind their name.
+        """Losses of all heads, those of the perspective head with the suffix `_mono`.
 
         Args:
             queue: QueueBEV; its metas hold `mono_objects`, {camera: dict}, see LocationAssigner.

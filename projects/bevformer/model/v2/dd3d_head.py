@@ -282,9 +282,9 @@ class NuscenesDD3D(BaseModule):
     ):
         super().__init__(init_cfg)
         if len(fcos3d_loss_cfg["canon_box_sizes"]) != num_classes:
-            raise ValueError(f"canon_box_sizes must hold {num_classes} sizes, one a class")
+            raise ValueError(f"canon_box_sizes must hold {num_classes} sizes, one per class")
         if len(target_assign_cfg["sizes_of_interest"]) != len(strides):
-            raise ValueError(f"sizes_of_interest must hold {len(strides)} pairs, one a stride")
+            raise ValueError(f"sizes_of_interest must hold {len(strides)} pairs, one per stride")
         self.num_classes = num_classes
         self.strides = list(strides)
         self.assigner = LocationAssigner(self.strides, num_classes, **target_assign_cfg)

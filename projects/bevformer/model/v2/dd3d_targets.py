@@ -1,7 +1,7 @@
 """FCOS target assignment: the ground-truth object of each feature location.
 
 The objects come from the data workers as arrays, so they are assigned on the host, and two tensors
-go to the device whatever the number of images and objects.
+go to the device for any number of images and objects.
 
 Shape legend: I images, L levels, S locations of all levels, P positive locations of all images,
 G ground truths of all images.

@@ -70,7 +70,7 @@ def attribute_name(nusc: Any, annotation: dict) -> str:
 
 
 def _rows(width, rows):
-    """Float array with so many columns, also where there are no rows."""
+    """Float array with `width` columns, even without rows."""
     rows = list(rows)
     return np.concatenate([np.zeros(0), *map(np.ravel, rows)]).reshape(-1, width)
 

@@ -218,13 +218,13 @@ def _curves(detections, ground_truths, matched, positives, name):
     hits, targets = detections.take(is_match), ground_truths.take(matched[is_match])
     for error, values in _errors(hits, targets, name).items():
         means = _running_mean(values)
-        # np.interp wants rising scores.
+        # np.interp needs rising scores.
         curves[error] = np.interp(confidence[::-1], hits.score[::-1], means[::-1])[::-1]
     return curves
 
 
 def _errors(hits, targets, name):
-    """The errors of N matched pairs, (N,) each; NaN where the ground truth does not know."""
+    """The errors of N matched pairs, (N,) each; NaN where the ground truth is unknown."""
     offset = hits.box[:, :2] - targets.box[:, :2]
     velocity = hits.velocity - targets.velocity
     common = np.minimum(hits.box[:, 3:6], targets.box[:, 3:6])

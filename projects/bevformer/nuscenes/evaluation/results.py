@@ -69,7 +69,7 @@ def detected_boxes(
 
     Raises:
         ValueError: a number is not finite, a size is not positive, there are more boxes in a frame than
-            the benchmark accepts, or it does not know a class.
+            the benchmark accepts, or it has no such class.
     """
     benchmark_names = list(config.class_range)
     unknown = [name for name in class_names if name not in config.class_range]
