@@ -9,7 +9,7 @@ from mmcv.runner import HOOKS, Hook, LoggerHook
 
 from projects.bevformer.engine.batch import train_sample_tokens
 from projects.bevformer.engine.distributed import all_gather, barrier, broadcast_buffers, get_rank
-from projects.bevformer.engine.evaluate import predict, score
+from projects.bevformer.engine.evaluate import predict
 from projects.bevformer.engine.report import headline_metrics, metrics_table
 
 _NUSCENES = "pts_bbox_NuScenes/"
@@ -101,7 +101,7 @@ class TemporalEvalHook(Hook):
         interval: epochs (iterations without `by_epoch`) between two evaluations.
         start: first epoch that may be evaluated; None for `interval`.
         by_epoch: whether the runner counts epochs.
-        metric: see `engine.evaluate.score`.
+        metric: see `DatasetEvaluator.score`.
         save_best: "NDS", "mAP" or "auto" (NDS) keeps the best checkpoint as `best_NDS_epoch_N.pth`;
             "<head>/<name>" does so for a metric of another head, where higher is better.
 
@@ -165,7 +165,7 @@ class TemporalEvalHook(Hook):
         results = predict(detector, self.dataset, self.device, self.workers)
         if get_rank() == 0:
             out_dir = Path(runner.work_dir) / "eval" / name
-            summary = score(self.dataset, results, out_dir, self.metric)
+            summary = self.dataset.evaluator.score(results, str(out_dir), self.metric)
             shutil.copyfile(
                 out_dir / "metrics_summary.json", Path(runner.work_dir) / "metrics_summary.json"
             )
