@@ -32,7 +32,7 @@ def scene_infos(
 
     Source: field names as in the original BEVFormer's converter, boxes as in mmdet3d 1.0.0rc6's.
     """
-    samples = _samples_of(tables, scene)
+    samples = tables.samples_of[scene["token"]]
     records = [_key_frame_records(tables, sample) for sample in samples]
     sensor2global = _sensors2global(records)  # (F, 1 + N, 4, 4)
     lidar2global = sensor2global[:, 0]
@@ -76,16 +76,6 @@ def scene_infos(
             }
         )
     return infos
-
-
-def _samples_of(tables, scene):
-    """Rows of the sample table, from the first key frame of a scene to its last."""
-    samples = []
-    token = scene["first_sample_token"]
-    while token:
-        samples.append(tables.samples[token])
-        token = samples[-1]["next"]
-    return samples
 
 
 def _key_frame_records(tables, sample):
