@@ -45,6 +45,11 @@ class InfoList(Sequence):
         start = int(self._ends[position - 1]) if position else 0
         return pickle.loads(memoryview(self._bytes[start : self._ends[position]].numpy()))
 
+    @property
+    def nbytes(self) -> int:
+        """Size of the shared block."""
+        return self._bytes.numel() + self._ends.numel() * self._ends.element_size()
+
 
 def column(infos: Sequence, field: str) -> np.ndarray:
     """(len(infos),) "token" or "scene_token" of all records; an InfoList keeps them and reads no record."""
