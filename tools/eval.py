@@ -153,14 +153,15 @@ def evaluate(args, eval_options):
 def report(args, dataset, results, out_dir, devkit):
     import mmcv
 
-    from projects.bevformer.engine.pictures import draw_predictions
+    from projects.bevformer.engine.pictures import draw_samples, spaced
     from projects.bevformer.engine.report import metrics_table
 
     if args.out is not None:
         mmcv.dump(results, args.out)
         print(f"raw results: {args.out}")
     if args.show_dir is not None:
-        draw_predictions(dataset, results, args.show_dir, args.show_samples, args.show_score_thr)
+        drawn = {i: results[i]["pts_bbox"] for i in spaced(len(results), args.show_samples)}
+        draw_samples(dataset, drawn, args.show_dir, args.show_score_thr)
         print(f"pictures: {args.show_dir}")
     if args.format_only:
         print(f"results: {dataset.evaluator.write(results, str(out_dir))['pts_bbox']}")

@@ -156,7 +156,7 @@ def test_ground_truth_is_drawn_if_the_info_has_it(monkeypatch):
     monkeypatch.setattr(
         "projects.bevformer.visualization.draw_sample", lambda *a: calls.append(a), raising=False
     )
-    pictures.draw_predictions(Annotated(), [{"pts_bbox": "predictions"}], "out")
+    pictures.draw_samples(Annotated(), {0: "predictions"}, "out")
     (arguments,) = calls
     assert arguments[2:4] == ("predictions", {"boxes_3d": "boxes", "labels_3d": "labels"})
     assert arguments[-1] == ("bus",)

@@ -1,8 +1,6 @@
 """Hooks of a training run: stop at a loss that is not finite, warn about slow data, evaluate."""
 
 import math
-import os
-import shutil
 from pathlib import Path
 
 from mmcv.runner import HOOKS, Hook, LoggerHook
@@ -11,6 +9,7 @@ from projects.bevformer.engine.batch import train_sample_tokens
 from projects.bevformer.engine.distributed import all_gather, barrier, broadcast_buffers, get_rank
 from projects.bevformer.engine.evaluate import predict
 from projects.bevformer.engine.report import headline_metrics, metrics_table
+from projects.bevformer.nuscenes.evaluation.scoring import write_metrics
 
 _NUSCENES = "pts_bbox_NuScenes/"
 
@@ -166,9 +165,7 @@ class TemporalEvalHook(Hook):
         if get_rank() == 0:
             out_dir = Path(runner.work_dir) / "eval" / name
             summary = self.dataset.evaluator.score(results, str(out_dir), self.metric)
-            shutil.copyfile(
-                out_dir / "metrics_summary.json", Path(runner.work_dir) / "metrics_summary.json"
-            )
+            write_metrics(summary, "summary", runner.work_dir)
             runner.logger.info("evaluation after %s\n%s", name, metrics_table(summary))
             headline = headline_metrics(summary)
             runner.log_buffer.output["eval_iter_num"] = len(self.dataset)
@@ -193,8 +190,6 @@ class TemporalEvalHook(Hook):
         name = f"best_{self.best_key.replace('/', '_')}_{number}.pth"
         messages.update(best_score=value, best_ckpt=name)
         runner.save_checkpoint(runner.work_dir, filename_tmpl=name, create_symlink=False)
-        if previous is not None and previous != name:
-            path = os.path.join(runner.work_dir, previous)
-            if os.path.exists(path):
-                os.remove(path)
+        if previous not in (None, name):
+            (Path(runner.work_dir) / previous).unlink(missing_ok=True)
         runner.logger.info("best %s so far %.4f, saved as %s", self.best_key, value, name)

@@ -1,14 +1,17 @@
 """What the three deformable attentions of the network have in common.
 
-Shape legend: C channels, M heads, G groups of points (levels, or frames), P points per group, L levels.
+Shape legend: C channels, M heads, G groups of points (levels, or frames), P points per group, L levels,
+B batch, T maps, Q queries, S cells of a map.
 """
 
 import math
 
 import torch
+from einops import rearrange
 from mmcv.runner import BaseModule
 from torch import nn
 
+from projects.bevformer.ops import multi_scale_deformable_attn
 from projects.bevformer.transfer import constant
 
 
@@ -76,6 +79,33 @@ class DeformableAttention(BaseModule):
         init_projection(self.value_proj)
         if hasattr(self, "output_proj"):
             init_projection(self.output_proj)
+
+    def attend(self, query, values, reference, map_hw):
+        """Attend to T maps of one level each; T = G.
+
+        Args:
+            query: (B, Q, C') what predicts offsets and weights.
+            values: (B, T, S, C) features of the maps, row by row.
+            reference: (B, T, Q, 2) (x, y) where each query looks, fractions of the map.
+            map_hw: rows and columns of the maps.
+
+        Returns:
+            (B, T, Q, C), before the output projection.
+        """
+        sizes = dict(m=self.num_heads, t=self.num_groups)
+        # 1. predict offsets and weights
+        offsets = self.sampling_offsets(query).float()
+        offsets = rearrange(offsets, "b q (m t p xy) -> (b t) q m 1 p xy", xy=2, **sizes)
+        weights = self.attention_weights(query).float()
+        weights = rearrange(weights, "b q (m t p) -> (b t) q m 1 p", **sizes).softmax(dim=-1)
+        # 2. sample each map around its reference points
+        reference = rearrange(reference, "b t q xy -> (b t) q 1 1 1 xy")
+        locations = sampling_locations(reference, offsets, [map_hw])
+        values = rearrange(self.value_proj(values), "b t s (m c) -> (b t) s m c", m=self.num_heads)
+        attended = multi_scale_deformable_attn(
+            values, [map_hw], locations, weights, default_backend=self.default_backend
+        )
+        return rearrange(attended, "(b t) q c -> b t q c", t=self.num_groups)
 
 
 def init_projection(layer):

@@ -51,18 +51,17 @@ def scene_infos(
             rows = tables.sample_data[sample["token"]][camera["type"]].calibration.camera_intrinsic
             camera["cam_intrinsic"] = intrinsics.setdefault(id(rows), np.array(rows))
         time_us = sample["timestamp"]
+        at, motion_after = np.zeros(CAN_SIZE), np.zeros(CAN_SIZE)[CAN_MOTION]
+        if can_bus is not None:
+            at, motion_after = can_bus.at(time_us), can_bus.motion_after(time_us)
         infos.append(
             {
                 "lidar_path": lidar["data_path"],
                 "token": sample["token"],
                 "prev": sample["prev"],
                 "next": sample["next"],
-                "can_bus": np.zeros(CAN_SIZE) if can_bus is None else can_bus.at(time_us),
-                "can_bus_motion_after": (
-                    np.zeros(CAN_SIZE)[CAN_MOTION]
-                    if can_bus is None
-                    else can_bus.motion_after(time_us)
-                ),
+                "can_bus": at,
+                "can_bus_motion_after": motion_after,
                 "frame_idx": frame_idx,
                 "sweeps": _sweeps(tables, sample, global2lidar[frame_idx], max_sweeps),
                 "cams": {camera["type"]: camera for camera in cameras},
