@@ -11,7 +11,6 @@ from einops import rearrange
 from mmcv.runner import BaseModule
 from torch import nn
 
-from projects.bevformer.ops import multi_scale_deformable_attn
 from projects.bevformer.transfer import constant
 
 
@@ -80,8 +79,8 @@ class DeformableAttention(BaseModule):
         if hasattr(self, "output_proj"):
             init_projection(self.output_proj)
 
-    def attend(self, query, values, reference, map_hw):
-        """Attend to T maps of one level each; T = G.
+    def samples(self, query, values, reference, map_hw):
+        """What to sample of T maps of one level each, and with which weights; T = G.
 
         Args:
             query: (B, Q, C') what predicts offsets and weights.
@@ -90,22 +89,17 @@ class DeformableAttention(BaseModule):
             map_hw: rows and columns of the maps.
 
         Returns:
-            (B, T, Q, C), before the output projection.
+            Arguments of `multi_scale_deformable_attn` for a batch of B * T maps.
         """
         sizes = dict(m=self.num_heads, t=self.num_groups)
-        # 1. predict offsets and weights
         offsets = self.sampling_offsets(query).float()
         offsets = rearrange(offsets, "b q (m t p xy) -> (b t) q m 1 p xy", xy=2, **sizes)
         weights = self.attention_weights(query).float()
         weights = rearrange(weights, "b q (m t p) -> (b t) q m 1 p", **sizes).softmax(dim=-1)
-        # 2. sample each map around its reference points
         reference = rearrange(reference, "b t q xy -> (b t) q 1 1 1 xy")
         locations = sampling_locations(reference, offsets, [map_hw])
         values = rearrange(self.value_proj(values), "b t s (m c) -> (b t) s m c", m=self.num_heads)
-        attended = multi_scale_deformable_attn(
-            values, [map_hw], locations, weights, default_backend=self.default_backend
-        )
-        return rearrange(attended, "(b t) q c -> b t q c", t=self.num_groups)
+        return values, [map_hw], locations, weights
 
 
 def init_projection(layer):

@@ -5,10 +5,12 @@ L = 1 level, P points.
 """
 
 import torch
+from einops import rearrange
 from mmcv.cnn.bricks.registry import ATTENTION
 from torch import nn
 
 from projects.bevformer.model.deformable import DeformableAttention
+from projects.bevformer.ops import multi_scale_deformable_attn
 from projects.bevformer.published import published
 
 FRAMES = 2
@@ -52,8 +54,12 @@ class TemporalSelfAttention(DeformableAttention):
         Returns:
             (B, Q, C), the input added.
         """
-        # both frames predict offsets and weights; the previous one comes first in the 2C channels
+        # 1. predict offsets and weights from both frames; the previous one comes first in the 2C channels
         values = context.temporal_values(query)  # (B, T, Q, C)
         joint = torch.cat((values[:, 0], query + context.bev_pos), dim=-1)
-        attended = self.attend(joint, values, context.reference_bev, context.bev_hw)
-        return self.dropout(self.output_proj(attended.mean(dim=1))) + query
+        samples = self.samples(joint, values, context.reference_bev, context.bev_hw)
+        # 2. sample each frame around its reference points
+        attended = multi_scale_deformable_attn(*samples, default_backend=self.default_backend)
+        # 3. average over the frames
+        mean = rearrange(attended, "(b t) q c -> b t q c", t=FRAMES).mean(dim=1)
+        return self.dropout(self.output_proj(mean)) + query

@@ -8,6 +8,7 @@ from mmcv.cnn.bricks.transformer import MultiheadAttention
 from torch import nn
 
 from projects.bevformer.model.deformable import DeformableAttention
+from projects.bevformer.ops import multi_scale_deformable_attn
 from projects.bevformer.published import published
 
 
@@ -44,8 +45,9 @@ class CustomMSDeformableAttention(DeformableAttention):
             (B, O, C), the input added.
         """
         located, reference = query + context.query_pos, reference_xy.float()[:, None]
-        attended = self.attend(located, context.bev[:, None], reference, context.bev_hw)
-        return self.dropout(self.output_proj(attended[:, 0])) + query
+        samples = self.samples(located, context.bev[:, None], reference, context.bev_hw)
+        attended = multi_scale_deformable_attn(*samples, default_backend=self.default_backend)
+        return self.dropout(self.output_proj(attended)) + query
 
 
 @ATTENTION.register_module()
