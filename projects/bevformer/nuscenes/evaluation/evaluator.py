@@ -101,13 +101,8 @@ class NuScenesEvaluator:
             results: one {"boxes_3d", "scores_3d", "labels_3d"} per frame, in the order of the infos.
 
         Raises:
-            ValueError: not one result per frame, or a box that the benchmark does not accept.
+            ValueError: a box that the benchmark does not accept.
         """
-        if len(results) != len(self.frames):
-            raise ValueError(
-                f"{len(results)} results for {len(self.frames)} frames of {self.ann_file}: every frame "
-                "needs one, in order"
-            )
         return detected_boxes(results, self.frames, self.class_names, self.config)
 
     def write(self, results: Boxes | Sequence[dict], folder: str) -> str:
