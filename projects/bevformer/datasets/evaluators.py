@@ -21,7 +21,6 @@ your own is scored by a class of your own:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Mapping, Sequence
 
 from mmcv.utils import Registry
@@ -33,7 +32,6 @@ EVALUATORS = Registry("evaluator")
 BOXES = "pts_bbox"
 
 
-@dataclass(eq=False, repr=False)
 class DatasetEvaluator:
     """Scores and writes the results of all heads.
 
@@ -43,9 +41,10 @@ class DatasetEvaluator:
         logger: gets headlines and warnings.
     """
 
-    evaluators: Mapping[str, Any]
-    size: int
-    logger: Any
+    def __init__(self, evaluators: Mapping[str, Any], size: int, logger: Any) -> None:
+        self.evaluators = dict(evaluators)
+        self.size = size
+        self.logger = logger
 
     def score(
         self,

@@ -1,8 +1,11 @@
 """Hooks of a training run: stop at a loss that is not finite, warn about slow data, evaluate."""
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Optional, Sequence, Union
 
+import torch
 from mmcv.runner import HOOKS, Hook, LoggerHook
 
 from projects.bevformer.engine.batch import train_sample_tokens
@@ -38,6 +41,7 @@ class FiniteLossHook(Hook):
 
 
 @HOOKS.register_module()
+@dataclass(eq=False, repr=False)
 class DataWaitHook(Hook):
     """Warns once when training spends much of its time waiting for data.
 
@@ -52,12 +56,11 @@ class DataWaitHook(Hook):
         skip: first iterations of the run that do not count.
     """
 
-    def __init__(self, remedy, interval=50, share=0.25, skip=10):
-        self.remedy = remedy
-        self.interval = interval
-        self.share = share
-        self.skip = skip
-        self.warned = False
+    remedy: str
+    interval: int = 50
+    share: float = 0.25
+    skip: int = 10
+    warned = False
 
     def before_run(self, runner):
         self.first = runner.iter + self.skip
@@ -87,6 +90,7 @@ class DataWaitHook(Hook):
 
 
 @HOOKS.register_module()
+@dataclass(eq=False, repr=False)
 class TemporalEvalHook(Hook):
     """Evaluates during training; frames of a scene stay in order and on one process.
 
@@ -108,28 +112,21 @@ class TemporalEvalHook(Hook):
         ValueError: an impossible interval, or an unknown `metric` or `save_best`.
     """
 
-    def __init__(
-        self,
-        dataset,
-        device,
-        workers=2,
-        interval=1,
-        start=None,
-        by_epoch=True,
-        metric="bbox",
-        save_best=None,
-    ):
-        if interval < 1:
-            raise ValueError(f"evaluation.interval is {interval}: it must be at least 1")
-        self.dataset = dataset
-        self.device = device
-        self.workers = workers
-        self.interval = interval
-        self.start = interval if start is None else start
-        self.by_epoch = by_epoch
-        self.metric = metric
-        heads = dataset.evaluator.heads_of(metric)
-        self.best_key = None
+    dataset: Any
+    device: torch.device
+    workers: int = 2
+    interval: int = 1
+    start: Optional[int] = None
+    by_epoch: bool = True
+    metric: Union[str, Sequence[str]] = "bbox"
+    save_best: Optional[str] = None
+
+    def __post_init__(self):
+        if self.interval < 1:
+            raise ValueError(f"evaluation.interval is {self.interval}: it must be at least 1")
+        self.start = self.interval if self.start is None else self.start
+        heads = self.dataset.evaluator.heads_of(self.metric)
+        self.best_key, save_best = None, self.save_best
         if save_best is not None:
             # mmdet3d users write pts_bbox_NuScenes/NDS.
             name = save_best[len(_NUSCENES) :] if save_best.startswith(_NUSCENES) else save_best
@@ -138,7 +135,7 @@ class TemporalEvalHook(Hook):
             if head not in (*heads, *(("NDS", "mAP") if "pts_bbox" in heads else ())):
                 raise ValueError(
                     f"evaluation.save_best is {save_best!r}: it must be NDS, mAP or auto, or <head>/<name>, "
-                    f"of a head that evaluation.metric names ({metric!r})"
+                    f"of a head that evaluation.metric names ({self.metric!r})"
                 )
 
     def _is_due(self, done):
