@@ -116,7 +116,7 @@ def evaluate(args, eval_options):
     from projects.bevformer.engine.determinism import make_deterministic
     from projects.bevformer.engine.device import describe_device
     from projects.bevformer.engine.distributed import get_rank, init_process, shut_down
-    from projects.bevformer.engine.evaluate import build_trained_model, predict, score_file
+    from projects.bevformer.engine.evaluate import build_trained_model, predict
     from projects.bevformer.engine.log import get_run_logger
     from projects.bevformer.engine.report import metrics_table
     from projects.bevformer.engine.seed import choose_seed, set_seed
@@ -134,7 +134,8 @@ def evaluate(args, eval_options):
 
     dataset = build_test_dataset(cfg, "test")
     if args.results is not None:
-        print(metrics_table(score_file(dataset, args.results, work_dir, args.devkit)))
+        summary = dataset.evaluator.score_file(args.results, str(work_dir), devkit=args.devkit)
+        print(metrics_table(summary))
         print(f"results: {Path(work_dir) / 'metrics_summary.json'}")
         return
     dataset.evaluator.heads_of(args.eval or "bbox")  # refuses unknown metrics before predicting
@@ -152,20 +153,21 @@ def evaluate(args, eval_options):
 def report(args, dataset, results, out_dir, devkit):
     import mmcv
 
-    from projects.bevformer.engine.evaluate import format_only, score
-    from projects.bevformer.engine.pictures import draw_predictions
+    from projects.bevformer.engine.pictures import draw_samples, spaced
     from projects.bevformer.engine.report import metrics_table
 
     if args.out is not None:
         mmcv.dump(results, args.out)
         print(f"raw results: {args.out}")
     if args.show_dir is not None:
-        draw_predictions(dataset, results, args.show_dir, args.show_samples, args.show_score_thr)
+        drawn = {i: results[i]["pts_bbox"] for i in spaced(len(results), args.show_samples)}
+        draw_samples(dataset, drawn, args.show_dir, args.show_score_thr)
         print(f"pictures: {args.show_dir}")
     if args.format_only:
-        print(f"results: {format_only(dataset, results, out_dir)}")
+        print(f"results: {dataset.evaluator.write(results, str(out_dir))['pts_bbox']}")
         return
-    summary = score(dataset, results, out_dir, args.eval or "bbox", devkit)
+    metric = args.eval or "bbox"
+    summary = dataset.evaluator.score(results, str(out_dir), metric, devkit=devkit)
     print(metrics_table(summary))
     print(f"results: {out_dir / 'results_nusc.json'}, {out_dir / 'metrics_summary.json'}")
 

@@ -52,12 +52,16 @@ def _import_mmdet3d():
 _import_mmdet3d()
 
 
+def _takes(function, argument):
+    """Whether a function of this torch has an argument, which other versions may not have."""
+    return argument in inspect.signature(function).parameters
+
+
 def gpu_computes_in_bfloat16():
     """Whether the current GPU has bfloat16 arithmetic; newer torch versions can emulate it."""
     supported = torch.cuda.is_bf16_supported
-    if "including_emulation" in inspect.signature(supported).parameters:
-        return supported(including_emulation=False)
-    return supported()
+    takes_it = _takes(supported, "including_emulation")
+    return supported(including_emulation=False) if takes_it else supported()
 
 
 def make_grad_scaler(**options):
@@ -69,9 +73,7 @@ def make_grad_scaler(**options):
 
 # torch >= 1.11. Before, deterministic algorithms make an error of each operator that has none, such
 # as deformable convolution.
-CAN_WARN_OF_NONDETERMINISM = (
-    "warn_only" in inspect.signature(torch.use_deterministic_algorithms).parameters
-)
+CAN_WARN_OF_NONDETERMINISM = _takes(torch.use_deterministic_algorithms, "warn_only")
 
 
 def use_deterministic_algorithms():
@@ -82,16 +84,12 @@ def use_deterministic_algorithms():
 
 def has_fused_cuda_kernels(optimizer_class):
     """Whether an optimizer takes `fused=True` on CUDA: Adam, AdamW and SGD of torch 2."""
-    return (
-        optimizer_class in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
-        and "fused" in inspect.signature(optimizer_class).parameters
-    )
+    known = optimizer_class in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+    return known and _takes(optimizer_class, "fused")
 
 
 # torch >= 2.3.
-_GROUPS_TAKE_A_DEVICE = (
-    "device_id" in inspect.signature(torch.distributed.init_process_group).parameters
-)
+_GROUPS_TAKE_A_DEVICE = _takes(torch.distributed.init_process_group, "device_id")
 
 
 def device_of_process_group(device):
@@ -109,7 +107,7 @@ def mmcv_has_cuda_operators():
 # torch >= 1.11. The reentrant form before it runs the backward pass of each checkpoint as a pass of
 # its own, which DistributedDataParallel cannot tell from a second use where it searches unused
 # parameters.
-NON_REENTRANT_CHECKPOINTS = "use_reentrant" in inspect.signature(torch_checkpoint).parameters
+NON_REENTRANT_CHECKPOINTS = _takes(torch_checkpoint, "use_reentrant")
 
 
 def checkpoint(function, *tensors):

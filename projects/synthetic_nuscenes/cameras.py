@@ -11,7 +11,7 @@ from typing import Dict, Sequence, Tuple
 import numpy as np
 
 from projects.bevformer.geometry.poses import rigid_matrix
-from projects.bevformer.geometry.rotations import matrix_from_angles
+from projects.synthetic_nuscenes.rotations import matrix_from_angles
 
 # nuScenes images are this wide; intrinsics scale with the image.
 REFERENCE_WIDTH = 1600

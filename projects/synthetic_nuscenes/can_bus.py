@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from projects.bevformer.geometry.rotations import quaternion_from_matrix
+from projects.synthetic_nuscenes.rotations import quaternion_from_matrix
 from projects.synthetic_nuscenes.world import MARGIN_S
 
 POSE_RATE_HZ = 50.0

@@ -3,7 +3,7 @@
 import numpy as np
 
 from projects.bevformer.geometry.poses import rigid_matrix
-from projects.bevformer.geometry.rotations import matrices_about_z
+from projects.synthetic_nuscenes.rotations import matrices_about_z
 
 
 def planar_pose(x, y, yaw_rad) -> np.ndarray:

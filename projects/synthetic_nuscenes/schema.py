@@ -6,10 +6,10 @@ from typing import Dict, List, Sequence, Tuple
 
 import numpy as np
 
-from projects.bevformer.geometry.rotations import matrices_about_z, quaternion_from_matrix
 from projects.bevformer.nuscenes.spec import BICYCLE_RACK, CATEGORY_TO_CLASS
 from projects.synthetic_nuscenes.catalogue import KINDS
 from projects.synthetic_nuscenes.recording import LIDAR_CHANNEL, Frame, log_name
+from projects.synthetic_nuscenes.rotations import matrices_about_z, quaternion_from_matrix
 
 _UNDETECTED_CATEGORIES = (
     "animal",

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from projects.bevformer.geometry.rotations import quaternion_from_matrix
 from projects.bevformer.nuscenes.spec import CAMERAS
 from projects.synthetic_nuscenes.catalogue import KINDS, draw_size
 from projects.synthetic_nuscenes.recording import (
@@ -23,6 +22,7 @@ from projects.synthetic_nuscenes.recording import (
     log_name,
     scene_rig,
 )
+from projects.synthetic_nuscenes.rotations import quaternion_from_matrix
 from projects.synthetic_nuscenes.schema import (
     RADARS,
     TABLES,

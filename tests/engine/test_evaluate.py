@@ -1,5 +1,6 @@
 import json
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +12,7 @@ from projects.bevformer.engine import evaluate
 from projects.bevformer.engine.checkpoint import save_checkpoint
 from projects.bevformer.engine.evaluate import (
     build_trained_model,
-    format_only,
     predict,
-    score,
-    score_file,
 )
 
 CPU = torch.device("cpu")
@@ -70,24 +68,24 @@ def test_shards_of_many_processes_give_the_same_list(monkeypatch):
 def test_result_files_lie_in_the_folder_itself(tmp_path):
     dataset = DummyDataset(test_mode=True)
     results = predict(DummyDetector(), dataset, CPU, workers=0)
-    summary = score(dataset, results, tmp_path / "a")
+    summary = dataset.evaluator.score(results, str(tmp_path / "a"))
     written = json.loads((tmp_path / "a" / "metrics_summary.json").read_text())
     np.testing.assert_equal(written, summary)
     assert summary["nd_score"] == pytest.approx(sum(scores(results)) / 9)
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [
         "metrics_summary.json", "results_nusc.json",
     ]  # fmt: skip
-    path = format_only(dataset, results, tmp_path / "b")
-    assert path.read_bytes() == (tmp_path / "a" / "results_nusc.json").read_bytes()
+    path = dataset.evaluator.write(results, str(tmp_path / "b"))["pts_bbox"]
+    assert Path(path).read_bytes() == (tmp_path / "a" / "results_nusc.json").read_bytes()
     assert [p.name for p in (tmp_path / "b").iterdir()] == ["results_nusc.json"]
 
 
 def test_result_file_is_scored_by_the_data_set(tmp_path):
     dataset = DummyDataset(test_mode=True)
     results = predict(DummyDetector(), dataset, CPU, workers=0)
-    summary = score(dataset, results, tmp_path / "a")
+    summary = dataset.evaluator.score(results, str(tmp_path / "a"))
     path = tmp_path / "a" / "results_nusc.json"
-    np.testing.assert_equal(score_file(dataset, path, tmp_path / "b"), summary)
+    np.testing.assert_equal(dataset.evaluator.score_file(str(path), str(tmp_path / "b")), summary)
     assert [p.name for p in (tmp_path / "b").iterdir()] == ["metrics_summary.json"]
 
 

@@ -8,7 +8,8 @@ import pytest
 from dummy_task import REPOSITORY, summary
 
 from projects.bevformer.cli.arguments import chosen_gpu, parse_options
-from projects.bevformer.engine import distributed, evaluate, pictures
+from projects.bevformer.datasets.evaluators import DatasetEvaluator
+from projects.bevformer.engine import distributed, pictures
 
 
 def load_tool(name):
@@ -97,8 +98,17 @@ def test_process_group_is_destroyed_before_the_report(
 
 def test_eval_passes_the_devkit_flag(call, eval_tool, config_path, checkpoint, monkeypatch):
     handed = []
-    monkeypatch.setattr(evaluate, "score", lambda *a: handed.append(a[3:]) or summary(0))
-    monkeypatch.setattr(evaluate, "score_file", lambda *a: handed.append(a[3]) or summary(0))
+
+    def score(self, results, folder, metric, devkit):
+        handed.append((metric, devkit))
+        return summary(0)
+
+    def score_file(self, path, folder, devkit):
+        handed.append(devkit)
+        return summary(0)
+
+    monkeypatch.setattr(DatasetEvaluator, "score", score)
+    monkeypatch.setattr(DatasetEvaluator, "score_file", score_file)
     call(eval_tool, config_path, checkpoint)
     call(eval_tool, config_path, checkpoint, "--devkit")
     call(eval_tool, config_path, "--results", "r.json", "--devkit")
@@ -146,7 +156,7 @@ def test_ground_truth_is_drawn_if_the_info_has_it(monkeypatch):
     monkeypatch.setattr(
         "projects.bevformer.visualization.draw_sample", lambda *a: calls.append(a), raising=False
     )
-    pictures.draw_predictions(Annotated(), [{"pts_bbox": "predictions"}], "out")
+    pictures.draw_samples(Annotated(), {0: "predictions"}, "out")
     (arguments,) = calls
     assert arguments[2:4] == ("predictions", {"boxes_3d": "boxes", "labels_3d": "labels"})
     assert arguments[-1] == ("bus",)

@@ -3,11 +3,13 @@ import math
 import numpy as np
 import pytest
 
+from projects.bevformer.geometry import rotations
 from projects.bevformer.geometry.poses import (
     adjacent_to_current,
     check_frame_offsets,
     inverse_poses,
     pose_matrix,
+    rigid_matrix,
 )
 
 HALF = math.sqrt(0.5)
@@ -50,3 +52,10 @@ def test_round_trip_between_frames_is_the_identity():
 def test_unordered_or_incomplete_offsets_are_refused(frames):
     with pytest.raises(ValueError, match="time order"):
         check_frame_offsets(frames)
+
+
+def test_rigid_matrix_moves_points():
+    turn = rotations.matrices(rotations.about_z(np.array([0.0, np.pi / 2])))
+    poses = rigid_matrix(turn, [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    np.testing.assert_allclose(poses @ [1, 0, 0, 1], [[2, 2, 3, 1], [4, 6, 6, 1]], atol=1e-15)
+    np.testing.assert_allclose(inverse_poses(poses) @ poses, [np.eye(4)] * 2, atol=1e-12)

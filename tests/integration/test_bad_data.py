@@ -345,7 +345,7 @@ def test_a_first_key_frame_before_all_messages_takes_the_first(data, create_data
 
 
 def test_a_scene_recorded_without_can_bus_has_zeros(data, create_data, monkeypatch):
-    module = "projects.bevformer.nuscenes.create_infos.SCENES_WITHOUT_CAN_BUS"
+    module = "projects.bevformer.nuscenes.can_bus.SCENES_WITHOUT_CAN_BUS"
     monkeypatch.setattr(module, {"scene-0103"})
     data.remove(CAN_BUS)
     line, infos = create_data()

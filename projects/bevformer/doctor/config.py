@@ -186,14 +186,12 @@ def _check_memory(needed_mib, gpu_mib):
     text = f"training needs about {needed_mib / 1024:.1f} GiB of GPU memory"
     if gpu_mib is None:
         return [ok("memory", f"{text}; there is no GPU here")]
-    if needed_mib > gpu_mib:
-        return [
-            broken(
-                "memory",
-                f"{text}, this GPU has {gpu_mib / 1024:.1f} GiB free",
-                "less is needed with model.pts_bbox_head.transformer.encoder.with_cp=True, with "
-                "model.img_backbone.with_cp=True too, with fp16.dtype=bfloat16 too, or with "
-                "data.samples_per_gpu=1 (docs/performance.md)",
-            )
-        ]
-    return [ok("memory", f"{text}, this GPU has {gpu_mib / 1024:.1f} GiB free")]
+    text = f"{text}, this GPU has {gpu_mib / 1024:.1f} GiB free"
+    if needed_mib <= gpu_mib:
+        return [ok("memory", text)]
+    remedy = (
+        "less is needed with model.pts_bbox_head.transformer.encoder.with_cp=True, with "
+        "model.img_backbone.with_cp=True too, with fp16.dtype=bfloat16 too, or with "
+        "data.samples_per_gpu=1 (docs/performance.md)"
+    )
+    return [broken("memory", text, remedy)]

@@ -5,7 +5,7 @@ import os
 import os.path as osp
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, FrozenSet, Iterator, List, Optional, Sequence
+from typing import Callable, Dict, FrozenSet, Iterator, List, Optional, Sequence
 
 from projects.bevformer.doctor.findings import Finding, broken, error_line, ok, warning
 from projects.bevformer.doctor.images import Image, Progress, check_images
@@ -83,12 +83,9 @@ def _read_scenes(folder: str) -> List[_Scene]:
     root, version = osp.split(folder)
     tables = NuScenesTables(root, version, check_all=True)
     split_of = split_of_scene(version)
-    samples: Dict[str, List[Dict[str, Any]]] = defaultdict(list)
-    for sample in sorted(tables.samples.values(), key=lambda sample: sample["timestamp"]):
-        samples[sample["scene_token"]].append(sample)
     scenes = []
     for scene in tables.scenes:
-        own = samples[scene["token"]]
+        own = tables.samples_of[scene["token"]]
         frames = [tables.sample_data[sample["token"]] for sample in own]
         data = [frame[name] for frame in frames for name in tables.cameras]
         images = [(shot.filename, shot.image_size[::-1]) for shot in data]
@@ -161,18 +158,14 @@ def _check_can_bus(
     findings = []
     good, without, absent = 0, 0, 0
     for scene in scenes:
-        path = osp.join(folder, f"{scene.name}_pose.json")
-        if scene.name in can_bus.SCENES_WITHOUT_CAN_BUS:
-            without += 1
-        elif scene.split in ("test", None) and not osp.isfile(path):
-            absent += 1
-        else:
-            try:
-                messages = can_bus.SceneCanBus(folder, scene.name)
-                messages.check_overlap(scene.times_us[0], scene.times_us[-1])
-                good += 1
-            except (ValueError, OSError) as error:
-                findings.append(broken("CAN bus", error_line(error), ""))
+        try:
+            found = can_bus.load_can_bus(folder, scene.name, scene.split, scene.times_us)
+        except (ValueError, OSError) as error:
+            findings.append(broken("CAN bus", error_line(error), ""))
+            continue
+        is_without = found is None and scene.name in can_bus.SCENES_WITHOUT_CAN_BUS
+        good, without = good + (found is not None), without + is_without
+        absent += found is None and not is_without
     if not findings:
         text = f"{good} scenes have theirs in {folder}"
         if without:

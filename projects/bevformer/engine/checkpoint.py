@@ -13,6 +13,7 @@ from typing import Any, Iterable, Sequence
 
 import mmcv
 import torch
+from mmcv.runner import weights_to_cpu
 from torch import nn
 
 from projects.bevformer.io import atomic_write, load_torch_file
@@ -78,9 +79,7 @@ def save_checkpoint(
         if getattr(detector, names, None) is not None:
             meta[names] = list(getattr(detector, names))
     # nn.Module.state_dict, not mmcv's get_state_dict: that one saves non-persistent buffers too.
-    state = detector.state_dict()
-    weights = OrderedDict((name, value.cpu()) for name, value in state.items())
-    weights._metadata = getattr(state, "_metadata", OrderedDict())
+    weights = weights_to_cpu(detector.state_dict())
     checkpoint = {"meta": to_plain(meta), "state_dict": weights}
     if optimizer is not None:
         checkpoint["optimizer"] = optimizer.state_dict()

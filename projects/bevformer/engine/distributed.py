@@ -142,11 +142,7 @@ def all_gather(obj: Any) -> list:
 
 def broadcast(obj: Any) -> Any:
     """Rank 0's object, on every rank."""
-    if not is_distributed():
-        return obj
-    holder = [obj]
-    dist.broadcast_object_list(holder, src=0)
-    return holder[0]
+    return all_gather(obj)[0]
 
 
 def broadcast_buffers(module: nn.Module) -> None:

@@ -1,10 +1,8 @@
-"""Predictions for a whole split, independent of the number of processes, and their score."""
+"""Predictions for a whole split, independent of the number of processes."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-from typing import Any, Sequence, Union
+from typing import Any
 
 import torch
 from mmcv.cnn import fuse_conv_bn
@@ -19,8 +17,6 @@ from projects.bevformer.engine.precision import set_compute_format
 from projects.bevformer.engine.provenance import check_provenance
 from projects.bevformer.nuscenes.evaluation.results import check_samples
 from projects.bevformer.nuscenes.info_list import column
-
-PathLike = Union[str, os.PathLike]
 
 
 def build_trained_model(cfg, checkpoint_path, dataset, device, logger, fuse=False):
@@ -108,52 +104,3 @@ def _predict_shard(detector, loader, device):
         outputs = detector(return_loss=False, **batch)
         results.update(zip(test_sample_tokens(batch["img_metas"]), outputs))
     return results
-
-
-def format_only(dataset: Any, results: list[dict], out_dir: PathLike) -> Path:
-    """Write `results_nusc.json` for the evaluation server, and what other heads' evaluators write.
-
-    Returns:
-        path of `results_nusc.json`.
-    """
-    return Path(dataset.evaluator.write(results, str(out_dir))["pts_bbox"])
-
-
-def score(
-    dataset: Any,
-    results: list[dict],
-    out_dir: PathLike,
-    metric: str | Sequence[str] = "bbox",
-    devkit: bool = False,
-) -> dict[str, Any]:
-    """Score predictions.
-
-    Args:
-        dataset: the data set that was predicted.
-        results: one dict of heads per sample, in its order.
-        out_dir: gets `results_nusc.json`, `metrics_summary.json`, `metrics_details.json`, with `devkit` also
-            `plots/`, and what other heads' evaluators write.
-        metric: "bbox" for boxes, as the nuScenes benchmark scores them, or the name of a head that has an
-            evaluator; or a list.
-        devkit: let the nuScenes devkit score the boxes.
-
-    Returns:
-        content of `metrics_summary.json`.
-    """
-    return dataset.evaluator.score(results, str(out_dir), metric, devkit=devkit)
-
-
-def score_file(
-    dataset: Any, path: PathLike, out_dir: PathLike, devkit: bool = False
-) -> dict[str, Any]:
-    """Score an existing `results_nusc.json`; see `score`.
-
-    Args:
-        dataset: the data set that the file is for.
-        path: of the file.
-        out_dir, devkit: as in `score`.
-
-    Returns:
-        content of `metrics_summary.json`.
-    """
-    return dataset.evaluator.score_file(str(path), str(out_dir), devkit=devkit)

@@ -1,16 +1,18 @@
 """Hooks of a training run: stop at a loss that is not finite, warn about slow data, evaluate."""
 
 import math
-import os
-import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Optional, Sequence, Union
 
+import torch
 from mmcv.runner import HOOKS, Hook, LoggerHook
 
 from projects.bevformer.engine.batch import train_sample_tokens
 from projects.bevformer.engine.distributed import all_gather, barrier, broadcast_buffers, get_rank
-from projects.bevformer.engine.evaluate import predict, score
+from projects.bevformer.engine.evaluate import predict
 from projects.bevformer.engine.report import headline_metrics, metrics_table
+from projects.bevformer.nuscenes.evaluation.scoring import write_metrics
 
 _NUSCENES = "pts_bbox_NuScenes/"
 
@@ -39,6 +41,7 @@ class FiniteLossHook(Hook):
 
 
 @HOOKS.register_module()
+@dataclass(eq=False, repr=False)
 class DataWaitHook(Hook):
     """Warns once when training spends much of its time waiting for data.
 
@@ -53,12 +56,11 @@ class DataWaitHook(Hook):
         skip: first iterations of the run that do not count.
     """
 
-    def __init__(self, remedy, interval=50, share=0.25, skip=10):
-        self.remedy = remedy
-        self.interval = interval
-        self.share = share
-        self.skip = skip
-        self.warned = False
+    remedy: str
+    interval: int = 50
+    share: float = 0.25
+    skip: int = 10
+    warned = False
 
     def before_run(self, runner):
         self.first = runner.iter + self.skip
@@ -88,6 +90,7 @@ class DataWaitHook(Hook):
 
 
 @HOOKS.register_module()
+@dataclass(eq=False, repr=False)
 class TemporalEvalHook(Hook):
     """Evaluates during training; frames of a scene stay in order and on one process.
 
@@ -101,7 +104,7 @@ class TemporalEvalHook(Hook):
         interval: epochs (iterations without `by_epoch`) between two evaluations.
         start: first epoch that may be evaluated; None for `interval`.
         by_epoch: whether the runner counts epochs.
-        metric: see `engine.evaluate.score`.
+        metric: see `DatasetEvaluator.score`.
         save_best: "NDS", "mAP" or "auto" (NDS) keeps the best checkpoint as `best_NDS_epoch_N.pth`;
             "<head>/<name>" does so for a metric of another head, where higher is better.
 
@@ -109,28 +112,21 @@ class TemporalEvalHook(Hook):
         ValueError: an impossible interval, or an unknown `metric` or `save_best`.
     """
 
-    def __init__(
-        self,
-        dataset,
-        device,
-        workers=2,
-        interval=1,
-        start=None,
-        by_epoch=True,
-        metric="bbox",
-        save_best=None,
-    ):
-        if interval < 1:
-            raise ValueError(f"evaluation.interval is {interval}: it must be at least 1")
-        self.dataset = dataset
-        self.device = device
-        self.workers = workers
-        self.interval = interval
-        self.start = interval if start is None else start
-        self.by_epoch = by_epoch
-        self.metric = metric
-        heads = dataset.evaluator.heads_of(metric)
-        self.best_key = None
+    dataset: Any
+    device: torch.device
+    workers: int = 2
+    interval: int = 1
+    start: Optional[int] = None
+    by_epoch: bool = True
+    metric: Union[str, Sequence[str]] = "bbox"
+    save_best: Optional[str] = None
+
+    def __post_init__(self):
+        if self.interval < 1:
+            raise ValueError(f"evaluation.interval is {self.interval}: it must be at least 1")
+        self.start = self.interval if self.start is None else self.start
+        heads = self.dataset.evaluator.heads_of(self.metric)
+        self.best_key, save_best = None, self.save_best
         if save_best is not None:
             # mmdet3d users write pts_bbox_NuScenes/NDS.
             name = save_best[len(_NUSCENES) :] if save_best.startswith(_NUSCENES) else save_best
@@ -139,7 +135,7 @@ class TemporalEvalHook(Hook):
             if head not in (*heads, *(("NDS", "mAP") if "pts_bbox" in heads else ())):
                 raise ValueError(
                     f"evaluation.save_best is {save_best!r}: it must be NDS, mAP or auto, or <head>/<name>, "
-                    f"of a head that evaluation.metric names ({metric!r})"
+                    f"of a head that evaluation.metric names ({self.metric!r})"
                 )
 
     def _is_due(self, done):
@@ -165,10 +161,8 @@ class TemporalEvalHook(Hook):
         results = predict(detector, self.dataset, self.device, self.workers)
         if get_rank() == 0:
             out_dir = Path(runner.work_dir) / "eval" / name
-            summary = score(self.dataset, results, out_dir, self.metric)
-            shutil.copyfile(
-                out_dir / "metrics_summary.json", Path(runner.work_dir) / "metrics_summary.json"
-            )
+            summary = self.dataset.evaluator.score(results, str(out_dir), self.metric)
+            write_metrics(summary, "summary", runner.work_dir)
             runner.logger.info("evaluation after %s\n%s", name, metrics_table(summary))
             headline = headline_metrics(summary)
             runner.log_buffer.output["eval_iter_num"] = len(self.dataset)
@@ -193,8 +187,6 @@ class TemporalEvalHook(Hook):
         name = f"best_{self.best_key.replace('/', '_')}_{number}.pth"
         messages.update(best_score=value, best_ckpt=name)
         runner.save_checkpoint(runner.work_dir, filename_tmpl=name, create_symlink=False)
-        if previous is not None and previous != name:
-            path = os.path.join(runner.work_dir, previous)
-            if os.path.exists(path):
-                os.remove(path)
+        if previous not in (None, name):
+            (Path(runner.work_dir) / previous).unlink(missing_ok=True)
         runner.logger.info("best %s so far %.4f, saved as %s", self.best_key, value, name)

@@ -90,18 +90,6 @@ def draw_samples(
         )
 
 
-def draw_predictions(
-    dataset: TemporalNuScenesDataset,
-    results: Sequence[Mapping[str, Any]],
-    out_dir: Union[str, Path],
-    count: Optional[int] = None,
-    score_threshold: float = 0.3,
-) -> None:
-    """Draw evenly spaced samples; `results` holds one result dict per sample. See `draw_samples`."""
-    chosen = {index: results[index]["pts_bbox"] for index in spaced(len(results), count)}
-    draw_samples(dataset, chosen, out_dir, score_threshold)
-
-
 def draw_network_inputs(
     cfg: Config, dataset: TemporalNuScenesDataset, count: Optional[int], out_dir: Union[str, Path]
 ) -> List[int]:

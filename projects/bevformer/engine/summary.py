@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from projects.bevformer.engine.device import describe_device
 from projects.bevformer.engine.distributed import get_world_size
 from projects.bevformer.engine.memory import training_mib
+from projects.bevformer.nuscenes.info_list import column
 
 
 def run_summary(
@@ -54,9 +55,7 @@ def _count(number: int, what: str) -> str:
 
 def _data(cfg: Config, dataset: object) -> str:
     train, val = (cfg.data.get(split) or {} for split in ("train", "val"))
-    scenes = getattr(dataset, "scene_tokens", None)
-    if scenes is None:
-        scenes = [info["scene_token"] for info in dataset.data_infos]
+    scenes = column(dataset.data_infos, "scene_token")
     where, held_out = (split.get("ann_file", split.get("type")) for split in (train, val))
     text = f"{where}: {_count(len(dataset), 'sample')} in {_count(len(set(scenes)), 'scene')}"
     return f"{text}; validation {held_out}"

@@ -1,11 +1,13 @@
 """Base class and helpers of the network's three deformable attentions.
 
-Shape legend: C channels, M heads, G groups of points (levels, or frames), P points per group, L levels.
+Shape legend: C channels, M heads, G groups of points (levels, or frames), P points per group, L levels,
+B batch, T maps, Q queries, S cells of a map.
 """
 
 import math
 
 import torch
+from einops import rearrange
 from mmcv.runner import BaseModule
 from torch import nn
 
@@ -76,6 +78,28 @@ class DeformableAttention(BaseModule):
         init_projection(self.value_proj)
         if hasattr(self, "output_proj"):
             init_projection(self.output_proj)
+
+    def samples(self, query, values, reference, map_hw):
+        """What to sample of T maps of one level each, and with which weights; T = G.
+
+        Args:
+            query: (B, Q, C') what predicts offsets and weights.
+            values: (B, T, S, C) features of the maps, row by row.
+            reference: (B, T, Q, 2) (x, y) where each query looks, fractions of the map.
+            map_hw: rows and columns of the maps.
+
+        Returns:
+            Arguments of `multi_scale_deformable_attn` for a batch of B * T maps.
+        """
+        sizes = dict(m=self.num_heads, t=self.num_groups)
+        offsets = self.sampling_offsets(query).float()
+        offsets = rearrange(offsets, "b q (m t p xy) -> (b t) q m 1 p xy", xy=2, **sizes)
+        weights = self.attention_weights(query).float()
+        weights = rearrange(weights, "b q (m t p) -> (b t) q m 1 p", **sizes).softmax(dim=-1)
+        reference = rearrange(reference, "b t q xy -> (b t) q 1 1 1 xy")
+        locations = sampling_locations(reference, offsets, [map_hw])
+        values = rearrange(self.value_proj(values), "b t s (m c) -> (b t) s m c", m=self.num_heads)
+        return values, [map_hw], locations, weights
 
 
 def init_projection(layer):

@@ -99,11 +99,10 @@ class BEVState:
         """
         tokens = [meta["scene_token"] for meta in metas]
         limit = 2 * len(tokens) if max_scenes is None else max_scenes
-        if len(set(tokens)) != len(tokens) or limit < len(tokens):
+        different = len(set(tokens))
+        if different != len(tokens) or limit < len(tokens):
             what = f"the {len(tokens)} frames of a batch must be of different scenes"
-            raise ValueError(
-                f"{what}, at most max_scenes ({limit}): they are of {len(set(tokens))}"
-            )
+            raise ValueError(f"{what}, at most max_scenes ({limit}): they are of {different}")
         scenes: dict[str, SceneState] = {
             token: state.alone() for token, state in self.scenes.items() if token not in tokens
         }

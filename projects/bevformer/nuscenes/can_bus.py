@@ -6,6 +6,7 @@ import json
 import os.path as osp
 import reprlib
 from bisect import bisect_right
+from typing import Sequence
 
 import numpy as np
 
@@ -59,6 +60,29 @@ def find_can_bus_folder(path: str) -> str:
     )
 
 
+def load_can_bus(
+    folder: str, scene_name: str, split: str | None, times_us: Sequence[int]
+) -> SceneCanBus | None:
+    """The CAN bus of a scene, or None if it has none.
+
+    Scenes recorded without a CAN bus have none; others of the test split, or of no split, may lack the file.
+
+    Args:
+        folder, scene_name: as in SceneCanBus.
+        split: of the info files that the scene is in, or None.
+        times_us: of the scene's key frames, microseconds.
+
+    Raises:
+        FileNotFoundError, ValueError: see SceneCanBus and its `check_overlap`.
+    """
+    absent = not osp.isfile(osp.join(folder, f"{scene_name}_pose.json"))
+    if scene_name in SCENES_WITHOUT_CAN_BUS or (split in ("test", None) and absent):
+        return None
+    can_bus = SceneCanBus(folder, scene_name)
+    can_bus.check_overlap(times_us[0], times_us[-1])
+    return can_bus
+
+
 class SceneCanBus:
     """The pose messages of one scene; the file is parsed once, here.
 
@@ -110,7 +134,7 @@ class SceneCanBus:
         Returns:
             (18,) float64, columns as in `geometry.can_bus`; the two yaw columns are 0.
         """
-        return self._vectors[self._last_before(timestamp_us)].copy()
+        return self._vectors[max(bisect_right(self._times_us, timestamp_us) - 1, 0)].copy()
 
     def motion_after(self, timestamp_us: int) -> np.ndarray:
         """Acceleration, rotation rate and velocity of the first message after a time.
@@ -126,9 +150,6 @@ class SceneCanBus:
         """
         after = min(bisect_right(self._times_us, timestamp_us), len(self._times_us) - 1)
         return self._vectors[after, CAN_MOTION].copy()
-
-    def _last_before(self, timestamp_us):
-        return max(bisect_right(self._times_us, timestamp_us) - 1, 0)
 
 
 def _read_messages(path: str) -> list[dict]:

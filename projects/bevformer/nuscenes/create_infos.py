@@ -7,7 +7,6 @@ import os
 import os.path as osp
 import pickle
 import signal
-from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -16,11 +15,7 @@ from typing import Any, Callable, Iterable, Iterator, Sequence
 
 from projects.bevformer.geometry.boxes import BOX_CONVENTION_NEW
 from projects.bevformer.io import atomic_write
-from projects.bevformer.nuscenes.can_bus import (
-    SCENES_WITHOUT_CAN_BUS,
-    SceneCanBus,
-    find_can_bus_folder,
-)
+from projects.bevformer.nuscenes.can_bus import find_can_bus_folder, load_can_bus
 from projects.bevformer.nuscenes.scene_infos import scene_infos
 from projects.bevformer.nuscenes.spec import (
     SPLITS,
@@ -125,14 +120,13 @@ def _jobs(tables, folder, root_path, need_images, samples_in_split, summary):
         ValueError: no scene is left.
     """
     split_of = split_of_scene(folder)
-    samples_of_scene = Counter(row["scene_token"] for row in tables.samples.values())
     jobs = []
-    for scene in sorted(tables.scenes, key=lambda scene: _first_time_us(tables, scene)):
+    for scene in sorted(tables.scenes, key=lambda scene: _times_us(tables, scene)[0]):
         split = split_of.get(scene["name"])
         if split is None:
             summary.scenes_in_no_split.append(scene["name"])
             continue
-        samples_in_split[split] += samples_of_scene[scene["token"]]
+        samples_in_split[split] += len(tables.samples_of[scene["token"]])
         if need_images and not _has_images(tables, scene, root_path):
             summary.scenes_without_images.append(scene["name"])
         else:
@@ -149,7 +143,7 @@ def _jobs(tables, folder, root_path, need_images, samples_in_split, summary):
 def _read_scene(tables, can_bus_folder, max_sweeps, job):
     """Infos of a scene, and whether it has a CAN bus."""
     scene, split = job
-    can_bus = _load_can_bus(can_bus_folder, tables, scene, split)
+    can_bus = load_can_bus(can_bus_folder, scene["name"], split, _times_us(tables, scene))
     return scene_infos(tables, scene, can_bus, max_sweeps), can_bus is not None
 
 
@@ -189,24 +183,12 @@ def _do(job):
     return _work(job)
 
 
-def _first_time_us(tables, scene):
-    return tables.samples[scene["first_sample_token"]]["timestamp"]
+def _times_us(tables, scene):
+    """Times of the scene's key frames."""
+    return [sample["timestamp"] for sample in tables.samples_of[scene["token"]]]
 
 
 def _has_images(tables, scene, root_path):
     """Whether the first key frame's images exist; the archives hold whole scenes."""
     data = tables.sample_data[scene["first_sample_token"]]
     return any(osp.isfile(osp.join(root_path, data[name].filename)) for name in tables.cameras)
-
-
-def _load_can_bus(folder, tables, scene, split):
-    """The scene's CAN bus, or None if it was recorded without one."""
-    name = scene["name"]
-    if name in SCENES_WITHOUT_CAN_BUS:
-        return None
-    if split == "test" and not osp.isfile(osp.join(folder, f"{name}_pose.json")):
-        return None
-    can_bus = SceneCanBus(folder, name)
-    last = tables.samples[scene["last_sample_token"]]
-    can_bus.check_overlap(_first_time_us(tables, scene), last["timestamp"])
-    return can_bus

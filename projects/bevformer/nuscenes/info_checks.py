@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, NamedTuple, Sequence
 
 import numpy as np
@@ -71,11 +72,9 @@ def check_records(infos: Any, path: str) -> None:
     if not isinstance(infos, list) or not all(isinstance(info, dict) for info in infos):
         raise ValueError(f'{path}: "infos" is not a list of dicts: {_REMEDY}')
     _check_fields(infos, _RECORD, "", path)
-    tokens = set()
-    for info in infos:
-        if info["token"] in tokens:
-            raise ValueError(f"{path}: sample {info['token']} occurs twice: {_REMEDY}")
-        tokens.add(info["token"])
+    for token, number in Counter(info["token"] for info in infos).items():
+        if number > 1:
+            raise ValueError(f"{path}: sample {token} occurs twice: {_REMEDY}")
 
 
 def cameras_of(infos: Sequence[dict], metadata: dict[str, Any], path: str) -> list[str]:

@@ -32,7 +32,7 @@ def scene_infos(
 
     Source: field names as in the original BEVFormer's converter, boxes as in mmdet3d 1.0.0rc6's.
     """
-    samples = _samples_of(tables, scene)
+    samples = tables.samples_of[scene["token"]]
     records = [_key_frame_records(tables, sample) for sample in samples]
     sensor2global = _sensors2global(records)  # (F, 1 + N, 4, 4)
     lidar2global = sensor2global[:, 0]
@@ -51,18 +51,17 @@ def scene_infos(
             rows = tables.sample_data[sample["token"]][camera["type"]].calibration.camera_intrinsic
             camera["cam_intrinsic"] = intrinsics.setdefault(id(rows), np.array(rows))
         time_us = sample["timestamp"]
+        at, motion_after = np.zeros(CAN_SIZE), np.zeros(CAN_SIZE)[CAN_MOTION]
+        if can_bus is not None:
+            at, motion_after = can_bus.at(time_us), can_bus.motion_after(time_us)
         infos.append(
             {
                 "lidar_path": lidar["data_path"],
                 "token": sample["token"],
                 "prev": sample["prev"],
                 "next": sample["next"],
-                "can_bus": np.zeros(CAN_SIZE) if can_bus is None else can_bus.at(time_us),
-                "can_bus_motion_after": (
-                    np.zeros(CAN_SIZE)[CAN_MOTION]
-                    if can_bus is None
-                    else can_bus.motion_after(time_us)
-                ),
+                "can_bus": at,
+                "can_bus_motion_after": motion_after,
                 "frame_idx": frame_idx,
                 "sweeps": _sweeps(tables, sample, global2lidar[frame_idx], max_sweeps),
                 "cams": {camera["type"]: camera for camera in cameras},
@@ -76,16 +75,6 @@ def scene_infos(
             }
         )
     return infos
-
-
-def _samples_of(tables, scene):
-    """Rows of the sample table, from the first key frame of a scene to its last."""
-    samples = []
-    token = scene["first_sample_token"]
-    while token:
-        samples.append(tables.samples[token])
-        token = samples[-1]["next"]
-    return samples
 
 
 def _key_frame_records(tables, sample):

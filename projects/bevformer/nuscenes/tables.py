@@ -77,6 +77,7 @@ class NuScenesTables:
         cameras: their channels: nuScenes' six in their own order, then any others by name.
         scenes: rows of the scene table.
         samples: token -> row.
+        samples_of: scene token -> its rows of `samples`, in time order.
         sample_data: sample token -> {channel: SensorData} of the key frame, lidar and cameras.
         lidar_data: token -> SensorData of all LIDAR_TOP records; empty without `with_sweeps`.
         ego_poses: token -> EgoPose of the records above.
@@ -111,16 +112,16 @@ class NuScenesTables:
     def _read_scenes(self) -> None:
         table = self._table("sample")
         scenes = self._table("scene").index(lambda row: row)
-        of_scene = Rows("scene", {token: [] for token in scenes})
+        own = self.samples_of = Rows("scene", {token: [] for token in scenes})
         self.scenes = list(scenes.values())
-        self.samples = table.index(lambda row: of_scene[row["scene_token"]].append(row) or row)
+        self.samples = table.index(lambda row: own[row["scene_token"]].append(row) or row)
         for token, row in self.samples.items():
             for field in ("prev", "next"):
                 if row[field] and row[field] not in self.samples:
                     raise table.dangling(field, token, row[field], "sample")
         for scene in self.scenes:
-            own = sorted(of_scene[scene["token"]], key=lambda sample: sample["timestamp"])
-            self._check_scene(scene, own)
+            own[scene["token"]].sort(key=lambda sample: sample["timestamp"])
+            self._check_scene(scene, own[scene["token"]])
 
     def _check_scene(self, scene: Row, samples: list[Row]) -> None:
         """Refuse a scene that does not fit its samples in time order, and unlinked samples."""

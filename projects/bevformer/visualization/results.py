@@ -46,6 +46,8 @@ def load_results(
 
 
 def _load_pickle(path: Path, infos: Sequence[Mapping[str, Any]]) -> Dict[str, Dict[str, Any]]:
+    from mmdet3d.core.bbox import LiDARInstance3DBoxes
+
     class PickledBoxes:
         """Replaces mmdet3d's boxes while the file is read: it only keeps their attributes."""
 
@@ -63,7 +65,9 @@ def _load_pickle(path: Path, infos: Sequence[Mapping[str, Any]]) -> Dict[str, Di
         detections = [dict(result["pts_bbox"]) for result in results]
         for detection in detections:
             if isinstance(detection.get("boxes_3d"), PickledBoxes):
-                detection["boxes_3d"] = _lidar_boxes(detection["boxes_3d"])
+                pickled = detection["boxes_3d"]
+                boxes = LiDARInstance3DBoxes(pickled.tensor, pickled.box_dim, pickled.with_yaw)
+                detection["boxes_3d"] = boxes
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"{path} is not a list of dicts with 'pts_bbox': make it with tools/eval.py --out"
@@ -74,12 +78,6 @@ def _load_pickle(path: Path, infos: Sequence[Mapping[str, Any]]) -> Dict[str, Di
             "use the config (data.test) that the results were made with"
         )
     return {info["token"]: detection for info, detection in zip(infos, detections)}
-
-
-def _lidar_boxes(pickled):
-    from mmdet3d.core.bbox import LiDARInstance3DBoxes
-
-    return LiDARInstance3DBoxes(pickled.tensor, pickled.box_dim, pickled.with_yaw)
 
 
 def _load_nuscenes_json(

@@ -7,7 +7,7 @@ of all samples), E any features.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -96,42 +96,36 @@ class PackedQueries:
 
     def pack(self, per_query: Tensor) -> Tensor:
         """(B, Q, E) -> (R, E): each row gets the features of its query."""
-        pack = _Pack.apply if per_query.requires_grad else _gather_queries
-        return pack(per_query.flatten(0, 1), self)
+        return _packed(per_query.flatten(0, 1), self, _gather_queries, _sum_rows)
 
     def mean_over_views(self, per_row: Tensor) -> Tensor:
         """(R, E) -> (B, Q, E): the mean over the cameras that see a query; zeros where none does."""
-        unpack = _SumRows.apply if per_row.requires_grad else _sum_rows
-        total = unpack(per_row, self).reshape(*self.num_views.shape, per_row.shape[-1])
-        return total / self.num_views[..., None]
+        total = _packed(per_row, self, _sum_rows, _gather_queries)
+        return total.reshape(*self.num_views.shape, -1) / self.num_views[..., None]
 
 
-class _Pack(torch.autograd.Function):
-    """(B * Q, E) -> (R, E)."""
+_Linear = Callable[[Tensor, PackedQueries], Tensor]
 
+
+def _packed(features: Tensor, packed: PackedQueries, linear: _Linear, adjoint: _Linear) -> Tensor:
+    """`linear(features, packed)`, whose gradient is `adjoint`."""
+    if not features.requires_grad:  # also what an exported graph should hold
+        return linear(features, packed)
+    return _WithAdjoint.apply(features, packed, linear, adjoint)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _WithAdjoint(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, per_query: Tensor, packed: PackedQueries) -> Tensor:
-        ctx.packed = packed
-        return _gather_queries(per_query, packed)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _sum_rows(grad, ctx.packed), None
-
-
-class _SumRows(torch.autograd.Function):
-    """(R, E) -> (B * Q, E). The adjoint of _Pack."""
-
-    @staticmethod
-    def forward(ctx: Any, per_row: Tensor, packed: PackedQueries) -> Tensor:
-        ctx.packed = packed
-        return _sum_rows(per_row, packed)
+    def forward(
+        ctx: Any, features: Tensor, packed: PackedQueries, linear: _Linear, adjoint: _Linear
+    ) -> Tensor:
+        ctx.packed, ctx.adjoint = packed, adjoint
+        return linear(features, packed)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _gather_queries(grad, ctx.packed), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return ctx.adjoint(grad, ctx.packed), None, None, None
 
 
 def _gather_queries(per_query: Tensor, packed: PackedQueries) -> Tensor:

@@ -9,7 +9,7 @@ from einops import rearrange
 from mmcv.cnn.bricks.registry import ATTENTION
 from torch import nn
 
-from projects.bevformer.model.deformable import DeformableAttention, sampling_locations
+from projects.bevformer.model.deformable import DeformableAttention
 from projects.bevformer.ops import multi_scale_deformable_attn
 from projects.bevformer.published import published
 
@@ -57,26 +57,9 @@ class TemporalSelfAttention(DeformableAttention):
         # 1. predict offsets and weights from both frames; the previous one comes first in the 2C channels
         values = context.temporal_values(query)  # (B, T, Q, C)
         joint = torch.cat((values[:, 0], query + context.bev_pos), dim=-1)
-        offsets = rearrange(
-            self.sampling_offsets(joint).float(),
-            "b q (m t p xy) -> (b t) q m 1 p xy",
-            m=self.num_heads,
-            t=FRAMES,
-            xy=2,
-        )
-        weights = rearrange(
-            self.attention_weights(joint).float(),
-            "b q (m t p) -> (b t) q m 1 p",
-            m=self.num_heads,
-            t=FRAMES,
-        ).softmax(dim=-1)
+        samples = self.samples(joint, values, context.reference_bev, context.bev_hw)
         # 2. sample each frame around its reference points
-        reference = rearrange(context.reference_bev, "b t q xy -> (b t) q 1 1 1 xy")
-        locations = sampling_locations(reference, offsets, [context.bev_hw])
-        values = rearrange(self.value_proj(values), "b t q (m c) -> (b t) q m c", m=self.num_heads)
-        attended = multi_scale_deformable_attn(
-            values, [context.bev_hw], locations, weights, default_backend=self.default_backend
-        )
+        attended = multi_scale_deformable_attn(*samples, default_backend=self.default_backend)
         # 3. average over the frames
         mean = rearrange(attended, "(b t) q c -> b t q c", t=FRAMES).mean(dim=1)
         return self.dropout(self.output_proj(mean)) + query

@@ -3,12 +3,11 @@
 Shape legend: B batch, O object queries, Q BEV queries (= Hb * Wb), C channels, M heads, P points.
 """
 
-from einops import rearrange
 from mmcv.cnn.bricks.registry import ATTENTION
 from mmcv.cnn.bricks.transformer import MultiheadAttention
 from torch import nn
 
-from projects.bevformer.model.deformable import DeformableAttention, sampling_locations
+from projects.bevformer.model.deformable import DeformableAttention
 from projects.bevformer.ops import multi_scale_deformable_attn
 from projects.bevformer.published import published
 
@@ -45,22 +44,9 @@ class CustomMSDeformableAttention(DeformableAttention):
         Returns:
             (B, O, C), the input added.
         """
-        located = query + context.query_pos
-        offsets = rearrange(
-            self.sampling_offsets(located).float(),
-            "b o (m p xy) -> b o m 1 p xy",
-            m=self.num_heads,
-            xy=2,
-        )
-        weights = rearrange(
-            self.attention_weights(located).float(), "b o (m p) -> b o m 1 p", m=self.num_heads
-        ).softmax(dim=-1)
-        reference = rearrange(reference_xy.float(), "b o xy -> b o 1 1 1 xy")
-        locations = sampling_locations(reference, offsets, [context.bev_hw])
-        values = rearrange(self.value_proj(context.bev), "b q (m c) -> b q m c", m=self.num_heads)
-        attended = multi_scale_deformable_attn(
-            values, [context.bev_hw], locations, weights, default_backend=self.default_backend
-        )
+        located, reference = query + context.query_pos, reference_xy.float()[:, None]
+        samples = self.samples(located, context.bev[:, None], reference, context.bev_hw)
+        attended = multi_scale_deformable_attn(*samples, default_backend=self.default_backend)
         return self.dropout(self.output_proj(attended)) + query
 
 

@@ -3,17 +3,15 @@
 mmcv's own DCNv2 needs its compiled CUDA code on a GPU; torchvision's wheels bring theirs.
 """
 
-import torch
 from mmcv.cnn import CONV_LAYERS
 from torch import nn
-from torch.nn.modules.utils import _pair
-from torchvision.ops import deform_conv2d
+from torchvision.ops import DeformConv2d, deform_conv2d
 
 from projects.bevformer.geometry.precision import full_precision
 
 
 @CONV_LAYERS.register_module()
-class TorchvisionDCNv2(nn.Module):
+class TorchvisionDCNv2(DeformConv2d):
     """DCNv2 that predicts its own offsets and masks; parameter names are those of mmcv's `DCNv2`.
 
     Args:
@@ -42,30 +40,21 @@ class TorchvisionDCNv2(nn.Module):
         deform_groups=1,
         bias=True,
     ):
-        super().__init__()
-        self.kernel_size = _pair(kernel_size)
-        self.stride = _pair(stride)
-        self.padding = _pair(padding)
-        self.dilation = _pair(dilation)
-        kernel_points = self.kernel_size[0] * self.kernel_size[1]
-        self.weight = nn.Parameter(
-            torch.empty(out_channels, in_channels // groups, *self.kernel_size)
-        )
-        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
-        self.conv_offset = nn.Conv2d(
-            in_channels,
-            deform_groups * 3 * kernel_points,
-            kernel_size=self.kernel_size,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-        )
+        window = (kernel_size, stride, padding, dilation)
+        super().__init__(in_channels, out_channels, *window, groups=groups, bias=bias)
+        kernel_points = self.weight[0, 0].numel()
+        self.conv_offset = nn.Conv2d(in_channels, deform_groups * 3 * kernel_points, *window)
         self.init_weights()
+
+    def reset_parameters(self):
+        """Nothing yet; called by the parent before there is a `conv_offset`."""
 
     def init_weights(self):
         """A plain convolution at the start: no offset, every point weighed one half."""
         fan_in = self.weight[0].numel()
         nn.init.uniform_(self.weight, -(fan_in**-0.5), fan_in**-0.5)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
         nn.init.zeros_(self.conv_offset.weight)
         nn.init.zeros_(self.conv_offset.bias)
 

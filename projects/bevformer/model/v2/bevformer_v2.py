@@ -136,11 +136,10 @@ class BEVFormerV2(BEVFormer):
     def _mono_losses(self, feats, metas):
         """Losses of the perspective head on the cameras that see an object."""
         if "mono_objects" not in metas[0]:
-            what = (
-                "fcos3d_bbox_head needs objects in the single images: set mono_cfg of the dataset"
+            raise ValueError(
+                "fcos3d_bbox_head needs objects in the single images: set mono_cfg of the dataset "
+                "and end its pipeline with DD3DMapper, or set fcos3d_bbox_head=None"
             )
-            how = "and end its pipeline with DD3DMapper, or set fcos3d_bbox_head=None"
-            raise ValueError(f"{what} {how}")
         pairs = [(b, camera) for b, meta in enumerate(metas) for camera in meta["mono_objects"]]
         objects = [metas[b]["mono_objects"][camera] for b, camera in pairs]
         num_cameras = feats[0].shape[1]

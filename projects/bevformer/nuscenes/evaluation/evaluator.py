@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os.path as osp
 import tempfile
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Sequence
 
@@ -26,6 +27,7 @@ from projects.bevformer.nuscenes.info_list import column
 from projects.bevformer.nuscenes.spec import SPLITS, WITHOUT_ANNOTATIONS
 
 
+@dataclass(eq=False, repr=False)
 class NuScenesEvaluator:
     """Writes detections as a nuScenes submission, and scores them.
 
@@ -42,25 +44,18 @@ class NuScenesEvaluator:
         tokens: all sample tokens of the info file; those of `infos` where None.
     """
 
-    def __init__(
-        self,
-        infos: Sequence[dict],
-        metadata: dict[str, Any],
-        class_names: Sequence[str],
-        config: Any,
-        ann_file: str,
-        data_root: str | None = None,
-        modality: dict[str, bool] | None = None,
-        tokens: Sequence[str] | None = None,
-    ) -> None:
-        self.infos = infos
-        self._tokens_of_file = column(infos, "token") if tokens is None else tokens
-        self.metadata = metadata
-        self.class_names = class_names
-        self.config = config
-        self.ann_file = ann_file
-        self.data_root = data_root
-        self.modality = dict(modality or {})
+    infos: Sequence[dict]
+    metadata: dict[str, Any]
+    class_names: Sequence[str]
+    config: Any
+    ann_file: str
+    data_root: str | None = None
+    modality: dict[str, bool] = field(default_factory=dict)
+    tokens: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.tokens is None:
+            self.tokens = column(self.infos, "token")
 
     @cached_property
     def _contents(self):
@@ -101,13 +96,8 @@ class NuScenesEvaluator:
             results: one {"boxes_3d", "scores_3d", "labels_3d"} per frame, in the order of the infos.
 
         Raises:
-            ValueError: not one result per frame, or a box that the benchmark does not accept.
+            ValueError: a box that the benchmark does not accept.
         """
-        if len(results) != len(self.frames):
-            raise ValueError(
-                f"{len(results)} results for {len(self.frames)} frames of {self.ann_file}: every frame "
-                "needs one, in order"
-            )
         return detected_boxes(results, self.frames, self.class_names, self.config)
 
     def write(self, results: Boxes | Sequence[dict], folder: str) -> str:
@@ -198,7 +188,7 @@ class NuScenesEvaluator:
             ValueError: the split has no public annotations, or the infos are not all of its samples.
         """
         eval_set = self.eval_set
-        found, total = len(self._tokens_of_file), self.metadata.get("samples_in_split")
+        found, total = len(self.tokens), self.metadata.get("samples_in_split")
         truth = self._contents[1]
         if total is not None and truth is not None:
             if total != found:
@@ -207,7 +197,7 @@ class NuScenesEvaluator:
                     "split can be scored: were scenes without images left out, or files joined? Write "
                     "the info file again from the whole download"
                 )
-            self._check_samples(self._tokens_of_file)
+            self._check_samples(self.tokens)
             return truth
         logger.warning(
             f"{self.ann_file} lacks {', '.join(EVALUATION_FIELDS)} or samples_in_split: the ground "

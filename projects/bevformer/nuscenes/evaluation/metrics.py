@@ -57,14 +57,8 @@ class Boxes:
 
     def take(self, rows: Any) -> Boxes:
         """The boxes that a mask or indices choose, in that order."""
-        return Boxes(
-            self.sample[rows],
-            self.label[rows],
-            self.box[rows],
-            self.velocity[rows],
-            self.attribute[rows],
-            None if self.score is None else self.score[rows],
-        )
+        columns = vars(self).items()
+        return Boxes(**{name: None if c is None else c[rows] for name, c in columns})
 
 
 @dataclass

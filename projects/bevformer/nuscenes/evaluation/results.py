@@ -47,9 +47,6 @@ class Frames:
         self.lidar2ego, self.lidar_in_ego = _poses(infos, "lidar2ego")
         self.ego2global, self.ego_in_global = _poses(infos, "ego2global")
 
-    def __len__(self) -> int:
-        return len(self.tokens)
-
 
 def detected_boxes(
     detections: Sequence[dict], frames: Frames, class_names: Sequence[str], config: Any

@@ -1,11 +1,10 @@
-"""Rotation matrices and their quaternions agree with scipy's; rigid transforms move points."""
+"""Rotation matrices and their quaternions agree with scipy's."""
 
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from projects.bevformer.geometry.poses import inverse_poses, rigid_matrix
-from projects.bevformer.geometry.rotations import (
+from projects.synthetic_nuscenes.rotations import (
     matrices_about_z,
     matrix_from_angles,
     quaternion_from_matrix,
@@ -42,10 +41,3 @@ def test_quaternion_from_matrix(rotation):
     assert np.linalg.norm(quaternion) == pytest.approx(1)
     again = Rotation.from_quat(np.roll(quaternion, -1)).as_matrix()
     np.testing.assert_allclose(again, rotation, atol=1e-12)
-
-
-def test_rigid_matrix_moves_points():
-    turn = matrices_about_z(np.array([0.0, np.pi / 2]))
-    poses = rigid_matrix(turn, [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
-    np.testing.assert_allclose(poses @ [1, 0, 0, 1], [[2, 2, 3, 1], [4, 6, 6, 1]], atol=1e-15)
-    np.testing.assert_allclose(inverse_poses(poses) @ poses, [np.eye(4)] * 2, atol=1e-12)
