@@ -81,7 +81,7 @@ def global_opcode(module, name):
 def test_code_in_pickles_is_named_and_not_run(load, tmp_path, monkeypatch, content, named):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        ValueError, match=rf"file\.pkl is not read: it refers to {named}.*write it again"
+        ValueError, match=rf"file\.pkl is not read: it names {named}.*write it again"
     ):
         load(content)
     assert not (tmp_path / "ran").exists()

@@ -116,7 +116,7 @@ def load_pickle_restricted(
         foreign = _foreign_global(error)
         if foreign:
             raise ValueError(
-                f"{path} is not read: it refers to {foreign}, and unpickling that can run code; "
+                f"{path} is not read: it names {foreign}, and unpickling that can run code; "
                 f"{what} contains only plain values and numpy arrays: {remedy}"
             ) from error
         raise ValueError(

@@ -210,7 +210,7 @@ TABLES = {
     ),
     "no annotations": (
         lambda d: d.table("sample_annotation", lambda _: []),
-        "sample_annotation.json: no rows",
+        "sample_annotation.json has no rows",
     ),
     "lists without end": (
         lambda d: d.write("v1.0-mini/scene.json", "[" * 100_000),
@@ -300,7 +300,7 @@ CAN_BUS_FILES = {
     ),
     "time that is no number": (
         lambda d: d.edit(CAN_BUS, lambda rows: rows[5].update(utime=True)),
-        "scene-0103_pose.json: utime of message 5 is True, not one finite number",
+        "scene-0103_pose.json: utime of message 5 is True, not a number",
     ),
     "lists without end": (
         lambda d: d.write(CAN_BUS, "[" * 100_000),
@@ -442,7 +442,7 @@ INFO_FILES = {
     ),
     "malicious": (
         lambda d: d.write(VAL, pickle.dumps({"infos": [RunsCode()], "metadata": {}})),
-        f"{VAL} is not read: it refers to posix.system",
+        f"{VAL} is not read: it names posix.system",
     ),
     "of stock mmdet3d": (
         lambda d: d.edit(VAL, lambda c: c["infos"][1].pop("can_bus") is None or None),

@@ -64,7 +64,7 @@ WITHOUT_POSITION = {key: value for key, value in message(1).items() if key != "p
         ("[]", "is not a list of pose messages, or an empty one"),
         ("{}", "is not a list"),
         ("3", "is not a list"),
-        ("[3]", "utime of message 0 is None, not one finite number"),
+        ("[3]", "utime of message 0 is None, not a number"),
         (json.dumps([message(1), {**message(1), "utime": "a"}]), "utime of message 1"),
         (json.dumps([message(1), {**message(1), "vel": [1, 2]}]), r"vel of message 1 is \[1, 2\]"),
         (json.dumps([WITHOUT_POSITION]), "pos of message 0 is None, not 3 finite"),

@@ -143,7 +143,7 @@ def test_good_tables_pass(tables, check):
             ),
             "sample_annotation.json: .* has 8 attributes",
         ),
-        (lambda t: t["sample_annotation"].clear(), "sample_annotation.json: no rows"),
+        (lambda t: t["sample_annotation"].clear(), "sample_annotation.json has no rows"),
         (
             lambda t: t["sample_data"].append({**t["sample_data"][0], "token": "new"}),
             "sample_data.json: sample .* has 2 key frames of",

@@ -142,8 +142,8 @@ def test_code_in_results_is_not_run(infos, tmp_path, monkeypatch):
             return torch.storage._load_from_bytes, (trap.getvalue(),)
 
     for content, message in (
-        (Calls(), "it refers to builtins.eval"),
-        (Storage(), r"it refers to [\w.]*eval,"),
+        (Calls(), "it names builtins.eval"),
+        (Storage(), r"it names [\w.]*eval,"),
     ):
         (tmp_path / "r.pkl").write_bytes(pickle.dumps([{"pts_bbox": {"scores_3d": content}}]))
         with pytest.raises(ValueError, match=message):

@@ -169,6 +169,6 @@ def _read_messages(path: str) -> list[dict]:
             position = int(good.argmin())
             raise ValueError(
                 f"{path}: {key} of message {position} is {reprlib.repr(values[position])}, not "
-                f"{described(shape)}: {_REMEDY}"
+                f"{described(shape) if shape else 'a number'}: {_REMEDY}"
             )
     return sorted(messages, key=lambda message: message["utime"])
