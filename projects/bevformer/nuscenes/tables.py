@@ -258,9 +258,8 @@ class NuScenesTables:
         number = table.read(keep)
         table.check_repeats(number - len(rows))
         if not rows and osp.basename(self._folder) != WITHOUT_ANNOTATIONS:
-            raise ValueError(
-                f"{table.path} has no rows, which is right only in {WITHOUT_ANNOTATIONS}"
-            )
+            what = f"has no rows, which is right only in {WITHOUT_ANNOTATIONS}"
+            raise ValueError(f"{table.path} {what}: unpack the metadata again")
         columns = {}
         for name, shape in VECTORS[table.name].items():
             columns[name] = np.array(numbers[name]).reshape(-1, *shape)
