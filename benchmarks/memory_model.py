@@ -90,10 +90,10 @@ class BEVFormerWithSignal(BEVFormer):
     def after_history(self):
         """Called before the current frame."""
 
-    def encode(self, images, frame, prev_bev=None):
+    def extract_feat(self, *args, **kwargs):
         if torch.is_grad_enabled():
             self.after_history()
-        return super().encode(images, frame, prev_bev)
+        return super().extract_feat(*args, **kwargs)
 
 
 @TRANSFORMER_LAYER_SEQUENCE.register_module()

@@ -164,12 +164,14 @@ def report(args, dataset, results, out_dir, devkit):
         draw_samples(dataset, drawn, args.show_dir, args.show_score_thr)
         print(f"pictures: {args.show_dir}")
     if args.format_only:
-        print(f"results: {dataset.evaluator.write(results, str(out_dir))['pts_bbox']}")
+        written = dataset.evaluator.write(results, str(out_dir))
+        print(f"results: {', '.join(str(path) for path in written.values() if path) or out_dir}")
         return
     metric = args.eval or "bbox"
     summary = dataset.evaluator.score(results, str(out_dir), metric, devkit=devkit)
     print(metrics_table(summary))
-    print(f"results: {out_dir / 'results_nusc.json'}, {out_dir / 'metrics_summary.json'}")
+    files = [out_dir / "results_nusc.json", out_dir / "metrics_summary.json"]
+    print(f"results: {', '.join(str(path) for path in files if path.exists())}")
 
 
 if __name__ == "__main__":

@@ -110,6 +110,8 @@ def test_evaluator_of_boxes_can_be_exchanged(scorable, make_dataset):
         scorable, test_mode=True, evaluators={"pts_bbox": {"type": "CountBoxes"}}
     )
     assert dataset.evaluate(results_of(dataset)) == {"pts_bbox/boxes": 4.0}
+    with pytest.raises(ValueError, match=r"scored by nuScenes' evaluator only.* is CountBoxes"):
+        dataset.evaluator.score_file("results_nusc.json", "folder")
 
 
 def test_unknown_evaluators_are_refused(scorable, make_dataset):

@@ -47,6 +47,15 @@ def test_predicting_twice_is_the_same_and_restores_the_mode():
     assert detector.memory is None
 
 
+def test_cameras_in_another_order_are_refused():
+    detector, dataset = DummyDetector(), DummyDataset(test_mode=True)
+    detector.CAMERAS = list(dataset.cameras)
+    predict(detector, dataset, CPU, workers=0)
+    detector.CAMERAS.reverse()
+    with pytest.raises(ValueError, match="network is for the cameras CAM_BACK_RIGHT, .*same order"):
+        predict(detector, dataset, CPU, workers=0)
+
+
 def test_shards_of_many_processes_give_the_same_list(monkeypatch):
     detector, dataset = DummyDetector(), DummyDataset(test_mode=True)
     alone = scores(predict(detector, dataset, CPU, workers=0))

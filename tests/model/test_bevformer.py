@@ -142,14 +142,15 @@ def test_history_runs_in_eval_without_grad_and_restores_modes(monkeypatch):
     model.pts_bbox_head.transformer.decoder.eval()  # a mixture of modes
     modes = {name: module.training for name, module in model.named_modules()}
     assert len(set(modes.values())) == 2
-    calls, encode = [], model.encode
+    calls, head = [], model.pts_bbox_head
+    encode = head.encode
 
-    def recorded(images, frame, prev_bev=None):
-        bev = encode(images, frame, prev_bev)
+    def recorded(feats, frame, prev_bev=None):
+        bev = encode(feats, frame, prev_bev)
         calls.append((any(m.training for m in model.modules()), bev, prev_bev))
         return bev
 
-    monkeypatch.setattr(model, "encode", recorded)
+    monkeypatch.setattr(head, "encode", recorded)
     batch = training_batch((0,))
     for _ in range(2):
         model.bev_of_queue(batch["img"], batch["img_metas"])
@@ -411,6 +412,17 @@ def test_step_takes_and_returns_the_state(detector):
                 )
                 assert_same_boxes(results, expected[t])
     assert not detector.memory.state.scenes
+
+
+def test_step_runs_in_the_precision_of_the_model(mixed_precision):
+    batch = inference_batch((0,))
+    mixed_precision.eval()
+    with torch.no_grad():
+        _, state = mixed_precision.step(batch["img"][0], batch["img_metas"][0])
+        mixed_precision(return_loss=False, **batch)
+    (stepped,) = state.scenes.values()
+    (tested,) = mixed_precision.memory.state.scenes.values()
+    assert torch.equal(stepped.bevs, tested.bevs)
 
 
 def test_a_smaller_last_batch_keeps_its_history(detector):

@@ -55,6 +55,21 @@ def test_has_prev_is_a_tensor_only_where_samples_differ(exist, expected):
         assert has_prev is expected
 
 
+def test_cameras_are_named_where_the_metas_name_them():
+    names = ("LEFT", "RIGHT")
+    assert Frame.from_metas([make_meta(0)]).cameras == ()
+    assert Frame.from_metas([dict(make_meta(s), cameras=names) for s in (0, 1)]).cameras == names
+    with pytest.raises(ValueError, match="same cameras"):
+        Frame.from_metas(
+            [dict(make_meta(0), cameras=names), dict(make_meta(1), cameras=names[::-1])]
+        )
+
+
+def test_absolute_poses_of_another_length_are_rejected():
+    with pytest.raises(ValueError, match="18 numbers"):
+        Frame.from_metas([dict(make_meta(0), can_bus=np.zeros(17))], [make_meta(0)["can_bus"]])
+
+
 def test_options_of_v2_are_none_where_no_sample_has_them():
     frame = Frame.from_metas([make_meta(0), make_meta(1)])
     assert frame.image_flip is None

@@ -194,7 +194,23 @@ class ConfiguredAttention(OwnAttention, BaseModule):
     init_weights = BaseModule.init_weights
 
 
-@pytest.mark.parametrize("kind", [OwnAttention, ConfiguredAttention])
+class NestedAttention(OwnAttention, BaseModule):
+    """Its `init_weights` is mmcv's, over a child with an `init_cfg`."""
+
+    def __init__(self, **_):
+        BaseModule.__init__(self)
+        self.inner = BaseModule(dict(type="Constant", layer="Linear", val=0.25))
+        self.inner.projection = torch.nn.Linear(CHANNELS, CHANNELS)
+
+    @property
+    def projection(self):
+        return self.inner.projection
+
+    def init_weights(self):
+        BaseModule.init_weights(self)
+
+
+@pytest.mark.parametrize("kind", [OwnAttention, ConfiguredAttention, NestedAttention])
 @pytest.mark.parametrize("calls", [1, 2])
 def test_custom_init_weights_are_not_overwritten(kind, calls):
     ATTENTION.register_module(module=kind, name="AttentionFromElsewhere", force=True)

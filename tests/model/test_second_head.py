@@ -7,6 +7,7 @@ from mmdet.models.builder import HEADS
 from tiny_bevformer import BEV_HW, CHANNELS, build_detector, inference_batch, training_batch
 from torch import nn
 
+from projects.bevformer.engine.training_model import total_loss
 from projects.bevformer.model import BEVHead
 
 QUERIES = BEV_HW[0] * BEV_HW[1]
@@ -96,7 +97,23 @@ def test_training_fits_the_second_task():
     assert losses[-1] < 0.7 * losses[0]
 
 
-@pytest.mark.parametrize("names", [("pts_bbox",), ("one", "one"), (None,)])
+def test_losses_may_be_lists():
+    detector = build(occupancy(weight=2.0))
+    head = detector.heads["occupancy"]
+    head.loss = lambda *_: dict(loss_levels=[torch.ones(()), torch.ones(())])
+    losses = detector(return_loss=True, **joint_batch((0,)))
+    assert losses["occupancy.loss_levels"] == [2, 2]
+    total, _ = total_loss({"occupancy.loss_levels": losses["occupancy.loss_levels"]})
+    assert total == 4
+
+
+def test_logged_numbers_of_a_head_are_not_added():
+    total, terms = total_loss({"gloss.loss_a": torch.ones(()), "gloss.accuracy": torch.ones(())})
+    assert total == 1
+    assert terms["gloss.accuracy"] == 1
+
+
+@pytest.mark.parametrize("names", [("pts_bbox",), ("one", "one"), (None,), ("a.b",), ("keys",)])
 def test_every_head_needs_a_name_of_its_own(names):
     with pytest.raises(ValueError, match="a name of its own"):
         build(*[occupancy(name) for name in names])

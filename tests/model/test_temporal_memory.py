@@ -74,6 +74,21 @@ def test_a_smaller_batch_loses_no_history():
     assert torch.equal(prev_bev, bevs(2, 3))
 
 
+def test_the_largest_batch_decides_how_many_scenes_are_kept():
+    """Batches of 4, 1, 1 and 4 again: nobody's history is lost on the way."""
+    state = BEVState().updated([pose(scene) for scene in "abcd"], bevs(1, 2, 3, 4))
+    for _ in range(2):
+        state = state.updated([pose("a")], bevs(5))
+    prev_bev, _ = state.read([pose(scene) for scene in "abcd"])
+    assert torch.equal(prev_bev, bevs(5, 2, 3, 4))
+
+
+@pytest.mark.parametrize("no", [False, np.False_, 0])
+def test_a_stream_can_begin_anew(no):
+    state = BEVState().updated([pose("a")], bevs(1))
+    assert state.read([pose("a", prev_bev_exists=no)]) == (None, [None])
+
+
 @pytest.mark.parametrize(("max_scenes", "kept"), [(None, "bc"), (1, "c"), (3, "abc")])
 def test_only_scenes_of_the_latest_batches_are_kept(max_scenes, kept):
     state = BEVState()
@@ -127,10 +142,19 @@ def test_metas_without_timestamp_are_not_checked():
 
 
 def test_two_frames_of_a_scene_in_one_batch_are_rejected():
-    with pytest.raises(ValueError, match="2 frames .* of different scenes.* of 1"):
+    with pytest.raises(ValueError, match="different scenes in scene_token, got .*'a', 'a'"):
         BEVState().updated([pose("a"), pose("a")], bevs(1, 2))
-    with pytest.raises(ValueError, match=r"max_scenes \(1\)"):
-        BEVState().updated([pose("a"), pose("b")], bevs(1, 2), max_scenes=1)
+
+
+def test_metas_without_scene_are_rejected():
+    meta = {k: v for k, v in pose("a").items() if k != "scene_token"}
+    with pytest.raises(ValueError, match=r"scene_token, got \[None\]"):
+        BEVState().updated([meta], bevs(1))
+
+
+def test_scenes_of_the_batch_itself_are_always_kept():
+    state = BEVState().updated([pose("a"), pose("b")], bevs(1, 2), max_scenes=1)
+    assert list(state.scenes) == ["a", "b"]
 
 
 def test_reset_forgets_everything():

@@ -13,7 +13,7 @@ your own is scored by a class of your own:
             '''dict of float; results: what the head returned for each frame, in dataset order.'''
 
         def write(self, results, folder):
-            '''Write predictions without a score.'''
+            '''Write predictions without a score; returns the path, or None.'''
 
     data = dict(test=dict(evaluators=dict(map_head=dict(type="MapEvaluator"))))
     evaluation = dict(metric=["bbox", "map_head"])
@@ -95,8 +95,14 @@ class DatasetEvaluator:
         Returns:
             content of `metrics_summary.json`.
         """
+        evaluator = self.evaluators[BOXES]
+        if not isinstance(evaluator, NuScenesEvaluator):
+            raise ValueError(
+                f"a results_nusc.json is scored by nuScenes' evaluator only, and evaluators.{BOXES} of this "
+                f"data set is {type(evaluator).__name__}"
+            )
         logger = self.logger if logger is None else logger
-        summary = self.evaluators[BOXES].score_file(path, logger, folder, devkit)
+        summary = evaluator.score_file(path, logger, folder, devkit)
         write_metrics(summary, "summary", folder)
         return summary
 
@@ -104,7 +110,7 @@ class DatasetEvaluator:
         """Write predictions without scoring them.
 
         Returns:
-            head -> what its evaluator returned: the path of `results_nusc.json` for "pts_bbox".
+            head -> path of what its evaluator wrote: `results_nusc.json` for "pts_bbox"; or None.
 
         Raises:
             ValueError: a frame without results, or see the evaluators.

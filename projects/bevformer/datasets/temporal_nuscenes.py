@@ -245,7 +245,7 @@ class TemporalNuScenesDataset(NuScenesDataset):
 
         Returns:
             dict of sample_idx, prev_idx, next_idx (sample tokens), scene_token, frame_idx,
-            timestamp (s), pts_filename, can_bus (18,), img_filename (N paths),
+            timestamp (s), pts_filename, cameras, can_bus (18,), img_filename (N paths),
             lidar2img, lidar2cam, cam2img (N (4, 4) float64 each); in training also ann_info.
         """
         info = self.data_infos[index]
@@ -257,6 +257,7 @@ class TemporalNuScenesDataset(NuScenesDataset):
             "frame_idx": info.get("frame_idx"),
             "timestamp": info["timestamp"] / 1e6,
             "pts_filename": self._paths.join(info["lidar_path"]),
+            "cameras": self.cameras,
             "can_bus": can_bus_of(info, self.can_bus_quaternion, self.can_bus_message),
         }
         cameras = [info["cams"][name] for name in self.cameras]

@@ -39,7 +39,8 @@ def build_detector(
         if not pretrained:
             model_cfg.pretrained = None
     _read_pretrained_onto_cpu(model_cfg)
-    cameras = getattr(dataset, "cameras", None)  # a data set from elsewhere may not name them
+    # A data set from elsewhere may not name its cameras.
+    cameras = getattr(unwrapped(dataset), "cameras", None)
     if dataset is not None:
         _check_num_classes(model_cfg, dataset.CLASSES)
     if cameras is not None:
@@ -51,6 +52,18 @@ def build_detector(
     if cameras is not None:
         detector.CAMERAS = list(cameras)
     return detector
+
+
+def unwrapped(dataset: Any) -> Any:
+    """The data set inside wrappers such as RepeatDataset and CBGSDataset; the first of several."""
+    while not hasattr(dataset, "data_infos"):
+        if getattr(dataset, "datasets", None):
+            dataset = dataset.datasets[0]
+        elif hasattr(dataset, "dataset"):
+            dataset = dataset.dataset
+        else:
+            break
+    return dataset
 
 
 def init_weights(detector: nn.Module, cfg: Config, logger: logging.Logger) -> None:

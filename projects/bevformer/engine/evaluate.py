@@ -70,8 +70,15 @@ def predict(
         ranks.
 
     Raises:
-        ValueError: frames are left without a result.
+        ValueError: frames are left without a result, or the data set has other cameras than the detector,
+            or another order of them.
     """
+    trained, given = getattr(detector, "CAMERAS", None), getattr(dataset, "cameras", None)
+    if trained and given and list(trained) != list(given):
+        raise ValueError(
+            f"the network is for the cameras {', '.join(trained)}, the data set that is predicted has "
+            f"{', '.join(given)}: names and order must agree; write the info files with the same order"
+        )
     loader = build_test_loader(dataset, workers, pin_memory=device.type == "cuda")
     was_training = detector.training
     detector.eval()

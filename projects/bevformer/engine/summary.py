@@ -7,6 +7,7 @@ from mmcv import Config
 from torch import nn
 from torch.utils.data import DataLoader
 
+from projects.bevformer.engine.build import unwrapped
 from projects.bevformer.engine.device import describe_device
 from projects.bevformer.engine.distributed import get_world_size
 from projects.bevformer.engine.memory import training_mib
@@ -26,7 +27,8 @@ def run_summary(
         seed: of the run.
     """
     lr_config, mib = cfg.get("lr_config") or {}, training_mib(cfg)
-    warmup = f" after {lr_config.warmup_iters} warm-up iterations" if "warmup" in lr_config else ""
+    warmup = f" after {lr_config.get('warmup_iters', 0)} warm-up iterations"
+    warmup = warmup if lr_config.get("warmup") else ""
     dtype = str(getattr(detector, "autocast_dtype", None) or torch.float32).replace("torch.", "")
     deterministic = ", deterministic" if torch.backends.cudnn.deterministic else ""
     cameras = getattr(detector, "CAMERAS", None)
@@ -37,8 +39,8 @@ def run_summary(
         "network": _network(cfg, detector),
         "start": _start(cfg),
         "batch": _batch(cfg, loader),
-        "optimizer": f"{cfg.optimizer.type}, lr {cfg.optimizer.lr}, "
-        f"{lr_config.get('policy')}{warmup}",
+        "optimizer": f"{cfg.optimizer.type}, lr {cfg.optimizer.get('lr', 'by default')}, "
+        f"{lr_config.get('policy', 'constant')}{warmup}",
         "length": _length(cfg.runner, len(loader)),
         "precision": f"{dtype}, TF32 {'on' if cfg.get('tf32') else 'off'}, deformable attention: "
         f"{cfg.get('deform_attn_backend') or 'chosen by device'}",
@@ -55,9 +57,11 @@ def _count(number: int, what: str) -> str:
 
 def _data(cfg: Config, dataset: object) -> str:
     train, val = (cfg.data.get(split) or {} for split in ("train", "val"))
-    scenes = column(dataset.data_infos, "scene_token")
+    infos = getattr(unwrapped(dataset), "data_infos", None)
     where, held_out = (split.get("ann_file", split.get("type")) for split in (train, val))
-    text = f"{where}: {_count(len(dataset), 'sample')} in {_count(len(set(scenes)), 'scene')}"
+    text = f"{where}: {_count(len(dataset), 'sample')}"
+    if infos is not None:
+        text += f" in {_count(len(set(column(infos, 'scene_token'))), 'scene')}"
     return f"{text}; validation {held_out}"
 
 

@@ -70,7 +70,8 @@ class BEVFormer(Base3DDetector):
             results and losses are stored, and may have a `weight` (1.0), the factor of its losses.
         use_grid_mask: GridMask augmentation of the training images.
         video_test_mode: carry the BEV from frame to frame at test time.
-        max_scenes: scenes whose state is kept at test time; None is twice the batch.
+        max_scenes: scenes whose state is kept at test time, at least those of the batch; None is twice the
+            largest batch so far.
         num_levels: levels of the neck that the BEV encoder reads, the first ones; None for all.
         train_cfg: dict(pts=dict(assigner=...)).
         pretrained: dict(img=URL or path) of backbone weights.
@@ -127,7 +128,7 @@ class BEVFormer(Base3DDetector):
 
     def _add_head(self, cfg):
         name = cfg.pop("name", None)
-        if name in (None, DETECTION, *self.heads):
+        if not str(name).isidentifier() or name in (None, DETECTION) or hasattr(self.heads, name):
             raise ValueError(f"name={name!r} of a head: give each of `heads` a name of its own")
         self.head_weights[name] = cfg.pop("weight", 1.0)
         self.heads[name] = HEADS.build(cfg)
@@ -203,7 +204,9 @@ class BEVFormer(Base3DDetector):
         return levels
 
     def encode(self, images, frame, prev_bev=None):
-        """The BEV of one frame.
+        """The BEV of one frame, in the precision of the caller: under autocast in half precision.
+
+        `bev_of_queue` does the same for the current frame of a queue.
 
         Args:
             images: (B, N, 3, H, W) float, from `preprocess`.
@@ -213,12 +216,8 @@ class BEVFormer(Base3DDetector):
         Returns:
             (B, Q, C) BEV features, row by row of the grid.
         """
-        # 1. image features of all cameras
-        feats = self.extract_feat(images, image_flip=frame.image_flip)[: self.num_levels]
-        # 2. queries, previous BEV and cameras as the encoder takes them
-        context = self.pts_bbox_head.frame_context(feats, frame, prev_bev)
-        # 3. temporal self-attention and spatial cross-attention
-        return self.pts_bbox_head.transformer.encoder(context)
+        feats = self.extract_feat(images, image_flip=frame.image_flip)
+        return self.pts_bbox_head.encode(feats[: self.num_levels], frame, prev_bev)
 
     def bev_of_queue(self, img, img_metas, state=None):
         """The BEV of the current frame of each queue, from its frames in time order.
@@ -246,7 +245,9 @@ class BEVFormer(Base3DDetector):
                     prev_bev = self.encode(self.preprocess(img[:, t], metas[t]), frame, prev_bev)
         # 3. the current frame
         images = self.preprocess(img[:, -1], metas[-1])
-        return QueueBEV(self.encode(images, frames[-1], prev_bev), metas[-1])
+        feats = self.extract_feat(images, image_flip=frames[-1].image_flip)
+        bev = self.pts_bbox_head.encode(feats[: self.num_levels], frames[-1], prev_bev)
+        return QueueBEV(bev, metas[-1])
 
     def losses(self, queue, targets):
         """Losses of all heads.
@@ -264,9 +265,13 @@ class BEVFormer(Base3DDetector):
             targets["gt_bboxes_3d"], targets["gt_labels_3d"], detections, img_metas=queue.metas
         )
         for name, head in self.heads.items():
+            weight = self.head_weights[name]
             for loss, value in head.loss(head(queue.bev), queue.metas, targets).items():
-                weight = self.head_weights[name] if "loss" in loss else 1.0
-                losses[f"{name}.{loss}"] = weight * value
+                if "loss" in loss and isinstance(value, (list, tuple)):
+                    value = [weight * part for part in value]
+                elif "loss" in loss:
+                    value = weight * value
+                losses[f"{name}.{loss}"] = value
         return losses
 
     def step(self, images, img_metas, state=None):
@@ -288,12 +293,13 @@ class BEVFormer(Base3DDetector):
             state = BEVState()
         queues = [{**meta.get("frames", {}), 0: meta} for meta in img_metas]
         images = images if "frames" in img_metas[0] else images[:, None]
-        queue = self.bev_of_queue(images, queues, state)
-        boxes = self.pts_bbox_head.get_bboxes(self.pts_bbox_head.detect(queue.bev), queue.metas)
-        results = [{DETECTION: bbox3d2result(*of_sample)} for of_sample in boxes]
-        for name, head in self.heads.items():
-            for result, of_sample in zip(results, head.results(head(queue.bev), queue.metas)):
-                result[name] = of_sample
+        with self._precision(images):
+            queue = self.bev_of_queue(images, queues, state)
+            boxes = self.pts_bbox_head.get_bboxes(self.pts_bbox_head.detect(queue.bev), queue.metas)
+            results = [{DETECTION: bbox3d2result(*of_sample)} for of_sample in boxes]
+            for name, head in self.heads.items():
+                for result, of_sample in zip(results, head.results(head(queue.bev), queue.metas)):
+                    result[name] = of_sample
         if self.video_test_mode:
             state = state.updated(img_metas, queue.bev, self.max_scenes)
         return results, state
@@ -313,12 +319,17 @@ class BEVFormer(Base3DDetector):
         Returns:
             Training: dict of losses, see `losses`. Testing: B results, see `step`.
         """
-        device = (img if return_loss else img[0]).device.type
-        dtype = self.autocast_dtype
-        with torch.autocast(device, dtype=dtype) if dtype else contextlib.nullcontext():
-            if not return_loss:
-                return self.forward_test(img, img_metas)
+        if not return_loss:
+            return self.forward_test(img, img_metas)
+        with self._precision(img):
             return self.losses(self.bev_of_queue(img, img_metas), targets)
+
+    def _precision(self, images):
+        """Context manager: autocast where `autocast_dtype` is set."""
+        dtype = self.autocast_dtype
+        if dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(images.device.type, dtype=dtype)
 
     def forward_train(self, img, img_metas, gt_bboxes_3d, gt_labels_3d):
         """mmdet's name for the losses of a batch, see `forward`."""

@@ -38,6 +38,7 @@ class Frame:
         bev_augmentation: (B, 2, 2) linear map of the ground plane (metres, lidar frame) by which the
             boxes were moved and the BEV has to be; None for none.
         visible: the queries that each camera sees, where they have been computed ahead.
+        cameras: names of the N cameras, where the metas give them.
     """
 
     lidar2img: Tensor
@@ -49,6 +50,7 @@ class Frame:
     image_flip: Tensor | None = None
     bev_augmentation: Tensor | None = None
     visible: PackedQueries | None = None
+    cameras: tuple[str, ...] = ()
 
     @classmethod
     def from_metas(
@@ -76,14 +78,14 @@ class Frame:
                 if key not in meta:
                     sample = meta.get("sample_idx")
                     raise ValueError(f"the meta of {sample} has no {key}: add it to meta_keys")
-        if previous is None:
-            has_prev = [bool(meta.get("prev_bev_exists", True)) for meta in metas]
-            can_bus = [np.asarray(meta["can_bus"], dtype=np.float64) for meta in metas]
-        else:
-            has_prev = [pose is not None for pose in previous]
-            can_bus = [relative_can_bus(m["can_bus"], pose) for m, pose in zip(metas, previous)]
+        can_bus = [np.asarray(meta["can_bus"], dtype=np.float64) for meta in metas]
         if any(vector.shape != (CAN_SIZE,) for vector in can_bus):
             raise ValueError(f"can_bus must hold {CAN_SIZE} numbers, got {can_bus}")
+        if previous is None:
+            has_prev = [bool(meta.get("prev_bev_exists", True)) for meta in metas]
+        else:
+            has_prev = [pose is not None for pose in previous]
+            can_bus = [relative_can_bus(now, pose) for now, pose in zip(can_bus, previous)]
         stacked = torch.from_numpy(np.stack(can_bus))
         device = torch.device(device)
         flips = [bool(meta.get("image_flip")) for meta in metas]
@@ -96,6 +98,7 @@ class Frame:
             exists=_all_none_or_some([bool(meta.get("frame_exists", True)) for meta in metas]),
             image_flip=upload(torch.tensor(flips), device) if any(flips) else None,
             bev_augmentation=_planar_maps([meta.get("bev_augmentation") for meta in metas]),
+            cameras=tuple(metas[0].get("cameras", ())),
         )
 
 
@@ -117,9 +120,9 @@ def _planar_maps(matrices: list[NDArray[np.float64] | None]) -> Tensor | None:
 
 def _stack_lidar2img(metas: Sequence[Mapping[str, Any]]) -> Tensor:
     """B metas -> (B, N, 4, 4) float32."""
-    cameras = {str(meta.get("sample_idx")): len(meta["lidar2img"]) for meta in metas}
-    if len(set(cameras.values())) != 1:
-        raise ValueError(f"samples of one batch must have the same cameras, got {cameras}")
+    rigs = {(len(meta["lidar2img"]), *meta.get("cameras", ())) for meta in metas}
+    if len(rigs) != 1:
+        raise ValueError(f"samples of one batch must have the same cameras, got {rigs}")
     matrices = np.stack([np.stack(meta["lidar2img"]) for meta in metas])
     return torch.from_numpy(matrices.astype(np.float32))
 

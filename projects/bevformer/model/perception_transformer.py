@@ -212,7 +212,8 @@ def _apply_own_initialisations(module):
     for child in module.children():
         own = getattr(type(child), "init_weights", BaseModule.init_weights)
         if own is not BaseModule.init_weights or getattr(child, "init_cfg", None):
-            child._is_init = False  # mmcv's flag: the weights have been overwritten since
+            for module_inside in child.modules():  # mmcv's flag; the weights were overwritten since
+                module_inside._is_init = False
             child.init_weights()
         else:
             _apply_own_initialisations(child)

@@ -41,9 +41,15 @@ class SceneState:
 
 @dataclass(frozen=True)
 class BEVState:
-    """States of the scenes by scene token, the latest last. Never modified: `updated` returns a new one."""
+    """States of the scenes by scene token, the latest last. Never modified: `updated` returns a new one.
+
+    Attributes:
+        scenes: scene token -> SceneState.
+        largest_batch: frames in the largest batch so far.
+    """
 
     scenes: Mapping[str, SceneState] = field(default_factory=dict)
+    largest_batch: int = 0
 
     def read(self, metas: Metas) -> tuple[Tensor | None, list[NDArray[np.float64] | None]]:
         """Return the previous BEV and ego pose of each sample.
@@ -76,8 +82,8 @@ class BEVState:
         return bevs, previous
 
     def _previous(self, meta: Mapping[str, Any]) -> SceneState | None:
-        state = self.scenes.get(meta["scene_token"])
-        if state is None or meta.get("prev_bev_exists") is False:
+        state = self.scenes.get(meta.get("scene_token", ""))
+        if state is None or not meta.get("prev_bev_exists", True):
             return None
         now, before = meta.get("timestamp"), state.timestamp
         if now is not None and before is not None and now < before:
@@ -92,17 +98,18 @@ class BEVState:
         Args:
             metas: B metas with `scene_token`, absolute `can_bus` and maybe `timestamp`.
             bevs: (B, Q, C) their BEV features.
-            max_scenes: number of scenes to keep, those of the latest batches; None is 2 * B.
+            max_scenes: number of scenes to keep, those of the latest batches; None is twice the largest
+                batch so far. Those of this batch are always kept.
 
         Raises:
-            ValueError: two samples are of one scene, or `max_scenes` is less than B.
+            ValueError: a meta lacks its scene, or two samples are of one scene.
         """
-        tokens = [meta["scene_token"] for meta in metas]
-        limit = 2 * len(tokens) if max_scenes is None else max_scenes
-        different = len(set(tokens))
-        if different != len(tokens) or limit < len(tokens):
-            what = f"the {len(tokens)} frames of a batch must be of different scenes"
-            raise ValueError(f"{what}, at most max_scenes ({limit}): they are of {different}")
+        tokens = [meta.get("scene_token") for meta in metas]
+        if None in tokens or len(set(tokens)) != len(tokens):
+            what = f"the metas of a batch must name different scenes in scene_token, got {tokens}"
+            raise ValueError(f"{what}: test one frame per scene, or set video_test_mode=False")
+        largest_batch = max(self.largest_batch, len(tokens))
+        limit = max(2 * largest_batch if max_scenes is None else max_scenes, len(tokens))
         scenes: dict[str, SceneState] = {
             token: state.alone() for token, state in self.scenes.items() if token not in tokens
         }
@@ -111,7 +118,7 @@ class BEVState:
             can_bus = np.array(meta["can_bus"], dtype=np.float64)
             timestamp = meta.get("timestamp")
             scenes[meta["scene_token"]] = SceneState(bevs, row, can_bus, timestamp)
-        return BEVState(dict(list(scenes.items())[-limit:]))
+        return BEVState(dict(list(scenes.items())[-limit:]), largest_batch)
 
 
 class TemporalMemory:

@@ -29,6 +29,7 @@ META_KEYS = (
     "next_idx",
     "scene_token",
     "timestamp",
+    "cameras",
     "can_bus",
     "pts_filename",
 )
