@@ -57,7 +57,7 @@ class Frame:
         cls,
         metas: Sequence[Mapping[str, Any]],
         previous: Sequence[NDArray[np.float64] | None] | None = None,
-        device: str | torch.device = "cpu",
+        device: str | torch.device | None = None,
     ) -> Frame:
         """The only reader of metas.
 
@@ -67,7 +67,7 @@ class Frame:
             previous: per sample the (18,) `can_bus` of the frame before, or None at the start of a scene;
                 then all `can_bus` are absolute. None: they are relative to the frame before already, as in
                 a training queue, and `prev_bev_exists` says where there is one.
-            device: of the tensors.
+            device: of the tensors; None is the CPU.
 
         Raises:
             ValueError: a meta lacks a key, the images are not all padded to one size, the samples have
@@ -87,7 +87,7 @@ class Frame:
             has_prev = [pose is not None for pose in previous]
             can_bus = [relative_can_bus(now, pose) for now, pose in zip(can_bus, previous)]
         stacked = torch.from_numpy(np.stack(can_bus))
-        device = torch.device(device)
+        device = torch.device(device or "cpu")
         flips = [bool(meta.get("image_flip")) for meta in metas]
         return cls(
             lidar2img=upload(_stack_lidar2img(metas), device),
