@@ -84,7 +84,8 @@ class _RestrictedUnpickler(pickle.Unpickler):
 
 def _foreign_global(error: Exception) -> str | None:
     """The name that a restricted unpickler refused, or None for another error."""
-    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    # With a dot: "STACK_GLOBAL requires str" is about a damaged file.
+    found = re.search(r"GLOBAL (\w+(?:\.\w+)+)", str(error))
     return found.group(1) if found else None
 
 
@@ -193,9 +194,10 @@ def load_torch_file(path: str, map_location: str = "cpu") -> Any:
     try:
         return torch.load(path, map_location=map_location, **_restricted())
     except Exception as error:  # random bytes can make an unpickler raise anything
-        if "GLOBAL" in str(error):
+        foreign = _foreign_global(error)
+        if foreign:
             raise ValueError(
-                f"checkpoint {path} holds a Python object ({_foreign_global(error) or '?'}); "
+                f"checkpoint {path} holds a Python object ({foreign}); "
                 "loading it could run code, so only tensors and plain values are read: save it "
                 "again with `meta` made of str, int, float, list and dict"
             ) from error
