@@ -84,8 +84,7 @@ class _RestrictedUnpickler(pickle.Unpickler):
 
 def _foreign_global(error: Exception) -> str | None:
     """The name that a restricted unpickler refused, or None for another error."""
-    # With a dot: "STACK_GLOBAL requires str" is about a damaged file.
-    found = re.search(r"GLOBAL (\w+(?:\.\w+)+)", str(error))
+    found = re.search(_FOREIGN + r"([\w.]+)", str(error))
     return found.group(1) if found else None
 
 
