@@ -211,6 +211,15 @@ def test_groups_train_all_their_queries():
     assert (gradient.abs().sum(dim=1) > 0).all()
 
 
+def test_missing_and_unknown_targets_are_named(detector):
+    batch = training_batch((0,))
+    with pytest.raises(TypeError, match="gt_bboxes_ignore"):
+        detector(return_loss=True, gt_bboxes_ignore=[], **batch)
+    del batch["gt_labels_3d"]
+    with pytest.raises(TypeError, match="gt_labels_3d"):
+        detector(return_loss=True, **batch)
+
+
 def test_train_step_sums_the_losses(detector):
     batch = training_batch((0,))
     step = detector.train_step(batch, optimizer=None)

@@ -260,19 +260,20 @@ class BEVFormer(Base3DDetector):
         Returns:
             dict of losses; those of a further head as `<name>.<loss>`, multiplied by its weight.
         """
-        detections = self.pts_bbox_head.detect(queue.bev)
-        losses = self.pts_bbox_head.loss(
-            targets["gt_bboxes_3d"], targets["gt_labels_3d"], detections, img_metas=queue.metas
-        )
+        names = ("gt_bboxes_3d", "gt_labels_3d") if self.heads else targets
+        losses = self._detection_losses(queue, **{name: targets[name] for name in names})
         for name, head in self.heads.items():
-            weight = self.head_weights[name]
             for loss, value in head.loss(head(queue.bev), queue.metas, targets).items():
-                if "loss" in loss and isinstance(value, (list, tuple)):
-                    value = [weight * part for part in value]
-                elif "loss" in loss:
-                    value = weight * value
+                weight = self.head_weights[name] if "loss" in loss else 1.0
+                several = isinstance(value, (list, tuple))
+                value = [weight * part for part in value] if several else weight * value
                 losses[f"{name}.{loss}"] = value
         return losses
+
+    def _detection_losses(self, queue, gt_bboxes_3d, gt_labels_3d):
+        """A target that is missing, or that no head reads, is a TypeError naming it."""
+        outputs = self.pts_bbox_head.detect(queue.bev)
+        return self.pts_bbox_head.loss(gt_bboxes_3d, gt_labels_3d, outputs, img_metas=queue.metas)
 
     def step(self, images, img_metas, state=None):
         """Results of the next frame of each stream; the state is passed in and returned.
@@ -327,9 +328,9 @@ class BEVFormer(Base3DDetector):
     def _precision(self, images):
         """Context manager: autocast where `autocast_dtype` is set."""
         dtype = self.autocast_dtype
-        if dtype is None:
-            return contextlib.nullcontext()
-        return torch.autocast(images.device.type, dtype=dtype)
+        return (
+            torch.autocast(images.device.type, dtype=dtype) if dtype else contextlib.nullcontext()
+        )
 
     def forward_train(self, img, img_metas, gt_bboxes_3d, gt_labels_3d):
         """mmdet's name for the losses of a batch, see `forward`."""
