@@ -66,13 +66,20 @@ def test_each_differing_quirk_is_one_line(caplog):
     ]
 
 
-def test_matching_or_unstamped_weights_do_not_warn():
+def test_matching_weights_and_backbones_do_not_warn():
     own = checkpoint(**{STAMP: training_stamp(config())})
     assert disagreements(own, "a.pth", config()) == []
-    assert disagreements(checkpoint(), "a.pth", config()) == []
     backbone = checkpoint({"img_backbone.conv1.weight": torch.zeros(1)}, mmdet3d_version="1.0.0")
     assert disagreements(backbone, "a.pth", config()) == []
     assert trained_with({}) == ({}, "unknown")
+
+
+def test_unstamped_weights_in_a_config_without_the_quirks_are_one_line():
+    (line,) = disagreements(checkpoint(), "a.pth", config())
+    assert "a.pth does not say what it was trained with: official weights need the quirks" in line
+    official = Config.fromfile(f"{REPOSITORY}/configs/bevformer/bevformer_tiny.py")
+    assert disagreements(checkpoint(), "a.pth", official) == []
+    assert disagreements(checkpoint(), "a.pth", Config({"model": {"type": "Other"}})) == []
 
 
 @pytest.mark.parametrize("version", ["1.0.0rc0", "1.0.0rc6", "1.1.0"])

@@ -9,8 +9,9 @@ from pathlib import Path
 from mmcv import Config
 
 from projects.bevformer.engine.build import build_detector
-from projects.bevformer.engine.checkpoint import WeightFit, by_prefix
-from projects.bevformer.engine.provenance import disagreements, trained_with
+from projects.bevformer.engine.checkpoint import fit_checkpoint
+from projects.bevformer.engine.provenance import disagreements, has_bev, trained_with
+from projects.bevformer.engine.weight_fit import WeightFit, by_prefix, without_wrapper
 
 _RESNETS = {
     ("basic", (2, 2, 2, 2)): "ResNet-18",
@@ -30,8 +31,9 @@ def describe(checkpoint: dict, path: str | Path) -> list[tuple[str, str]]:
     Returns:
         list of (what, value) strings.
     """
-    weights, meta = checkpoint["state_dict"], checkpoint["meta"]
+    weights, meta = without_wrapper(checkpoint["state_dict"]), checkpoint["meta"]
     stamp, origin = trained_with(meta)
+    stamp = stamp if has_bev(weights) else {}
     progress = [f"{key} {meta[key]}" for key in ("epoch", "iter") if key in meta]
     rows = [
         ("file", f"{path}, {Path(path).stat().st_size / 2**20:.1f} MiB"),
@@ -63,8 +65,12 @@ def compare(checkpoint: dict, path: str | Path, cfg: Config) -> list[str]:
     own = build_detector(cfg).state_dict()
     fit = WeightFit(checkpoint["state_dict"], own)
     lines = [f"{len(fit.fitting)} of {len(own)} weights of the model are in the file"]
-    lines += fit.left_over()
-    lines += fit.alarming()
+    lines += [*fit.notes, *fit.left_over()]
+    try:
+        fit_checkpoint(checkpoint, own, path, complete=False)
+        lines += fit.alarming()
+    except ValueError as error:
+        lines.append(str(error))
     classes, trained_for = cfg.get("class_names"), checkpoint["meta"].get("CLASSES")
     if classes and trained_for and list(classes) != list(trained_for):
         lines.append(f"trained for the classes {list(trained_for)}, the config has {list(classes)}")
@@ -82,7 +88,7 @@ def _kind(weights):
     if {"img_backbone", "backbone"} & prefixes:
         return "a detector, but not BEVFormer: its backbone can be a start (load_from)"
     if "conv1.weight" in weights or "layer1.0.conv1.weight" in weights:
-        return "a bare ResNet: for img_backbone.init_cfg or model.pretrained"
+        return "a bare ResNet: a start for load_from, img_backbone.init_cfg or model.pretrained"
     return f"unknown: {by_prefix(weights)}"
 
 
@@ -117,7 +123,7 @@ def _architecture(weights):
 
 def _backbone(shapes):
     """`ResNet-101 with DCNv2 in layer3, layer4`, or None."""
-    prefix = r"(?:img_backbone\.|backbone\.)?"
+    prefix = r"(?:img_backbone\.|backbone\.(?:bottom_up\.)?)?"
     stages = (_found(rf"{prefix}layer{i}\.(\d+)\.conv1\.weight", shapes) for i in range(1, 5))
     blocks = tuple(map(len, stages))
     if not blocks[0]:

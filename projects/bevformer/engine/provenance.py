@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Iterable
 
 from mmcv import Config
 from mmcv.utils import digit_version
@@ -57,6 +58,11 @@ def training_stamp(cfg: Config, split: str = "train") -> dict:
     }
 
 
+def has_bev(weights: Iterable[str]) -> bool:
+    """Whether weights of these names belong to a BEVFormer; a backbone has no quirks."""
+    return any("reg_branches" in name for name in weights)
+
+
 def trained_with(meta: dict) -> tuple[dict, str]:
     """The training stamp of a checkpoint.
 
@@ -102,10 +108,16 @@ def disagreements(
     checkpoint: dict, path: str | Path, cfg: Config, split: str = "test"
 ) -> list[str]:
     """The lines that `check_provenance` logs; same arguments and errors."""
-    if not any("reg_branches" in name for name in checkpoint["state_dict"]):
-        return []  # a backbone
+    if not has_bev(checkpoint["state_dict"]):
+        return []
     stamp, origin = trained_with(checkpoint["meta"])
     wanted = training_stamp(cfg, split)
+    if not stamp and any(wanted.get(name, value) != value for name, value in _OFFICIAL.items()):
+        return [
+            f"checkpoint {path} does not say what it was trained with: official weights need the "
+            "quirks that the recipes of configs/bevformer/ set "
+            "(docs/checkpoint_compatibility.md#quirks-that-the-weights-depend-on)"
+        ]
     convention = stamp.get("box_convention")
     if wanted and convention not in (None, wanted["box_convention"]):
         raise ValueError(
