@@ -76,8 +76,8 @@ class ConfigFiles:
 
     Attributes:
         path: of the file.
-        overrides: file -> variables of its bases that it overrides, as found by the last `evaluate`.
-        new_names: file -> (names that its bases do not have, names of the bases), as above.
+        new_names: file -> (names that its bases do not have, names of the bases), of all files that
+            were evaluated.
 
     Args:
         path: a Python, JSON or YAML file.
@@ -85,25 +85,32 @@ class ConfigFiles:
 
     def __init__(self, path: str | Path) -> None:
         self.path = osp.abspath(osp.expanduser(str(path)))
-        self.overrides: dict[str, list[str]] = {}
         self.new_names: dict[str, tuple[list[str], list[str]]] = {}
         self._sources: dict[str, _Source] = {}
         self._bases: dict[str, list[str]] = {}
+        self._names: dict[str, set[str]] = {}  # of a file and its bases
+        self._evaluated: dict[tuple, tuple[dict, list[str]]] = {}
 
-    def evaluate(self, changes: Mapping[str, Any], without: str | None = None) -> dict[str, Any]:
-        """The merged config.
+    def evaluate(
+        self, changes: Mapping[str, Any], path: str | None = None, without: str | None = None
+    ) -> dict[str, Any]:
+        """The merged config of the file; not to be modified.
 
         Args:
             changes: name -> change (see `merged`), which counts more than the files.
-            without: one of the `overrides` of the file, which is left out.
+            path: one of the bases instead of the file.
+            without: a variable that the file overrides, see `overrides`, which is left out.
 
         Raises:
             FileNotFoundError: a base is missing.
             ValueError: variables of files that depend on each other.
             Exception: whatever the code of a config raises.
         """
-        self.overrides, self.new_names = {}, {}
-        return self._evaluate(self.path, dict(changes), without)
+        return self._evaluate(path or self.path, dict(changes), without)[0]
+
+    def overrides(self, path: str) -> list[str]:
+        """Variables of its bases that a file overrides."""
+        return self._evaluate(path, {}, None)[1]
 
     @property
     def text(self) -> str:
@@ -135,9 +142,24 @@ class ConfigFiles:
         return self._sources[path]
 
     def _evaluate(
-        self, path: str, changes: dict[str, Any], without: str | None = None
-    ) -> dict[str, Any]:
-        own: dict[str, Any] = {}  # variables of the bases that this file overrides
+        self, path: str, changes: dict[str, Any], without: str | None
+    ) -> tuple[dict[str, Any], list[str]]:
+        """The merged config of a file, and the variables of its bases that it overrides."""
+        if path in self._names:  # other names change nothing
+            changes = {key: value for key, value in changes.items() if key in self._names[path]}
+        key = (path, repr(changes), without)
+        if key not in self._evaluated:
+            values, bases, own = self._settle(path, changes, without)
+            self.new_names[path] = ([name for name in values if name not in bases], list(bases))
+            self._names[path] = {*values, *bases}
+            self._evaluated[key] = merged(values, bases), list(own)
+        return self._evaluated[key]
+
+    def _settle(
+        self, path: str, changes: dict[str, Any], without: str | None
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """Evaluate a file and its bases until they agree on the variables that the file overrides."""
+        own: dict[str, Any] = {}
         for _ in range(_ROUNDS):
             values, bases = self._run(path, own, changes, without)
             found = {
@@ -150,14 +172,11 @@ class ConfigFiles:
                 and (name in own or merged(value, bases[name], name) != bases[name])
             }
             if found == own:
-                self.overrides[path] = list(own)
-                new = [name for name in values if name not in bases]
-                self.new_names[path] = (new, list(bases))
-                return merged(values, bases)
+                return values, bases, own
             changing = [name for name in found if name not in own or found[name] != own[name]]
             own = found
         raise ValueError(
-            f"{path}: {', '.join(changing)} and variables of its bases are made of each other and "
+            f"{', '.join(changing)} of {path} and variables of its bases are made of each other and "
             "never come to rest: give one of them a plain value"
         )
 
@@ -186,16 +205,18 @@ class ConfigFiles:
                 if not isinstance(value, dict) or name not in value:
                     raise KeyError(f"no base has {dotted!r}")
                 value = value[name]
-            return copy.deepcopy(value)
+            return (
+                value if isinstance(value, (str, int, float, type(None))) else copy.deepcopy(value)
+            )
 
         def override() -> None:
             for name, change in changes.items():
                 if name in namespace and is_variable(name, namespace[name]):
-                    value = merged(copy.deepcopy(change), namespace[name], name)
+                    value = merged(_unshared(change), namespace[name], name)
                     if value != namespace[name]:
                         namespace[name] = value
             if without in namespace:
-                namespace[without] = copy.deepcopy(bases_without()[without])
+                namespace[without] = _unshared(bases_without()[without])
 
         namespace["__base__"] = base_value
         self._source(path).run(namespace, override)
@@ -218,7 +239,7 @@ class ConfigFiles:
         for base in self._bases[path]:
             if not osp.isfile(base):
                 raise FileNotFoundError(f"config {path}: its base {base} does not exist")
-            values = self._evaluate(base, changes)
+            values, _ = self._evaluate(base, changes, None)
             twice = sorted(tree.keys() & values.keys())
             if twice:
                 raise KeyError(f"{', '.join(twice)} stands in two bases, one of them {base}")
@@ -300,4 +321,4 @@ def _unshared(value: Any) -> Any:
         return {key: _unshared(part) for key, part in value.items()}
     if type(value) in (list, tuple):
         return type(value)(_unshared(part) for part in value)
-    return copy.deepcopy(value)
+    return value if isinstance(value, (str, int, float, type(None))) else copy.deepcopy(value)

@@ -43,8 +43,8 @@ def read_config(path: str | Path, options: Mapping[str, Any]) -> Config:
     changes = _nested(options)
     _check_fit(options, changes, plain)
     tree = _evaluate(files, changes)
-    for file in files.overrides:
-        _check_file(file)
+    for file in list(files.new_names):
+        _check_file(files, file)
     for name, change in list(changes.items()):
         if name in READ_KEYS:
             continue
@@ -64,10 +64,13 @@ def read_config(path: str | Path, options: Mapping[str, Any]) -> Config:
 
 
 def _evaluate(
-    files: ConfigFiles, changes: Mapping[str, Any], without: str | None = None
+    files: ConfigFiles,
+    changes: Mapping[str, Any],
+    path: str | None = None,
+    without: str | None = None,
 ) -> dict[str, Any]:
     try:
-        return files.evaluate(changes, without)
+        return files.evaluate(changes, path, without)
     except OSError:
         raise  # its message names the missing base
     except Exception as error:  # a config is code, it can raise anything
@@ -166,14 +169,13 @@ def _check_fit(
             )
 
 
-def _check_file(path: str) -> None:
+def _check_file(files: ConfigFiles, path: str) -> None:
     """Refuse a variable of the bases that a file gives another value, and that nothing is made of."""
-    files = ConfigFiles(path)
-    tree = _evaluate(files, {})
-    for name in files.overrides[path]:
+    tree = files.evaluate({}, path)
+    for name in files.overrides(path):
         if name in READ_KEYS or name in UNREAD_KEYS:
             continue
-        without = _evaluate(files, {}, without=name)
+        without = _evaluate(files, {}, path, without=name)
         if without[name] != tree[name] and _read_part(without) == _read_part(tree):
             raise ValueError(
                 f"config {path}: {name} differs from that of its bases, and nothing is made of it"
