@@ -59,11 +59,11 @@ def nested_values(value: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
 def places_of(name: str, value: Any, config: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted key -> value of what is read where a variable of this name and value belongs.
 
-    The keys that end in the name; if there are none, those that hold the same list or text.
+    The keys that end in the name, and those that hold the same list or text.
     """
-    read = {key: config[key] for key in config if key in READ_KEYS}
-    nested = dict(nested_values(read))
-    named = {key: held for key, held in nested.items() if key.split(".")[-1] == name.strip("_")}
-    if named or not (isinstance(value, (list, tuple, str)) and value):
-        return named
-    return {key: held for key, held in nested.items() if held == value}
+    telling = isinstance(value, (list, tuple, str)) and bool(value)
+    return {
+        key: held
+        for key, held in nested_values({key: config[key] for key in config if key in READ_KEYS})
+        if key.split(".")[-1] == name.strip("_") or (telling and held == value)
+    }

@@ -190,9 +190,9 @@ def _check_file(files: ConfigFiles, path: str) -> None:
 
 
 def _remedy(name: str, config: Mapping[str, Any]) -> str:
-    places = places_of(name, config[name], config)
+    places = list(places_of(name, config[name], config))
     if places:
-        return f": set {', '.join(list(places)[:4])}"
+        return f": set {', '.join(places[:8])}{', ...' if len(places) > 8 else ''}"
     return ", and no key that is read has this name or value"
 
 
