@@ -71,7 +71,9 @@ def compare(checkpoint: dict, path: str | Path, cfg: Config) -> list[str]:
         lines += fit.alarming()
     except ValueError as error:
         lines.append(str(error))
-    classes, trained_for = cfg.get("class_names"), checkpoint["meta"].get("CLASSES")
+    test = (cfg.get("data") or {}).get("test") or {}
+    classes = test.get("classes") if isinstance(test, dict) else None
+    trained_for = checkpoint["meta"].get("CLASSES")
     if classes and trained_for and list(classes) != list(trained_for):
         lines.append(f"trained for the classes {list(trained_for)}, the config has {list(classes)}")
     try:
