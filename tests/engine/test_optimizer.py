@@ -72,7 +72,7 @@ def test_per_tensor_groups_are_converted_to_merged_ones(settings):
     before = copy.deepcopy(saved)
 
     merged = build_optimizer(resumed, settings)
-    merged.load_state_dict(fit_saved_state(saved, merged, resumed.parameters()))
+    merged.load_state_dict(fit_saved_state(saved, merged, resumed.named_parameters()))
     assert len(merged.param_groups) == 2
     assert [group["initial_lr"] for group in merged.param_groups] == pytest.approx([1e-2, 1e-1])
     assert saved["param_groups"] == before["param_groups"]
@@ -86,15 +86,15 @@ def test_other_groups_are_an_error(settings):
     detector = DummyDetector()
     merged, single = (build_optimizer(detector, {**settings, **extra}) for extra in ({}, MMCV))
     with pytest.raises(ValueError, match=r"2 parameter groups of 6 tensors.*constructor"):
-        fit_saved_state(merged.state_dict(), single, detector.parameters())
+        fit_saved_state(merged.state_dict(), single, detector.named_parameters())
     larger = build_detector()
     optimizer = build_optimizer(larger, settings)
     with pytest.raises(ValueError, match=r"6 parameter groups of 6 tensors"):
-        fit_saved_state(single.state_dict(), optimizer, larger.parameters())
+        fit_saved_state(single.state_dict(), optimizer, larger.named_parameters())
     saved = single.state_dict()
     saved["param_groups"][2]["lr"] = 7.0
     with pytest.raises(ValueError, match="had different options"):
-        fit_saved_state(saved, merged, detector.parameters())
+        fit_saved_state(saved, merged, detector.named_parameters())
 
 
 def test_tensors_of_another_model_are_an_error(settings):
@@ -103,7 +103,7 @@ def test_tensors_of_another_model_are_an_error(settings):
     train(other, single, range(1))
     merged = build_optimizer(detector, settings)
     with pytest.raises(ValueError, match=r"exp_avg of shape \(5, 3\)"):
-        fit_saved_state(single.state_dict(), merged, detector.parameters())
+        fit_saved_state(single.state_dict(), merged, detector.named_parameters())
 
 
 @pytest.fixture
@@ -139,9 +139,9 @@ def test_resumed_run_keeps_its_own_optimizer_implementation(settings, pretended_
     plain = build_optimizer(detector, {**settings, "fused": False})
     train(detector, plain, range(1))
     fused = build_optimizer(detector, settings)
-    fused.load_state_dict(fit_saved_state(plain.state_dict(), fused, detector.parameters()))
+    fused.load_state_dict(fit_saved_state(plain.state_dict(), fused, detector.named_parameters()))
     assert {group["fused"] for group in fused.param_groups} == {True}
-    plain.load_state_dict(fit_saved_state(fused.state_dict(), plain, detector.parameters()))
+    plain.load_state_dict(fit_saved_state(fused.state_dict(), plain, detector.named_parameters()))
     assert {group["fused"] for group in plain.param_groups} == {False}
 
 
