@@ -151,7 +151,8 @@ def _unscheduled(group: dict) -> dict:
     """Options of a group as the config had them; schedules change the rate and the momentum."""
     options = _options(group)
     options.pop("param_names", None)
-    options["lr"] = options.pop("initial_lr", options.get("lr"))
+    if "initial_lr" in options:
+        options["lr"] = options.pop("initial_lr")
     momentum = options.pop("initial_momentum", None)
     if "betas" in options:
         first, *others = options["betas"]

@@ -169,7 +169,7 @@ class _SafeCheckpoints:
             self.optimizer.load_state_dict(state)
             match_layouts(self.optimizer)
             self._reorder_camera_state(checkpoint, path)
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, IndexError) as error:
             raise ValueError(f"checkpoint {path}: its optimizer does not fit: {error}") from error
         if changes:
             self.logger.info(
