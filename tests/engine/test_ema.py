@@ -50,8 +50,10 @@ class Watch(Hook):
         Watch.seen.append(runner.model.module.head.weight.detach().clone())
 
 
-@pytest.mark.parametrize("priority", ["HIGHEST", "NORMAL", "LOWEST"])
-@pytest.mark.parametrize("counted_in", ["epochs", "iterations"])
+@pytest.mark.parametrize(
+    ("counted_in", "priority"),
+    [("epochs", "HIGHEST"), ("epochs", "NORMAL"), ("iterations", "LOWEST")],
+)
 def test_the_checkpoint_is_what_was_scored(run, monkeypatch, counted_in, priority):
     monkeypatch.setitem(HOOKS.module_dict, "Watch", Watch)
     length = {} if counted_in == "epochs" else {"max_iters": 7}
@@ -75,14 +77,13 @@ def test_the_checkpoint_is_what_was_scored(run, monkeypatch, counted_in, priorit
 
 
 @pytest.mark.parametrize(
-    "hook",
+    ("counted_in", "hook"),
     [
-        dict(momentum=0.3, interval=2, warm_up=3),
-        dict(type="ExpMomentumEMAHook", momentum=0.3, total_iter=4),
-        dict(type="LinearMomentumEMAHook", momentum=0.3, warm_up=9),
+        ("epochs", dict(momentum=0.3, interval=2, warm_up=3)),
+        ("iterations", dict(type="ExpMomentumEMAHook", momentum=0.3, total_iter=4)),
+        ("epochs", dict(type="LinearMomentumEMAHook", momentum=0.3, warm_up=9)),
     ],
 )
-@pytest.mark.parametrize("counted_in", ["epochs", "iterations"])
 def test_a_resumed_run_equals_one_without_a_stop(run, hook, counted_in):
     options = {"custom_hooks": [{"type": "EMAHook", **hook}], "lr_config": None}
     if counted_in == "epochs":

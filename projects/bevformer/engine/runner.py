@@ -80,7 +80,7 @@ class _SafeCheckpoints:
         """Write `out_dir/filename_tmpl`, and point `latest.pth` at it.
 
         Args:
-            out_dir: an existing folder.
+            out_dir: a folder, which is made if needed.
             filename_tmpl: with `{}` for the number of epochs done (of iterations, inside an epoch).
             save_optimizer: keep the optimizer's state, which resuming needs.
             meta: plain values to store in addition to the runner's own.
@@ -89,6 +89,7 @@ class _SafeCheckpoints:
         epoch, iteration, inside = self._progress()
         kind, number = ("epoch", epoch) if inside is None else ("iter", iteration)
         path = Path(out_dir) / (filename_tmpl or f"{kind}_{{}}.pth").format(number)
+        path.parent.mkdir(parents=True, exist_ok=True)
         meta = {**(meta or {}), **(self.meta or {})}
         for hook in self.hooks:
             if hasattr(hook, "checkpoint_meta"):
