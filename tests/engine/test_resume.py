@@ -4,16 +4,19 @@ import json
 import logging
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from dummy_task import DummyDetector, summary
+from mmcv.runner import TextLoggerHook
 
 from projects.bevformer.datasets.evaluators import DatasetEvaluator
 from projects.bevformer.engine import resume as module
 from projects.bevformer.engine.best import BestCheckpoint
 from projects.bevformer.engine.checkpoint import load_checkpoint, save_checkpoint
 from projects.bevformer.engine.resume import read_on_all_ranks
+from projects.bevformer.engine.train import _log_short_epochs
 
 LOGGER = logging.getLogger("test")
 
@@ -59,6 +62,19 @@ def test_options_of_the_optimizer_are_those_of_the_config(run, policy):
     assert "the options of the config" not in log_of(
         run({**options, "resume_from": str(first)}, work_dir="c", validate=False)
     )
+
+
+def test_a_run_of_epochs_resumes_one_of_iterations_and_back(run):
+    """Five iterations an epoch."""
+    options = {"lr_config": None}
+    work_dir = run(options, validate=False, max_iters=7)
+    options["resume_from"] = str(work_dir / "iter_7.pth")
+    resumed = run({**options, **epochs(3)}, work_dir="b", validate=False)
+    assert "iter_7.pth: epoch 1, iteration 5" in log_of(resumed)
+    options["resume_from"] = str(resumed / "epoch_2.pth")
+    again = run(options, work_dir="c", validate=False, max_iters=11)
+    assert load_checkpoint(again / "iter_11.pth")["meta"]["iter"] == 11
+    assert "epoch_2.pth: epoch 2, iteration 10" in log_of(again)
 
 
 def test_another_optimizer_is_refused(run):
@@ -178,8 +194,20 @@ def test_an_epoch_shorter_than_the_log_interval_is_logged(run, options, length, 
     assert [r["iter"] for r in training] == expected
     assert {"loss", "lr", "time"} <= training[0].keys()
     assert log_of(work_dir).count("grad_norm: ") == len(expected)
-    said = "an epoch is shorter than log_config.interval" in log_of(work_dir)
+    said = "each epoch has 5 iterations, before log_config.interval" in log_of(work_dir)
     assert said == (options["log_config.interval"] == 50)
+
+
+@pytest.mark.parametrize(
+    ("done", "max_iters", "interval", "expected"),
+    [(0, 3, 50, 3), (51, 60, 50, 60), (49, 60, 50, 50), (0, 100, 50, 50)],
+)
+def test_the_last_iterations_of_a_run_are_logged(done, max_iters, interval, expected):
+    hook = TextLoggerHook(interval=interval, by_epoch=False)
+    runner = SimpleNamespace(counts_epochs=False, iter=done, max_iters=max_iters, hooks=[hook])
+    runner.epoch_length = 5
+    _log_short_epochs(runner, LOGGER)
+    assert hook.interval == expected
 
 
 class Scores:

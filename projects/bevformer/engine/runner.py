@@ -187,7 +187,7 @@ class _SafeCheckpoints:
             batch = meta.get("total_batch") or samples * int(
                 meta.get("world_size", self.world_size)
             )
-            self._iter = self._iter_of_samples(done, batch)
+            self._go_to(done * batch // self.batch, meta)
         if self.counts_epochs and meta.get("iter_in_epoch"):
             self.logger.warning(
                 "checkpoint %s was saved %d iterations after the start of epoch %d: that epoch is "
@@ -201,8 +201,13 @@ class _SafeCheckpoints:
             )  # fmt: skip
         self._inner_iter = 0 if self.counts_epochs else self._iter
 
-    def _iter_of_samples(self, iteration, batch):
-        """Number of iterations of this run for those of a checkpoint, which had another `batch`."""
+    def _go_to(self, iteration, meta):
+        """Set epoch and iteration to those of this run after as many samples.
+
+        Args:
+            iteration: of this run, by the samples seen.
+            meta: of the checkpoint.
+        """
         raise NotImplementedError
 
     def _reorder_camera_state(self, checkpoint, path):
@@ -228,8 +233,10 @@ class SafeEpochBasedRunner(_SafeCheckpoints, EpochBasedRunner):
             return self.epoch + (inside == 0), self.iter + 1, inside
         return self.epoch + (self.stage in (None, "after_train_epoch")), self.iter, None
 
-    def _iter_of_samples(self, iteration, batch):
-        return self.epoch * self.epoch_length  # the schedule is one of epochs
+    def _go_to(self, iteration, meta):
+        if meta.get("counted_in") == "iter":
+            self._epoch = iteration // self.epoch_length
+        self._iter = self._epoch * self.epoch_length  # the last batch of an epoch may be smaller
 
 
 class SafeIterBasedRunner(_SafeCheckpoints, IterBasedRunner):
@@ -242,8 +249,8 @@ class SafeIterBasedRunner(_SafeCheckpoints, IterBasedRunner):
         iteration = self.iter + (self.stage in (None, "after_train_iter"))
         return self.epoch, iteration, iteration
 
-    def _iter_of_samples(self, iteration, batch):
-        return iteration * batch // self.batch
+    def _go_to(self, iteration, meta):
+        self._iter = iteration
 
 
 RUNNERS = {"EpochBasedRunner": SafeEpochBasedRunner, "IterBasedRunner": SafeIterBasedRunner}
