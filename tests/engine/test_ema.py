@@ -11,6 +11,7 @@ from mmcv.runner.hooks import EMAHook as MmcvEMAHook
 
 from projects.bevformer.engine import ema
 from projects.bevformer.engine.checkpoint import load_checkpoint, publish_weights
+from projects.bevformer.engine.checkpoint_summary import describe
 from projects.bevformer.engine.evaluate import predict
 
 SMOOTH = dict(type="EMAHook", momentum=0.3, warm_up=1)
@@ -120,6 +121,7 @@ def test_the_best_checkpoint_has_the_average_too(run, tmp_path):
     (best,) = work_dir.glob("best_NDS_epoch_*.pth")
     assert scored_by(best) == scores_in(work_dir / "eval" / best.stem[len("best_NDS_") :])
     assert "raw_weights" in load_checkpoint(best)
+    assert "raw ones" in dict(describe(load_checkpoint(best), best))["average"]
     publish_weights(best, tmp_path / "published.pth")
     assert scored_by(tmp_path / "published.pth") == scored_by(best)
     assert "raw_weights" not in load_checkpoint(tmp_path / "published.pth")

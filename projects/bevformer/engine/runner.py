@@ -133,9 +133,10 @@ class _SafeCheckpoints:
         if resume_optimizer:
             self._resume_optimizer(checkpoint, path)
         self._resume_progress(meta, path)
-        for key in ("hook_msgs", "grad_scaler", "run"):
+        for key in ("hook_msgs", "grad_scaler"):
             if key in meta:
                 self.meta[key] = meta[key]
+        self.meta["run"] = meta.get("run")  # None in older files
         self.resumed = Path(path), meta
         self.logger.info("resumed %s: epoch %d, iteration %d", path, self.epoch, self.iter)
 
