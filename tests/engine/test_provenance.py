@@ -78,7 +78,7 @@ def test_matching_weights_and_backbones_do_not_warn():
 def test_unstamped_weights_in_a_config_without_the_quirks_are_one_line():
     (line,) = disagreements(checkpoint(), "a.pth", config())
     assert "a.pth does not say what it was trained with: official weights need the quirks" in line
-    official = Config.fromfile(f"{REPOSITORY}/configs/bevformer/bevformer_tiny.py")
+    official = load_config(f"{REPOSITORY}/configs/bevformer/bevformer_tiny.py")
     assert disagreements(checkpoint(), "a.pth", official) == []
     assert disagreements(checkpoint(), "a.pth", Config({"model": {"type": "Other"}})) == []
 
