@@ -34,7 +34,7 @@ def checked_pretrained(detector: nn.Module, logger: logging.Logger) -> Iterator[
     unread = {  # parts with a way of their own to initialise: mmdet's transformers convert names
         module: {name: value.clone() for name, value in module.state_dict().items()}
         for module in parts
-        if _pretrained_files(module)
+        if _files_of(module)
         and getattr(type(module), "init_weights", None) is not BaseModule.init_weights
     }
 
@@ -62,11 +62,26 @@ def checked_pretrained(detector: nn.Module, logger: logging.Logger) -> Iterator[
         loaded.update(f"{parts[module]}.{name}" for name in names)
 
 
-def _pretrained_files(module: nn.Module) -> list[str]:
+def pretrained_files(part: Any, key: str = "model") -> dict[str, str]:
+    """Config key -> file of every `Pretrained` in a section of a config, at any depth.
+
+    Args:
+        part: the section.
+        key: its own key.
+    """
+    if isinstance(part, dict) and part.get("type") == "Pretrained":
+        return {key: part["checkpoint"]}
+    items = part.items() if isinstance(part, dict) else ()
+    items = enumerate(part) if isinstance(part, (list, tuple)) else items
+    found: dict[str, str] = {}
+    for name, value in items:
+        found.update(pretrained_files(value, f"{key}.{name}"))
+    return found
+
+
+def _files_of(module: nn.Module) -> list[str]:
     """Files that the `init_cfg` of a module names."""
-    cfg = getattr(module, "init_cfg", None) or []
-    cfgs = [cfg] if isinstance(cfg, dict) else cfg
-    return [cfg["checkpoint"] for cfg in cfgs if cfg.get("type") == "Pretrained"]
+    return list(pretrained_files(getattr(module, "init_cfg", None)).values())
 
 
 def _load_part(module: nn.Module, part: str, path: str, prefix: str | None) -> WeightFit:
@@ -101,7 +116,7 @@ def _load_part(module: nn.Module, part: str, path: str, prefix: str | None) -> W
 
 def _check_own_way(module: nn.Module, part: str, names: list[str], logger: logging.Logger) -> None:
     """Refuse a part whose own `init_weights` took nothing from its file."""
-    path, own = _pretrained_files(module)[0], module.state_dict()
+    path, own = _files_of(module)[0], module.state_dict()
     if not names:
         raise ValueError(
             f"checkpoint {path} has no weight that fits {part}: the file has "
