@@ -51,6 +51,7 @@ def test_official_models_are_recognised(tmp_path, model, expected):
     [
         (["conv1.weight", "layer1.0.conv1.weight"], "a bare ResNet"),
         (["model.conv1.weight", "model.fc.weight"], "a bare ResNet"),
+        (["stem.stem_1/conv.weight"], "a bare VoVNet"),
         (["backbone.conv1.weight", "bbox_head.cls_convs.0.conv.weight"], "not BEVFormer"),
         (["fc.weight"], "unknown: 1 fc.weight"),
     ],
@@ -60,6 +61,16 @@ def test_other_files_are_named(tmp_path, names, kind):
     path.write_bytes(b"")
     weights = OrderedDict((name, torch.zeros(1)) for name in names)
     assert kind in dict(describe({"state_dict": weights, "meta": {}}, path))["kind"]
+
+
+def test_vovnets_are_recognised(tmp_path):
+    names = [
+        f"stage{i}.OSA{i}_{j}.ese.fc.bias" for i, n in zip("2345", (1, 3, 9, 3)) for j in range(n)
+    ]
+    weights = {f"backbone.bottom_up.{name}": torch.zeros(1) for name in names}
+    rows = dict(describe({"state_dict": weights, "meta": {}}, "https://x/a.pth"))
+    assert rows["backbone"] == "VoVNet V2-99"
+    assert rows["file"] == "https://x/a.pth"
 
 
 def test_official_checkpoint_against_its_own_and_another_recipe(tiny_config):
