@@ -6,7 +6,6 @@ Shape legend: T frames, N cameras, H height, W width, G ground truths.
 from __future__ import annotations
 
 import os.path as osp
-import tempfile
 from typing import Any, Sequence
 
 import numpy as np
@@ -16,13 +15,17 @@ from mmdet3d.datasets import NuScenesDataset
 from mmdet3d.datasets.builder import DATASETS
 from mmdet3d.utils import get_root_logger
 
-from projects.bevformer.datasets.evaluators import BOXES, EVALUATORS, DatasetEvaluator
+from projects.bevformer.datasets.evaluators import EVALUATORS, EvaluatedDataset
 from projects.bevformer.datasets.paths import DataPaths
 from projects.bevformer.datasets.pipelines import with_own_steps
 from projects.bevformer.datasets.pipelines.format import image_hw, stack_frames
 from projects.bevformer.geometry.ego_motion import relative_can_bus
-from projects.bevformer.nuscenes.evaluation.evaluator import NuScenesEvaluator
-from projects.bevformer.nuscenes.evaluation.scoring import flat_metrics
+from projects.bevformer.nuscenes.benchmark import (
+    absent_classes,
+    describe,
+    own_benchmark,
+    rename_objects,
+)
 from projects.bevformer.nuscenes.info_list import InfoList
 from projects.bevformer.nuscenes.infos import load_infos
 from projects.bevformer.nuscenes.records import (
@@ -31,6 +34,7 @@ from projects.bevformer.nuscenes.records import (
     lidar2cam_of_camera,
     lidar2img_of_camera,
 )
+from projects.bevformer.nuscenes.spec import SPLITS
 from projects.bevformer.published import published
 
 CAMERA_MODALITY = {
@@ -46,7 +50,7 @@ _MAX_REDRAWS = 100
 
 @DATASETS.register_module(name=["TemporalNuScenesDataset", "CustomNuScenesDataset"])
 @published(ignores=("bev_size",))
-class TemporalNuScenesDataset(NuScenesDataset):
+class TemporalNuScenesDataset(EvaluatedDataset, NuScenesDataset):
     """nuScenes for a temporal camera model.
 
     A training item is a queue of T frames with the annotations of the last one; a test item is one
@@ -59,7 +63,8 @@ class TemporalNuScenesDataset(NuScenesDataset):
             `with_own_steps`.
         data_root: folder that the paths in the info file are relative to. If they name a place on another
             machine, the part after it ("samples/...") is looked up in data_root.
-        classes: class names in the order of the logits; nuScenes' where None.
+        classes: class names in the order of the logits; nuScenes' where None. Others than nuScenes' have a
+            mAP of their own and no NDS.
         queue_length: T; T - 1 history frames and the current one. 1 is a model without history.
         load_interval: take every n-th frame.
         with_velocity: boxes have 9 columns instead of 7.
@@ -76,6 +81,8 @@ class TemporalNuScenesDataset(NuScenesDataset):
             the position; "official" from the message after, as the official weights were trained.
         evaluators: head of the network -> config of what scores it, see `datasets.evaluators`; by
             default NuScenesEvaluator scores "pts_bbox".
+        benchmark: dict(classes={name: settings}, distances=[...], error_distance=...) of own classes; see
+            docs/own_data.md.
 
     Attributes:
         cameras: tuple of the names of the N cameras, in the order of every (N, ...) array.
@@ -107,6 +114,7 @@ class TemporalNuScenesDataset(NuScenesDataset):
         can_bus_quaternion: str = "wxyz",
         can_bus_message: str = "same",
         evaluators: dict[str, dict] | None = None,
+        benchmark: dict[str, Any] | None = None,
     ) -> None:
         if queue_length < 1:
             raise ValueError(f"queue_length must be 1 or more, got {queue_length}")
@@ -114,6 +122,8 @@ class TemporalNuScenesDataset(NuScenesDataset):
         _check_option("can_bus_message", can_bus_message, ("same", "official"))
         if not osp.isfile(ann_file):
             load_infos(ann_file)  # its message says what is missing; the parent's does not
+        own = own_benchmark(self.get_classes(classes), benchmark)
+        self._aliases = own.aliases if own is not None else {}
         self.queue_length = queue_length
         self.can_bus_quaternion = can_bus_quaternion
         self.can_bus_message = can_bus_message
@@ -133,7 +143,9 @@ class TemporalNuScenesDataset(NuScenesDataset):
         )
         # The devkit keeps a dict view here, which spawned workers cannot pickle.
         self.eval_detection_configs.class_names = list(self.eval_detection_configs.class_names)
-        self._evaluator = None
+        if own is not None:
+            self.eval_detection_configs = own
+            get_root_logger().info(describe(own))
         self._evaluators = {
             head: EVALUATORS.build(dict(config), default_args={"dataset": self})
             for head, config in (evaluators or {}).items()
@@ -151,11 +163,16 @@ class TemporalNuScenesDataset(NuScenesDataset):
                 f"{self.ann_file} holds no frames: no scene of that split was in the tables "
                 "when tools/create_data.py wrote it"
             )
+        rename_objects(infos, self._aliases)
+        absent = absent_classes(infos, self.CLASSES, self.ann_file)
+        if absent is not None:
+            get_root_logger().warning(absent)
         self.version = self.metadata["version"]
         self.cameras = tuple(self.metadata["cameras"])
         self._tokens_of_file = np.array([info["token"] for info in infos])
         if (
             self.reads_can_bus
+            and self.version in SPLITS
             and self.can_bus_message == "same"
             and "can_bus_motion_after" not in infos[0]
         ):
@@ -305,73 +322,6 @@ class TemporalNuScenesDataset(NuScenesDataset):
     def info_with_paths(self, index: int) -> dict:
         """A copy of a record with paths of the files, also where another machine wrote the info file."""
         return self._paths.resolve(self.data_infos[index])
-
-    @property
-    def evaluator(self) -> DatasetEvaluator:
-        """Scores and writes results; built when first used, and again for other `data_infos`."""
-        if self._evaluator is None or self._evaluator[0] is not self.data_infos:
-            heads = dict(self._evaluators)
-            if BOXES not in heads:
-                boxes = NuScenesEvaluator(
-                    self.data_infos,
-                    self.metadata,
-                    self.CLASSES,
-                    self.eval_detection_configs,
-                    self.ann_file,
-                    self.data_root,
-                    self.modality,
-                    self._tokens_of_file,
-                )
-                heads = {BOXES: boxes, **heads}
-            evaluator = DatasetEvaluator(heads, len(self), get_root_logger())
-            self._evaluator = (self.data_infos, evaluator)
-        return self._evaluator[1]
-
-    def format_results(
-        self, results: Sequence[dict], jsonfile_prefix: str | None = None
-    ) -> tuple[dict[str, Any], tempfile.TemporaryDirectory | None]:
-        """Write detections as a nuScenes submission, in mmdet3d's layout.
-
-        Args:
-            results: one {"pts_bbox": {"boxes_3d", "scores_3d", "labels_3d"}} per frame, in dataset order.
-            jsonfile_prefix: folder to write below; a temporary one where None.
-
-        Returns:
-            result_files: {"pts_bbox": path of `{jsonfile_prefix}/pts_bbox/results_nusc.json`}.
-            tmp_dir: the TemporaryDirectory, or None; it has to outlive the use of the files.
-
-        Raises:
-            ValueError: not one result per frame, or a box that the benchmark does not accept.
-        """
-        tmp_dir = tempfile.TemporaryDirectory() if jsonfile_prefix is None else None
-        folder = osp.join(tmp_dir.name if tmp_dir else jsonfile_prefix, BOXES)
-        return self.evaluator.write(results, folder), tmp_dir
-
-    def evaluate(
-        self,
-        results: Sequence[dict],
-        metric: Any = "bbox",
-        logger: Any = None,
-        jsonfile_prefix: str | None = None,
-        result_names: Sequence[str] = (BOXES,),
-        pipeline: Any = None,
-        devkit: bool = False,
-    ) -> dict[str, float]:
-        """Score predictions, with mmdet3d's arguments and layout; see `DatasetEvaluator.score`.
-
-        Args:
-            results, metric, logger, devkit: as there.
-            jsonfile_prefix: results and metrics go to `{jsonfile_prefix}/pts_bbox`; None keeps nothing.
-            result_names: only ("pts_bbox",); other heads are chosen by `metric`.
-            pipeline: unused; mmdet3d's evaluation hook passes it.
-
-        Returns:
-            dict of float, see `flat_metrics`.
-        """
-        if list(result_names) != [BOXES]:
-            raise ValueError(f"result_names is {result_names!r}: choose other heads by `metric`")
-        folder = None if jsonfile_prefix is None else osp.join(jsonfile_prefix, BOXES)
-        return flat_metrics(self.evaluator.score(results, folder, metric, logger, devkit))
 
 
 def relative_metas(metas: Sequence[dict]) -> list[dict]:
