@@ -40,6 +40,15 @@ def parse_args(argv=None):
         action="store_true",
         help="score with the nuScenes devkit: slower, needs the tables, draws curves into plots/",
     )
+    parser.add_argument(
+        "--scenes", nargs="+", metavar="SCENE", help="evaluate these scenes only: names or tokens"
+    )
+    parser.add_argument(
+        "--fraction",
+        type=float,
+        metavar="F",
+        help="evaluate this share of the scenes only, evenly spaced and always the same ones, e.g. 0.1",
+    )
     parser.add_argument("--out", help="also keep the raw results, a .pkl file")
     parser.add_argument("--show", action="store_true", help="not supported: use --show-dir")
     parser.add_argument("--show-dir", help="folder for <token>_bev.png and <token>_camera.png")
@@ -77,6 +86,10 @@ def check(args):
                 )
         if args.launcher != "none":
             raise ValueError("--results is scored by one process: leave --launcher out")
+    if args.scenes and args.fraction is not None:
+        raise ValueError("--scenes and --fraction exclude each other: both choose the scenes")
+    if args.fraction is not None and not 0 < args.fraction <= 1:
+        raise ValueError(f"--fraction {args.fraction}: it must be above 0 and at most 1")
     if args.devkit and args.format_only:
         raise ValueError(
             "--devkit and --format-only exclude each other: --format-only scores nothing"
@@ -111,6 +124,7 @@ def main():
 def evaluate(args, eval_options):
     from mmdet.utils import setup_multi_processes
 
+    from projects.bevformer.datasets.scenes import keep_scenes
     from projects.bevformer.engine.config import load_config, resolve_work_dir
     from projects.bevformer.engine.data_loading import build_test_dataset, workers_per_process
     from projects.bevformer.engine.determinism import make_deterministic
@@ -133,12 +147,16 @@ def evaluate(args, eval_options):
     set_seed(choose_seed(args.seed), args.deterministic)
 
     dataset = build_test_dataset(cfg, "test")
+    if args.scenes or args.fraction is not None:
+        logger.info(keep_scenes(dataset, args.scenes, args.fraction))
     if args.results is not None:
         summary = dataset.evaluator.score_file(args.results, str(work_dir), devkit=args.devkit)
         print(metrics_table(summary))
         print(f"results: {Path(work_dir) / 'metrics_summary.json'}")
         return
-    dataset.evaluator.heads_of(args.eval or "bbox")  # refuses unknown metrics before predicting
+    devkit = args.devkit or eval_options.get("devkit", False)
+    if not args.format_only:  # before predicting, which takes long
+        dataset.evaluator.check(args.eval or "bbox", devkit)
     detector = build_trained_model(
         cfg, args.checkpoint, dataset, device, logger, fuse=args.fuse_conv_bn
     )
@@ -147,7 +165,7 @@ def evaluate(args, eval_options):
     shut_down()  # drawing can take longer than the others would wait
     if rank == 0:
         out_dir = Path(eval_options.get("jsonfile_prefix", work_dir))
-        report(args, dataset, results, out_dir, args.devkit or eval_options.get("devkit", False))
+        report(args, dataset, results, out_dir, devkit)
 
 
 def report(args, dataset, results, out_dir, devkit):

@@ -20,12 +20,7 @@ from projects.bevformer.datasets.paths import DataPaths
 from projects.bevformer.datasets.pipelines import with_own_steps
 from projects.bevformer.datasets.pipelines.format import image_hw, stack_frames
 from projects.bevformer.geometry.ego_motion import relative_can_bus
-from projects.bevformer.nuscenes.benchmark import (
-    absent_classes,
-    describe,
-    own_benchmark,
-    rename_objects,
-)
+from projects.bevformer.nuscenes.benchmark import describe, name_objects, own_benchmark
 from projects.bevformer.nuscenes.info_list import InfoList
 from projects.bevformer.nuscenes.infos import load_infos
 from projects.bevformer.nuscenes.records import (
@@ -122,8 +117,7 @@ class TemporalNuScenesDataset(EvaluatedDataset, NuScenesDataset):
         _check_option("can_bus_message", can_bus_message, ("same", "official"))
         if not osp.isfile(ann_file):
             load_infos(ann_file)  # its message says what is missing; the parent's does not
-        own = own_benchmark(self.get_classes(classes), benchmark)
-        self._aliases = own.aliases if own is not None else {}
+        self._own = own_benchmark(self.get_classes(classes), benchmark)
         self.queue_length = queue_length
         self.can_bus_quaternion = can_bus_quaternion
         self.can_bus_message = can_bus_message
@@ -143,9 +137,9 @@ class TemporalNuScenesDataset(EvaluatedDataset, NuScenesDataset):
         )
         # The devkit keeps a dict view here, which spawned workers cannot pickle.
         self.eval_detection_configs.class_names = list(self.eval_detection_configs.class_names)
-        if own is not None:
-            self.eval_detection_configs = own
-            get_root_logger().info(describe(own))
+        if self._own is not None:
+            self.eval_detection_configs = self._own
+            get_root_logger().info(describe(self._own))
         self._evaluators = {
             head: EVALUATORS.build(dict(config), default_args={"dataset": self})
             for head, config in (evaluators or {}).items()
@@ -163,10 +157,8 @@ class TemporalNuScenesDataset(EvaluatedDataset, NuScenesDataset):
                 f"{self.ann_file} holds no frames: no scene of that split was in the tables "
                 "when tools/create_data.py wrote it"
             )
-        rename_objects(infos, self._aliases)
-        absent = absent_classes(infos, self.CLASSES, self.ann_file)
-        if absent is not None:
-            get_root_logger().warning(absent)
+        for line in name_objects(infos, self.CLASSES, self._own, self.ann_file):
+            get_root_logger().warning(line)
         self.version = self.metadata["version"]
         self.cameras = tuple(self.metadata["cameras"])
         self._tokens_of_file = np.array([info["token"] for info in infos])

@@ -8,13 +8,14 @@ from typing import Any, Optional, Sequence, Union
 import torch
 from mmcv.runner import HOOKS, Hook, LoggerHook
 
+from projects.bevformer.datasets.evaluators import BOXES
 from projects.bevformer.engine.batch import train_sample_tokens
 from projects.bevformer.engine.distributed import all_gather, barrier, broadcast_buffers, get_rank
 from projects.bevformer.engine.evaluate import predict
 from projects.bevformer.engine.report import headline_metrics, metrics_table
 from projects.bevformer.nuscenes.evaluation.scoring import write_metrics
 
-_NUSCENES = "pts_bbox_NuScenes/"
+_FLAT = ("pts_bbox_NuScenes/", "pts_bbox_own/")  # of `flat_metrics`
 
 
 @HOOKS.register_module()
@@ -105,11 +106,13 @@ class TemporalEvalHook(Hook):
         start: first epoch that may be evaluated; None for `interval`.
         by_epoch: whether the runner counts epochs.
         metric: see `DatasetEvaluator.score`.
-        save_best: "NDS", "mAP" or "auto" (NDS) keeps the best checkpoint as `best_NDS_epoch_N.pth`;
-            "<head>/<name>" does so for a metric of another head, where higher is better.
+        save_best: "NDS", "mAP" or "auto" (NDS) keeps the best checkpoint as `best_NDS_epoch_N.pth`; with own
+            classes "mAP_own" or "auto". "<head>/<name>" does so for a metric of another head, where higher is
+            better.
 
     Raises:
-        ValueError: an impossible interval, or an unknown `metric` or `save_best`.
+        ValueError: an impossible interval, an unknown `metric` or `save_best`, or a split that cannot be
+            scored.
     """
 
     dataset: Any
@@ -125,17 +128,19 @@ class TemporalEvalHook(Hook):
         if self.interval < 1:
             raise ValueError(f"evaluation.interval is {self.interval}: it must be at least 1")
         self.start = self.interval if self.start is None else self.start
-        heads = self.dataset.evaluator.heads_of(self.metric)
+        evaluator = self.dataset.evaluator
+        heads = evaluator.check(self.metric)
         self.best_key, save_best = None, self.save_best
         if save_best is not None:
             # mmdet3d users write pts_bbox_NuScenes/NDS.
-            name = save_best[len(_NUSCENES) :] if save_best.startswith(_NUSCENES) else save_best
-            self.best_key = "NDS" if name == "auto" else name
+            name = save_best.split("/", 1)[1] if save_best.startswith(_FLAT) else save_best
+            overall = evaluator.overall_names if BOXES in heads else ()
+            self.best_key = overall[0] if name == "auto" and overall else name
             head = self.best_key.partition("/")[0]
-            if head not in (*heads, *(("NDS", "mAP") if "pts_bbox" in heads else ())):
+            if head not in (*heads, *overall):
                 raise ValueError(
-                    f"evaluation.save_best is {save_best!r}: it must be NDS, mAP or auto, or <head>/<name>, "
-                    f"of a head that evaluation.metric names ({self.metric!r})"
+                    f"evaluation.save_best is {save_best!r}: it must be "
+                    f"{', '.join(overall)}{', auto, or ' if overall else ''}<head>/<name>, of a head that evaluation.metric names ({self.metric!r})"
                 )
 
     def _is_due(self, done):

@@ -10,7 +10,7 @@ import difflib
 import math
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Any, Iterable, Mapping, Sequence
+from typing import Any, Mapping, Sequence
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from projects.bevformer.nuscenes.spec import ATTRIBUTES, CLASSES
 DEFAULT_RANGE_M = 50.0
 DEFAULT_DISTANCES_M = (0.5, 1.0, 2.0, 4.0)
 DEFAULT_ERROR_DISTANCE_M = 2.0
+_NAMED_AT_MOST = 12  # names of a message
 _PERIODS = {"full": 2 * np.pi, "half": np.pi, "none": 2 * np.pi}
 
 
@@ -184,38 +185,62 @@ def describe(config: OwnBenchmark) -> str:
     )
 
 
-def rename_objects(infos: Iterable[dict], aliases: Mapping[str, str]) -> None:
-    """Give the objects of info records, in place, the names of their classes."""
-    if aliases:
-        for info in infos:
-            if "gt_names" in info:
-                names = [aliases.get(name, name) for name in info["gt_names"].tolist()]
-                info["gt_names"] = np.array(names, dtype=str)
+def name_objects(
+    infos: Sequence[dict], class_names: Sequence[str], own: OwnBenchmark | None, path: str
+) -> list[str]:
+    """Give the objects of info records, in place, the names of their classes.
 
-
-def absent_classes(infos: Sequence[dict], class_names: Sequence[str], path: str) -> str | None:
-    """A line on the classes of which an annotated info file has no object; None if it has all.
-
-    Objects without lidar and radar points are neither trained on nor scored.
+    Returns:
+        lines on the classes of which there is no object, and on what cannot be compared of own ones.
     """
-    annotated = [
-        info["gt_names"][info["num_lidar_pts"] + info.get("num_radar_pts", 0) > 0].tolist()
-        for info in infos
-        if "gt_names" in info
-    ]
-    found = Counter(name for names in annotated for name in names)
+    annotated = [info for info in infos if "gt_names" in info]
+    if own is not None and own.aliases:
+        for info in annotated:
+            names = [own.aliases.get(name, name) for name in info["gt_names"].tolist()]
+            info["gt_names"] = np.array(names, dtype=str)
+    if not annotated:
+        return []
+    lines = [*_absent_classes(annotated, class_names)]
+    if own is not None:
+        lines += _unknown_truth(annotated, own)
+    return [f"{path} has no {line}" for line in lines]
+
+
+def _absent_classes(infos, class_names):
+    """Objects without lidar and radar points are neither trained on nor scored."""
+    found = Counter()
+    for info in infos:
+        points = info["num_lidar_pts"] + info.get("num_radar_pts", 0)
+        found.update(info["gt_names"][points > 0].tolist())
     absent = [name for name in class_names if name not in found]
-    if not annotated or not absent:
-        return None
-    others = [name for name, _ in found.most_common() if name not in class_names]
-    line = (
-        f"{path} has no object with lidar or radar points of {len(absent)} of {len(class_names)} classes, "
-        f"which are not learned and whose AP is 0: {', '.join(absent)}"
-    )
-    if others:
-        line += f"; its other objects are {', '.join(others[:12])}"
-        line += f" and {len(others) - 12} more names" if len(others) > 12 else ""
-    return line
+    if absent:
+        others = [name for name, _ in found.most_common() if name not in class_names]
+        more = len(others) - _NAMED_AT_MOST
+        named = f"; it has {', '.join(others[:_NAMED_AT_MOST])}" if others else ""
+        yield (
+            f"object with lidar or radar points of {len(absent)} of {len(class_names)} classes, which are not "
+            f"learned and whose AP is 0: {', '.join(absent)}{named}{f' and {more} more' * (more > 0)}"
+        )
+
+
+def _unknown_truth(infos, own):
+    with_velocity, attributes = set(), set()
+    for info in infos:
+        known = np.isfinite(info["gt_velocity"]).all(axis=-1)
+        with_velocity.update(info["gt_names"][known].tolist())
+        attributes.update(info.get("gt_attributes", np.array([])).tolist())
+    rules = own.rules.items()
+    still = [name for name, of in rules if of.velocity and name not in with_velocity]
+    plain = [name for name, of in rules if of.attributes and attributes.isdisjoint(of.attributes)]
+    for what, setting, names in (
+        ("known velocity", "velocity=False", still),
+        ("object with one of the attributes", "attributes=[]", plain),
+    ):
+        if names:
+            yield (
+                f"{what} of {', '.join(names)}: their error will be 1; {setting} in "
+                f"benchmark.classes.{names[0]} leaves it out"
+            )
 
 
 def _checked_dict(value, known, where):

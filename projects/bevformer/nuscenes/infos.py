@@ -16,6 +16,7 @@ from projects.bevformer.geometry.boxes import (
 from projects.bevformer.io import load_pickle_restricted
 from projects.bevformer.nuscenes.info_checks import (
     cameras_of,
+    check_attributes,
     check_cameras,
     check_objects,
     check_records,
@@ -68,6 +69,7 @@ def load_infos(path: str) -> tuple[list[dict], dict[str, Any]]:
     cameras = metadata["cameras"] = cameras_of(infos, metadata, path)
     check_cameras(infos, cameras, path)
     check_objects(infos, path)
+    check_attributes(infos, metadata, path)
     for info in infos:
         info["cams"] = {name: info["cams"][name] for name in cameras}
     if _box_convention(infos, metadata, path) == BOX_CONVENTION_OLD:
