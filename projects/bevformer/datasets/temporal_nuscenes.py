@@ -139,7 +139,8 @@ class TemporalNuScenesDataset(EvaluatedDataset, NuScenesDataset):
         self.eval_detection_configs.class_names = list(self.eval_detection_configs.class_names)
         if self._own is not None:
             self.eval_detection_configs = self._own
-            get_root_logger().info(describe(self._own))
+            if test_mode:
+                get_root_logger().info(describe(self._own))
         self._evaluators = {
             head: EVALUATORS.build(dict(config), default_args={"dataset": self})
             for head, config in (evaluators or {}).items()
@@ -157,8 +158,8 @@ class TemporalNuScenesDataset(EvaluatedDataset, NuScenesDataset):
                 f"{self.ann_file} holds no frames: no scene of that split was in the tables "
                 "when tools/create_data.py wrote it"
             )
-        for line in name_objects(infos, self.CLASSES, self._own, self.ann_file):
-            get_root_logger().warning(line)
+        for line in name_objects(infos, self.CLASSES, self._own, self.test_mode):
+            get_root_logger().warning(f"{self.ann_file} has no {line}")
         self.version = self.metadata["version"]
         self.cameras = tuple(self.metadata["cameras"])
         self._tokens_of_file = np.array([info["token"] for info in infos])

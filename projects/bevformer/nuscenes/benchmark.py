@@ -186,12 +186,21 @@ def describe(config: OwnBenchmark) -> str:
 
 
 def name_objects(
-    infos: Sequence[dict], class_names: Sequence[str], own: OwnBenchmark | None, path: str
+    infos: Sequence[dict],
+    class_names: Sequence[str],
+    own: OwnBenchmark | None,
+    scored: bool,
 ) -> list[str]:
     """Give the objects of info records, in place, the names of their classes.
 
+    Args:
+        infos: of an info file.
+        class_names: in the order of the labels.
+        own: the benchmark of own classes.
+        scored: whether the records are ground truth of an evaluation.
+
     Returns:
-        lines on the classes of which there is no object, and on what cannot be compared of own ones.
+        what there is none of in the file: objects of some classes, and of own ones what is compared.
     """
     annotated = [info for info in infos if "gt_names" in info]
     if own is not None and own.aliases:
@@ -201,9 +210,7 @@ def name_objects(
     if not annotated:
         return []
     lines = [*_absent_classes(annotated, class_names)]
-    if own is not None:
-        lines += _unknown_truth(annotated, own)
-    return [f"{path} has no {line}" for line in lines]
+    return [*lines, *_unknown_truth(annotated, own)] if own is not None and scored else lines
 
 
 def _absent_classes(infos, class_names):
@@ -224,12 +231,13 @@ def _absent_classes(infos, class_names):
 
 
 def _unknown_truth(infos, own):
-    with_velocity, attributes = set(), set()
+    present, with_velocity, attributes = set(), set(), set()
     for info in infos:
+        present.update(info["gt_names"].tolist())
         known = np.isfinite(info["gt_velocity"]).all(axis=-1)
         with_velocity.update(info["gt_names"][known].tolist())
         attributes.update(info.get("gt_attributes", np.array([])).tolist())
-    rules = own.rules.items()
+    rules = [(name, of) for name, of in own.rules.items() if name in present]
     still = [name for name, of in rules if of.velocity and name not in with_velocity]
     plain = [name for name, of in rules if of.attributes and attributes.isdisjoint(of.attributes)]
     for what, setting, names in (
@@ -238,7 +246,7 @@ def _unknown_truth(infos, own):
     ):
         if names:
             yield (
-                f"{what} of {', '.join(names)}: their error will be 1; {setting} in "
+                f"{what} of {', '.join(names)}: that error will be 1; {setting} in "
                 f"benchmark.classes.{names[0]} leaves it out"
             )
 
