@@ -52,8 +52,8 @@ def visualize(args):
     infos = dataset.data_infos
     results = None
     if not args.ground_truth_only:
-        config = dataset.eval_detection_configs
-        results = load_results(args.results, infos, dataset.CLASSES, config)
+        own = getattr(dataset, "own_benchmark", None)
+        results = load_results(args.results, infos, dataset.CLASSES, own)
     indices = choose_samples(infos, results, args.samples, args.num_samples)
     found = {i: results[infos[i]["token"]] if results is not None else None for i in indices}
     draw_samples(dataset, found, args.out_dir, args.score_thr)

@@ -10,7 +10,7 @@ import torch
 
 PAGE = Path(__file__).parents[2] / "docs" / "own_data.md"
 IMAGE_HW = (64, 96)
-_YAWS_DEG = (0.0, 60.0, -60.0, 140.0, -140.0)  # of the page's cameras, to the left
+_YAWS_DEG = (0.0, 60.0, -60.0, 140.0, -140.0, 100.0, -100.0)  # of the cameras, to the left
 
 
 def page_blocks():
@@ -18,10 +18,11 @@ def page_blocks():
     return re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
 
 
-def page_writer():
-    """`write_infos` and what else the first block of the page defines."""
+def page_writer(cameras=None):
+    """`write_infos` and what else the first block of the page defines; `cameras` instead of its own."""
     names = {}
     exec(page_blocks()[0], names)
+    names["CAMERAS"] = names["CAMERAS"] if cameras is None else list(cameras)
     return SimpleNamespace(**names)
 
 

@@ -3,16 +3,27 @@
 import json
 import logging
 
+import cv2
 import numpy as np
 import pytest
 from nuscenes.eval.common.config import config_factory
-from own_data import drive_of, made_up_object, page_writer, truth_as_results
+from own_data import (
+    IMAGE_HW,
+    drive_of,
+    made_up_object,
+    page_writer,
+    truth_as_results,
+    write_pictures,
+)
 
 from projects.bevformer.datasets import TemporalNuScenesDataset
+from projects.bevformer.engine.pictures import draw_samples
 from projects.bevformer.engine.report import headline_metrics, metrics_table
 from projects.bevformer.nuscenes.benchmark import own_benchmark
 from projects.bevformer.nuscenes.evaluation.metrics import detection_metrics
 from projects.bevformer.nuscenes.spec import CLASSES
+from projects.bevformer.visualization import sample
+from projects.bevformer.visualization.cameras import camera_rows
 
 LOGGER = logging.getLogger("test")
 OBJECTS = [
@@ -39,11 +50,12 @@ NAMES = ["car", "person", "animal"]
 def make_own(tmp_path):
     """Factory of data sets over the page's info files."""
 
-    def make(objects=OBJECTS, classes=NAMES, benchmark=SETTINGS, drives=1, **options):
-        writer = page_writer()
+    def make(objects=OBJECTS, classes=NAMES, benchmark=SETTINGS, drives=1, cameras=None, **options):
+        writer = page_writer(cameras)
         drives = [drive_of(f"drive-{i}", objects, 2, writer.CAMERAS) for i in range(drives)]
         path = tmp_path / "infos.pkl"
         writer.write_infos(drives, "val", str(path))
+        write_pictures(tmp_path, drives if cameras else [])
         return TemporalNuScenesDataset(
             str(path), data_root=str(tmp_path), classes=classes, benchmark=benchmark,
             **{"test_mode": True, **options},
@@ -244,3 +256,21 @@ def test_files_without_annotations_are_refused_before_anything_is_predicted(make
     ]
     with pytest.raises(ValueError, match="has no annotations .gt_boxes. to score with"):
         dataset.evaluator.check()
+
+
+def test_seven_cameras_and_a_long_range_are_drawn(make_own, tmp_path, monkeypatch):
+    cameras = ["NOSE", "LEFT", "RIGHT", "TAIL_LEFT", "TAIL_RIGHT", "DOOR_LEFT", "DOOR_RIGHT"]
+    settings = {"classes": {"car": {"range": 90.0}}}
+    dataset = make_own(benchmark=settings, cameras=cameras)
+    assert dataset.cameras == tuple(cameras)
+    assert camera_rows(dataset.data_infos[0]) == [
+        ["LEFT", "NOSE", "RIGHT"], ["DOOR_LEFT", "TAIL_LEFT", "TAIL_RIGHT", "DOOR_RIGHT"],
+    ]  # fmt: skip
+    figures, draw = [], sample.draw_bev
+    monkeypatch.setattr(sample, "draw_bev", lambda *a: figures.append(draw(*a)) or figures[-1])
+    draw_samples(dataset, {0: truth_as_results(dataset)[0]["pts_bbox"]}, tmp_path / "out")
+    (axes,) = figures[0].axes
+    assert axes.get_xlim() == (-90.0, 90.0)
+    assert {"car", "animal"} <= {text.get_text() for text in axes.texts}
+    picture = cv2.imread(str(next((tmp_path / "out").glob("*_camera.png"))))
+    assert picture.shape[1] == 4 * IMAGE_HW[1] + 3 * 6

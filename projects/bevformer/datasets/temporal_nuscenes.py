@@ -117,7 +117,7 @@ class TemporalNuScenesDataset(EvaluatedDataset, NuScenesDataset):
         _check_option("can_bus_message", can_bus_message, ("same", "official"))
         if not osp.isfile(ann_file):
             load_infos(ann_file)  # its message says what is missing; the parent's does not
-        self._own = own_benchmark(self.get_classes(classes), benchmark)
+        self.own_benchmark = own_benchmark(self.get_classes(classes), benchmark)
         self.queue_length = queue_length
         self.can_bus_quaternion = can_bus_quaternion
         self.can_bus_message = can_bus_message
@@ -137,10 +137,10 @@ class TemporalNuScenesDataset(EvaluatedDataset, NuScenesDataset):
         )
         # The devkit keeps a dict view here, which spawned workers cannot pickle.
         self.eval_detection_configs.class_names = list(self.eval_detection_configs.class_names)
-        if self._own is not None:
-            self.eval_detection_configs = self._own
+        if self.own_benchmark is not None:
+            self.eval_detection_configs = self.own_benchmark
             if test_mode:
-                get_root_logger().info(describe(self._own))
+                get_root_logger().info(describe(self.own_benchmark))
         self._evaluators = {
             head: EVALUATORS.build(dict(config), default_args={"dataset": self})
             for head, config in (evaluators or {}).items()
@@ -158,7 +158,7 @@ class TemporalNuScenesDataset(EvaluatedDataset, NuScenesDataset):
                 f"{self.ann_file} holds no frames: no scene of that split was in the tables "
                 "when tools/create_data.py wrote it"
             )
-        for line in name_objects(infos, self.CLASSES, self._own, self.test_mode):
+        for line in name_objects(infos, self.CLASSES, self.own_benchmark, self.test_mode):
             get_root_logger().warning(f"{self.ann_file} has no {line}")
         self.version = self.metadata["version"]
         self.cameras = tuple(self.metadata["cameras"])
