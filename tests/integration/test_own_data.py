@@ -45,7 +45,7 @@ def root(tmp_path_factory):
     writer = page_writer()
     for split in ("train", "val"):
         drives = [drive_of(f"{split}-{i}", OBJECTS, 2, writer.CAMERAS) for i in range(2)]
-        writer.write_infos(drives, split, str(root / f"infos_{split}.pkl"))
+        writer.write_infos(drives, split, str(root / f"my_rig_infos_temporal_{split}.pkl"))
         write_pictures(root, drives)
     return root
 
