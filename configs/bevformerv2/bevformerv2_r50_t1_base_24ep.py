@@ -68,6 +68,7 @@ evaluated = dict(
     ann_file=data_root + "nuscenes_infos_temporal_val.pkl",
     pipeline=test_pipeline,
     test_mode=True,
+    result_velocity="official",  # of the original's result files
     **dataset,
 )
 data = dict(

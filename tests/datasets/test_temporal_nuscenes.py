@@ -8,7 +8,7 @@ from mmdet3d.core.bbox import LiDARInstance3DBoxes
 from mmdet3d.datasets.builder import DATASETS
 
 from projects.bevformer.datasets import TemporalNuScenesDataset
-from projects.bevformer.datasets.temporal_nuscenes import relative_metas
+from projects.bevformer.datasets.motion import relative_metas
 from projects.bevformer.geometry.can_bus import (
     CAN_ORIENTATION,
     CAN_POSITION,
@@ -266,7 +266,8 @@ def test_queue_of_different_sizes_is_refused(make_dataset, two_scenes):
     def pipeline(frame):
         image = torch.zeros(6, 3, 4 if frame["sample_idx"] == "scene_a_2" else 2, 2)
         labels = DataContainer(torch.zeros(1))
-        metas = DataContainer(dict(can_bus=frame["can_bus"], scene_token=frame["scene_token"]))
+        metas = {key: frame[key] for key in ("can_bus", "scene_token", "sample_idx")}
+        metas = DataContainer(dict(metas, filename=frame["img_filename"]))
         return {"img": DataContainer(image), "img_metas": metas, "gt_labels_3d": labels}
 
     dataset.pipeline = pipeline

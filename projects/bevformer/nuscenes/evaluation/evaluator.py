@@ -42,6 +42,7 @@ class NuScenesEvaluator:
         data_root: nuScenes root, for the tables.
         modality: dict of use_camera ... use_external, written into result files.
         tokens: all sample tokens of the info file; those of `infos` where None.
+        velocity: of the submission, see `detected_boxes`.
     """
 
     infos: Sequence[dict]
@@ -52,6 +53,7 @@ class NuScenesEvaluator:
     data_root: str | None = None
     modality: dict[str, bool] = field(default_factory=dict)
     tokens: Sequence[str] | None = None
+    velocity: str = "horizontal"
 
     def __post_init__(self) -> None:
         if self.tokens is None:
@@ -98,7 +100,7 @@ class NuScenesEvaluator:
         Raises:
             ValueError: a box that the benchmark does not accept.
         """
-        return detected_boxes(results, self.frames, self.class_names, self.config)
+        return detected_boxes(results, self.frames, self.class_names, self.config, self.velocity)
 
     def write(self, results: Boxes | Sequence[dict], folder: str) -> str:
         """Write `results_nusc.json`.
