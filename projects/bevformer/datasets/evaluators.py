@@ -194,6 +194,7 @@ class EvaluatedDataset:
                     self.data_root,
                     self.modality,
                     self._tokens_of_file,
+                    self.result_velocity,
                     self.part,
                 )
                 heads = {BOXES: boxes, **heads}

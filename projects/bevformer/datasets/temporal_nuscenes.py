@@ -16,10 +16,11 @@ from mmdet3d.datasets.builder import DATASETS
 from mmdet3d.utils import get_root_logger
 
 from projects.bevformer.datasets.evaluators import EVALUATORS, EvaluatedDataset
+from projects.bevformer.datasets.motion import QUIRKS, motion_keys, relative_metas
 from projects.bevformer.datasets.paths import DataPaths
-from projects.bevformer.datasets.pipelines import with_own_steps
-from projects.bevformer.datasets.pipelines.format import image_hw, stack_frames
-from projects.bevformer.geometry.ego_motion import relative_can_bus
+from projects.bevformer.datasets.pipelines import check_steps, with_own_steps
+from projects.bevformer.datasets.pipelines.format import check_one_size, metas_of, stack_frames
+from projects.bevformer.datasets.pipelines.view_augmentation import drawn_for_network
 from projects.bevformer.nuscenes.benchmark import describe, name_objects, own_benchmark
 from projects.bevformer.nuscenes.info_list import InfoList
 from projects.bevformer.nuscenes.infos import load_infos
@@ -74,6 +75,12 @@ class TemporalNuScenesDataset(EvaluatedDataset, NuScenesDataset):
             times, as the official weights were trained.
         can_bus_message: "same" takes acceleration, rotation rate and velocity from the CAN message of
             the position; "official" from the message after, as the official weights were trained.
+        can_bus_heading: "wrapped" gives turns within -180 to 180 degrees; "official" the difference of
+            headings from 0 to 360, -359.8 instead of 0.2, as the official weights were trained.
+        lidar_axes: "lidar2ego" of the info file says where the lidar looks and is; "official" takes
+            a quarter turn above the ego origin for any vehicle, as the official weights were trained.
+        result_velocity: "horizontal" submits velocities without a vertical part in the global frame;
+            "official" without one in the lidar's, which is tilted, as the original does.
         evaluators: head of the network -> config of what scores it, see `datasets.evaluators`; by
             default NuScenesEvaluator scores "pts_bbox".
         benchmark: dict(classes={name: settings}, distances=[...], error_distance=...) of own classes; see
@@ -90,6 +97,9 @@ class TemporalNuScenesDataset(EvaluatedDataset, NuScenesDataset):
     """
 
     reads_can_bus = True  # whether the model does, for the warning about info files of the original
+    moves_scene = (
+        False  # whether GlobalRotScaleTransImage moves all frames of an item and their motion
+    )
 
     def __init__(
         self,
@@ -108,19 +118,27 @@ class TemporalNuScenesDataset(EvaluatedDataset, NuScenesDataset):
         use_valid_flag: bool = False,
         can_bus_quaternion: str = "wxyz",
         can_bus_message: str = "same",
+        can_bus_heading: str = "wrapped",
+        lidar_axes: str = "lidar2ego",
+        result_velocity: str = "horizontal",
         evaluators: dict[str, dict] | None = None,
         benchmark: dict[str, Any] | None = None,
     ) -> None:
         if queue_length < 1:
             raise ValueError(f"queue_length must be 1 or more, got {queue_length}")
-        _check_option("can_bus_quaternion", can_bus_quaternion, ("wxyz", "official"))
-        _check_option("can_bus_message", can_bus_message, ("same", "official"))
+        _check_option("can_bus_quaternion", can_bus_quaternion)
+        _check_option("can_bus_message", can_bus_message)
+        _check_option("can_bus_heading", can_bus_heading)
+        _check_option("lidar_axes", lidar_axes)
+        _check_option("result_velocity", result_velocity)
+        check_steps(pipeline or (), type(self).__name__, self.moves_scene)
         if not osp.isfile(ann_file):
             load_infos(ann_file)  # its message says what is missing; the parent's does not
         self.own_benchmark = own_benchmark(self.get_classes(classes), benchmark)
         self.queue_length = queue_length
-        self.can_bus_quaternion = can_bus_quaternion
-        self.can_bus_message = can_bus_message
+        self.can_bus_quaternion, self.can_bus_message = can_bus_quaternion, can_bus_message
+        self.can_bus_heading, self.lidar_axes = can_bus_heading, lidar_axes
+        self.result_velocity = result_velocity
         super().__init__(
             ann_file=ann_file,
             pipeline=None if pipeline is None else with_own_steps(pipeline, get_root_logger()),
@@ -206,43 +224,37 @@ class TemporalNuScenesDataset(EvaluatedDataset, NuScenesDataset):
                 previous frame of the queue, `prev_bev_exists` whether that is of the same scene.
             gt_bboxes_3d, gt_labels_3d: DataContainers; objects of the last frame.
         """
-        current = self._run_pipeline(index)
+        augmentation: dict[str, Any] = {}  # one draw for all frames of the queue
+        current = self._frame(index, augmentation)
         if self.filter_empty_gt and not (current["gt_labels_3d"].data != -1).any():
             return None
-        history = self._history_indices(index)
-        queue = [self._run_pipeline(i) for i in history]
-        for i, frame in zip(history, queue):
-            self._check_one_size(i, frame, index, current)
-        queue.append(current)
+        history = [self._frame(i, augmentation) for i in self._history_indices(index)]
+        queue = [*history, current]
+        check_one_size(queue)
 
         example = dict(current)
         example["img"] = stack_frames([frame["img"] for frame in queue])
-        metas = relative_metas([frame["img_metas"].data for frame in queue])
+        drawn = drawn_for_network(augmentation)
+        metas = relative_metas([{**frame["img_metas"].data, **drawn} for frame in queue])
         example["img_metas"] = DataContainer(dict(enumerate(metas)), cpu_only=True)
         return example
 
-    def _check_one_size(self, i, frame, index, current):
-        """Frames are stacked, and torch would not name the one that differs."""
-        sizes = [image_hw(f["img"].data) for f in (frame, current)]
-        if sizes[0] != sizes[1]:
-            first, second = (
-                self._paths.join(self.data_infos[k]["cams"][self.cameras[0]]["data_path"])
-                for k in (i, index)
-            )
-            raise ValueError(
-                f"the images of sample {self.data_infos[i]['token']} ({first}) are {sizes[0]} after the "
-                f"pipeline, those of sample {self.data_infos[index]['token']} ({second}) are {sizes[1]}: "
-                "all must have one size; use the original images"
-            )
-
     def prepare_test_data(self, index: int) -> dict:
         """One frame; `can_bus` is absolute, the model computes the differences."""
-        return self._run_pipeline(index)
+        return self._frame(index, {})
 
-    def _run_pipeline(self, index):
-        frame = self.get_data_info(index)
+    def _frame(self, index, augmentation):
+        return self._run_pipeline(index, dict(self.get_data_info(index), aug_param=augmentation))
+
+    def _run_pipeline(self, index, frame):
         self.pre_pipeline(frame)
-        return self.pipeline(frame)
+        frame = self.pipeline(frame)
+        if frame is None:
+            return None
+        keys = motion_keys(self.data_infos[index], self.can_bus_heading, self.lidar_axes)
+        for meta in metas_of(frame):
+            meta.update(keys)
+        return frame
 
     def _history_indices(self, index):
         """T - 1 of the T frames before `index`, in time order; frame 0 replaces those before it."""
@@ -317,26 +329,7 @@ class TemporalNuScenesDataset(EvaluatedDataset, NuScenesDataset):
         return self._paths.resolve(self.data_infos[index])
 
 
-def relative_metas(metas: Sequence[dict]) -> list[dict]:
-    """Metas of a queue as training expects them; the given metas are not modified.
-
-    Args:
-        metas: T metas in time order, `can_bus` absolute.
-
-    Returns:
-        T new metas with `prev_bev_exists`. Position and yaw in degrees in `can_bus` are differences to the
-        previous frame of the queue; 0 for the first frame and after a change of scene.
-    """
-    queue = []
-    previous = None
-    for meta in metas:
-        same_scene = previous is not None and previous["scene_token"] == meta["scene_token"]
-        can_bus = relative_can_bus(meta["can_bus"], previous["can_bus"] if same_scene else None)
-        queue.append({**meta, "can_bus": can_bus, "prev_bev_exists": same_scene})
-        previous = meta
-    return queue
-
-
-def _check_option(name, value, allowed):
+def _check_option(name, value):
+    allowed = QUIRKS[name]
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")

@@ -10,6 +10,7 @@ from projects.bevformer.datasets.samplers import EpochShuffleSampler, SceneSampl
 from projects.bevformer.engine.batch import collate_samples
 from projects.bevformer.engine.config import config_errors
 from projects.bevformer.engine.distributed import get_rank, get_world_size
+from projects.bevformer.engine.own_steps import check_own_steps
 from projects.bevformer.engine.seed import SeededDataset
 
 _TRAIN_SAMPLERS = ("DistributedGroupSampler", "DistributedSampler", "GroupSampler")
@@ -19,11 +20,12 @@ def build_train_dataset(cfg: Config) -> Dataset:
     """The data set of `data.train`.
 
     Raises:
-        ValueError: a config key is wrong, or the data set is empty.
+        ValueError: a config key is wrong, the data set is empty, or see `check_own_steps`.
     """
     with config_errors("data.train"):
         dataset = build_dataset(cfg.data.train)
-    return _not_empty(dataset, "data.train", cfg.data.train)
+    check_own_steps(_not_empty(dataset, "data.train", cfg.data.train), "data.train")
+    return dataset
 
 
 def build_test_dataset(cfg: Config, split: str = "test") -> Dataset:
@@ -32,13 +34,14 @@ def build_test_dataset(cfg: Config, split: str = "test") -> Dataset:
     Published configs set `samples_per_gpu` there; frames are evaluated one by one anyway.
 
     Raises:
-        ValueError: a config key is wrong, or the data set is empty.
+        ValueError: a config key is wrong, the data set is empty, or see `check_own_steps`.
     """
     options = cfg.data[split].copy()
     options.pop("samples_per_gpu", None)
     with config_errors(f"data.{split}"):
         dataset = build_dataset(options, {"test_mode": True})
-    return _not_empty(dataset, f"data.{split}", options)
+    check_own_steps(_not_empty(dataset, f"data.{split}", options), f"data.{split}")
+    return dataset
 
 
 def _not_empty(dataset: Dataset, key: str, options: dict) -> Dataset:

@@ -47,6 +47,7 @@ class NuScenesEvaluator:
         data_root: nuScenes root, for the tables.
         modality: dict of use_camera ... use_external, written into result files.
         tokens: all sample tokens of the info file; those of `infos` where None.
+        velocity: of the submission, see `detected_boxes`.
         part: what `keep_scenes` left of the info file, or None for all of it.
     """
 
@@ -58,6 +59,7 @@ class NuScenesEvaluator:
     data_root: str | None = None
     modality: dict[str, bool] = field(default_factory=dict)
     tokens: Sequence[str] | None = None
+    velocity: str = "horizontal"
     part: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -130,7 +132,7 @@ class NuScenesEvaluator:
         Raises:
             ValueError: a box that the benchmark does not accept.
         """
-        return detected_boxes(results, self.frames, self.class_names, self.config)
+        return detected_boxes(results, self.frames, self.class_names, self.config, self.velocity)
 
     def write(self, results: Boxes | Sequence[dict], folder: str) -> str:
         """Write `results_nusc.json`.
