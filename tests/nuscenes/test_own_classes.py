@@ -234,6 +234,9 @@ def test_what_is_missing_in_the_file_is_named(make_own, caplog):
     make_own([made_up_object("animal", 1.0, 2.0, (np.nan, np.nan))], ["animal"], {})
     assert "no known velocity of animal: that error will be 1; velocity=False" in caplog.text
     caplog.clear()
+    make_own(benchmark={"classes": {"person": {"names": ["pedestrian", "workr"]}}})
+    assert "no object of a name that benchmark.classes has: workr (person)" in caplog.text
+    caplog.clear()
     make_own()
     make_own(benchmark={}, classes=["car", "tree"], test_mode=False)
     assert "WARNING" not in caplog.text

@@ -203,13 +203,18 @@ def name_objects(
         what there is none of in the file: objects of some classes, and of own ones what is compared.
     """
     annotated = [info for info in infos if "gt_names" in info]
+    if not annotated:
+        return []
+    lines = []
     if own is not None and own.aliases:
+        found = set().union(*(info["gt_names"].tolist() for info in annotated))
+        unknown = [f"{name} ({own.aliases[name]})" for name in own.aliases if name not in found]
+        if unknown:
+            lines.append(f"object of a name that benchmark.classes has: {', '.join(unknown)}")
         for info in annotated:
             names = [own.aliases.get(name, name) for name in info["gt_names"].tolist()]
             info["gt_names"] = np.array(names, dtype=str)
-    if not annotated:
-        return []
-    lines = [*_absent_classes(annotated, class_names)]
+    lines += _absent_classes(annotated, class_names)
     return [*lines, *_unknown_truth(annotated, own)] if own is not None and scored else lines
 
 
@@ -234,7 +239,7 @@ def _unknown_truth(infos, own):
     present, with_velocity, attributes = set(), set(), set()
     for info in infos:
         present.update(info["gt_names"].tolist())
-        known = np.isfinite(info["gt_velocity"]).all(axis=-1)
+        known = np.isfinite(info["gt_velocity"].reshape(-1, 2)).all(axis=1)
         with_velocity.update(info["gt_names"][known].tolist())
         attributes.update(info.get("gt_attributes", np.array([])).tolist())
     rules = [(name, of) for name, of in own.rules.items() if name in present]
