@@ -145,6 +145,7 @@ data = dict(
 fp16 = dict(dtype="bfloat16")
 channels_last = True  # convolutions in bfloat16 are then twice as fast
 optimizer = dict(type="AdamW", lr=2e-4, weight_decay=0.01)
+auto_scale_lr = dict(base_batch_size=1)
 optimizer_config = dict(grad_clip=dict(max_norm=35, norm_type=2))
 lr_config = dict(
     policy="CosineAnnealing",

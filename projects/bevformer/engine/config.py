@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Iterable, Iterator, Mapping
 
 from mmcv import Config, ConfigDict
-from mmcv.runner import CheckpointHook
 from mmcv.utils import Registry
 
 from projects.bevformer.engine.optimizer import MergedGroupsConstructor
@@ -223,24 +222,3 @@ def runner_settings(cfg: Config, max_iters: int | None = None) -> ConfigDict:
             "each other: set both (--cfg-options total_epochs=N runner.max_epochs=N)"
         )
     return runner.copy()
-
-
-def check_checkpoint_config(checkpoint_config: Mapping[str, Any] | None) -> None:
-    """Refuse unknown keys of `checkpoint_config` now; mmcv fails only when it first saves.
-
-    Args:
-        checkpoint_config: the config's dict, or None.
-
-    Raises:
-        ValueError: a key that mmcv's CheckpointHook does not take.
-    """
-    options = dict(checkpoint_config or {})
-    if options.pop("type", "CheckpointHook") != "CheckpointHook":
-        return
-    parameters = inspect.signature(CheckpointHook).parameters.values()
-    known = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
-    known += ["meta", "filename_tmpl", "create_symlink"]  # for the runner
-    for key in options:
-        if key not in known:
-            hint = _did_you_mean(key, known) or f" (it takes {', '.join(known)})"
-            raise ValueError(f"checkpoint_config has no {key!r}{hint}")

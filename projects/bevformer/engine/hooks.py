@@ -13,8 +13,11 @@ from projects.bevformer.engine.distributed import all_gather, barrier, broadcast
 from projects.bevformer.engine.evaluate import predict
 from projects.bevformer.engine.report import headline_metrics, metrics_table
 from projects.bevformer.nuscenes.evaluation.scoring import write_metrics
+from projects.bevformer.nuscenes.spec import TP_ERRORS
+from projects.bevformer.published import published
 
 _NUSCENES = "pts_bbox_NuScenes/"
+_RULES = {"NDS": "greater", "mAP": "greater", **dict.fromkeys(TP_ERRORS.values(), "less")}
 
 
 @HOOKS.register_module()
@@ -90,11 +93,19 @@ class DataWaitHook(Hook):
 
 
 @HOOKS.register_module()
+@published(
+    # The pipeline of data.val counts; results are always gathered from all processes, without files.
+    ignores=("pipeline", "gpu_collect", "tmpdir", "logger"),
+    only={
+        **{"broadcast_bn_buffer": True, "show": False, "out_dir": None, "jsonfile_prefix": None},
+        **{"test_fn": None, "dynamic_intervals": None, "file_client_args": None},
+    },
+)
 @dataclass(eq=False, repr=False)
 class TemporalEvalHook(Hook):
     """Evaluates during training; frames of a scene stay in order and on one process.
 
-    Results go to `<work_dir>/eval/epoch_N` (or `iter_N`), the newest `metrics_summary.json` also to the work
+    Its arguments are those of mmdet's EvalHook. Results go to `<work_dir>/eval/epoch_N` (or `iter_N`), the newest `metrics_summary.json` also to the work
     dir.
 
     Args:
@@ -105,11 +116,15 @@ class TemporalEvalHook(Hook):
         start: first epoch that may be evaluated; None for `interval`.
         by_epoch: whether the runner counts epochs.
         metric: see `DatasetEvaluator.score`.
-        save_best: "NDS", "mAP" or "auto" (NDS) keeps the best checkpoint as `best_NDS_epoch_N.pth`;
-            "<head>/<name>" does so for a metric of another head, where higher is better.
+        save_best: "NDS", "mAP", an error such as "mATE", or "auto" (NDS) keeps the best checkpoint as
+            `best_NDS_epoch_N.pth`; "<head>/<name>" does so for a metric of another head.
+        rule: "greater" or "less" is better; by default known for nuScenes' metrics, and as the next two say
+            for others.
+        less_keys, greater_keys: lower is better for a metric with one of the former in its name and none of
+            the latter.
 
     Raises:
-        ValueError: an impossible interval, or an unknown `metric` or `save_best`.
+        ValueError: an impossible interval, an unknown `metric` or `save_best`, or a `rule` against it.
     """
 
     dataset: Any
@@ -120,6 +135,9 @@ class TemporalEvalHook(Hook):
     by_epoch: bool = True
     metric: Union[str, Sequence[str]] = "bbox"
     save_best: Optional[str] = None
+    rule: Optional[str] = None
+    less_keys: Union[str, Sequence[str]] = ("loss",)
+    greater_keys: Union[str, Sequence[str]] = ()
 
     def __post_init__(self):
         if self.interval < 1:
@@ -132,11 +150,24 @@ class TemporalEvalHook(Hook):
             name = save_best[len(_NUSCENES) :] if save_best.startswith(_NUSCENES) else save_best
             self.best_key = "NDS" if name == "auto" else name
             head = self.best_key.partition("/")[0]
-            if head not in (*heads, *(("NDS", "mAP") if "pts_bbox" in heads else ())):
+            if head not in (*heads, *(_RULES if "pts_bbox" in heads else ())):
                 raise ValueError(
-                    f"evaluation.save_best is {save_best!r}: it must be NDS, mAP or auto, or <head>/<name>, "
-                    f"of a head that evaluation.metric names ({self.metric!r})"
+                    f"evaluation.save_best is {save_best!r}: it must be {', '.join(_RULES)} or auto, or "
+                    f"<head>/<name>, of a head that evaluation.metric names ({self.metric!r})"
                 )
+            self.rule = self._rule_of_best()
+
+    def _rule_of_best(self):
+        known = _RULES.get(self.best_key)
+        if self.rule not in (None, "greater", "less") or (known and self.rule not in (None, known)):
+            raise ValueError(
+                f"evaluation.rule is {self.rule!r}: of {self.best_key}, {known or 'greater or less'} is better"
+            )
+        less, greater = (
+            any(key in self.best_key for key in ([keys] if isinstance(keys, str) else keys or ()))
+            for keys in (self.less_keys, self.greater_keys)
+        )
+        return known or self.rule or ("less" if less and not greater else "greater")
 
     def _is_due(self, done):
         return done >= self.start and (done - self.start) % self.interval == 0
@@ -179,7 +210,8 @@ class TemporalEvalHook(Hook):
 
     def _keep_best(self, runner, value):
         messages = runner.meta.setdefault("hook_msgs", {})
-        if value <= messages.get("best_score", -math.inf):
+        sign = -1 if self.rule == "less" else 1
+        if sign * value <= sign * messages.get("best_score", -sign * math.inf):
             return
         previous = messages.get("best_ckpt")
         epoch, iteration, _ = runner._progress()
