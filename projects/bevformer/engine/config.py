@@ -14,6 +14,7 @@ from typing import Any, Iterable, Iterator, Mapping
 from mmcv import Config, ConfigDict
 from mmcv.utils import Registry
 
+from projects.bevformer.engine.data_sections import info_files, inner_sections
 from projects.bevformer.engine.optimizer import MergedGroupsConstructor
 
 _REGISTRIES = (  # modules that hold registries
@@ -123,7 +124,8 @@ def load_config(
         if not Path(data_root).is_dir():
             raise FileNotFoundError(f"--data-root {data_root} is not a folder")
         for split in {"train", "val", "test"} & set(cfg.data):
-            _move_split(cfg.data[split], str(data_root))
+            for _, options in inner_sections(cfg.data[split], f"data.{split}"):
+                _move_split(options, str(data_root))
     if cfg.get("optimizer"):
         cfg.optimizer.setdefault("constructor", MergedGroupsConstructor.__name__)
     _import_plugin_dir(cfg)
@@ -132,12 +134,14 @@ def load_config(
 
 def _move_split(options: ConfigDict, data_root: str) -> None:
     """Point a section of `data` to another root."""
-    old_root, ann_file = options.get("data_root"), options.get("ann_file")
-    if old_root and ann_file and not Path(ann_file).is_file():
+    old_root, files = options.get("data_root"), info_files(options)
+    for i, path in enumerate(files):
         with contextlib.suppress(ValueError):  # it does not lie below the old root
-            moved = Path(data_root) / Path(ann_file).relative_to(old_root)
-            if moved.is_file():
-                options.ann_file = str(moved)
+            moved = Path(data_root) / Path(path).relative_to(old_root or data_root)
+            if moved.is_file() and not Path(path).is_file():
+                files[i] = str(moved)
+    if files:
+        options.ann_file = files if isinstance(options.ann_file, (list, tuple)) else files[0]
     options.data_root = data_root
 
 

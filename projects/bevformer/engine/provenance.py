@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from mmcv import Config
 from mmcv.utils import digit_version
 
 from projects.bevformer.engine.config import config_errors
+from projects.bevformer.engine.data_sections import inner_sections
 from projects.bevformer.geometry.boxes import BOX_CONVENTION_NEW, BOX_CONVENTION_OLD
 
 STAMP = "trained_with"  # key in a checkpoint's meta
@@ -40,7 +42,8 @@ def training_stamp(cfg: Config, split: str = "train") -> dict:
         can_bus_quaternion, can_bus_message. Empty for a model without a BEV.
 
     Raises:
-        ValueError: no model, or a BEV head without a transformer or without its BEV grid.
+        ValueError: no model, a BEV head without a transformer or without its BEV grid, or data sets inside
+            the split that disagree.
     """
     with config_errors("model"):
         head = cfg.model.get("pts_bbox_head")
@@ -48,13 +51,28 @@ def training_stamp(cfg: Config, split: str = "train") -> dict:
         return {}
     with config_errors("model.pts_bbox_head"):
         centre = head.transformer.get("rotate_center") or (head.bev_w / 2, head.bev_h / 2)
-    dataset = cfg.data.get(split, {})
-    quirks = {name: dataset.get(name, default) for name, default in _DATASET_QUIRKS.items()}
     return {
         "box_convention": BOX_CONVENTION_OLD,
         "rotate_center": [float(number) for number in centre],
-        **quirks,
+        **_dataset_quirks(cfg.data.get(split, {}), f"data.{split}"),
     }
+
+
+def _dataset_quirks(section: Any, key: str) -> dict:
+    """Those of the data sets inside a section of `data`, which must agree."""
+    quirks = {
+        inner: {name: options.get(name, default) for name, default in _DATASET_QUIRKS.items()}
+        for inner, options in inner_sections(section, key)
+    }
+    (first_key, first), *others = quirks.items()
+    for other_key, other in others:
+        for name in first:
+            if first[name] != other[name]:
+                raise ValueError(
+                    f"{first_key}.{name} is {first[name]!r} and {other_key}.{name} is "
+                    f"{other[name]!r}: the data sets that a network trains on must agree"
+                )
+    return first
 
 
 def trained_with(meta: dict) -> tuple[dict, str]:

@@ -7,7 +7,8 @@ from mmcv import Config
 from torch import nn
 from torch.utils.data import DataLoader
 
-from projects.bevformer.engine.build import unwrapped
+from projects.bevformer.engine.build import data_sets_inside
+from projects.bevformer.engine.data_sections import info_files, inner_sections
 from projects.bevformer.engine.device import describe_device
 from projects.bevformer.engine.distributed import get_world_size
 from projects.bevformer.engine.memory import training_mib
@@ -56,12 +57,19 @@ def _count(number: int, what: str) -> str:
 
 
 def _data(cfg: Config, dataset: object) -> str:
-    train, val = (cfg.data.get(split) or {} for split in ("train", "val"))
-    infos = getattr(unwrapped(dataset), "data_infos", None)
-    where, held_out = (split.get("ann_file", split.get("type")) for split in (train, val))
+    where, held_out = (
+        ", ".join(
+            path
+            for _, options in inner_sections(cfg.data.get(split) or {}, f"data.{split}")
+            for path in info_files(options) or [str(options.get("type"))]
+        )
+        for split in ("train", "val")
+    )
     text = f"{where}: {_count(len(dataset), 'sample')}"
-    if infos is not None:
-        text += f" in {_count(len(set(column(infos, 'scene_token'))), 'scene')}"
+    inner = [part for part in data_sets_inside(dataset) if hasattr(part, "data_infos")]
+    if inner:
+        scenes = {token for part in inner for token in column(part.data_infos, "scene_token")}
+        text += f" in {_count(len(scenes), 'scene')}"
     return f"{text}; validation {held_out}"
 
 
@@ -97,7 +105,8 @@ def _start(cfg: Config) -> str:
 
 def _batch(cfg: Config, loader: DataLoader) -> str:
     accumulated = (cfg.get("optimizer_config") or {}).get("cumulative_iters", 1)
-    queue, processes = cfg.data.train.get("queue_length"), get_world_size()
+    _, options = next(inner_sections(cfg.data.train, "data.train"))
+    queue, processes = options.get("queue_length"), get_world_size()
     return (
         f"{_count(loader.batch_size, 'sample')}{f' of {queue} frames' if queue else ''} x "
         f"{_count(processes, 'process')} x {accumulated} accumulated = "
