@@ -112,6 +112,7 @@ def evaluate(args, eval_options):
     from mmdet.utils import setup_multi_processes
 
     from projects.bevformer.engine.config import load_config, resolve_work_dir
+    from projects.bevformer.engine.config_checks import check_config
     from projects.bevformer.engine.data_loading import build_test_dataset, workers_per_process
     from projects.bevformer.engine.determinism import make_deterministic
     from projects.bevformer.engine.device import describe_device
@@ -122,6 +123,7 @@ def evaluate(args, eval_options):
     from projects.bevformer.engine.seed import choose_seed, set_seed
 
     cfg = load_config(args.config, parse_options(args.cfg_options), args.data_root)
+    check_config(cfg)
     work_dir = resolve_work_dir(cfg, args.config, args.work_dir)
     setup_multi_processes(cfg)
     if args.deterministic:

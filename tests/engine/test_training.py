@@ -70,15 +70,20 @@ def test_a_run_starts_with_a_summary(run, monkeypatch):
     (log,) = work_dir.glob("*.log")
     for text in (console, log.read_text()):
         summary = text.split("INFO - training\n")[1].split("\n20")[0].splitlines()
-        assert len(summary) == 12
-        assert "DummyDataset: 9 samples in 3 scenes; validation DummyDataset" in summary[0]
-        assert "10: car, truck" in summary[1]
-        assert "6: CAM_FRONT, " in summary[2]
-        assert "2 samples x 1 process x 1 accumulated = 2; 0 data workers" in summary[5]
-        assert "AdamW, lr 0.01, CosineAnnealing after 2 warm-up iterations" in summary[6]
-        assert "3 iterations (5 are an epoch)" in summary[7]
-        assert "float32, TF32 on" in summary[8]
-        assert str(work_dir) in summary[11]
+        rows = {line[:12].strip(): line[13:] for line in summary}
+        assert len(rows) == len(summary) == 15
+        assert "DummyDataset: 9 samples in 3 scenes; validation DummyDataset" in rows["data"]
+        assert "10: car, truck" in rows["classes"]
+        assert "6: CAM_FRONT, " in rows["cameras"]
+        assert "2 samples x 1 process x 1 accumulated = 2; 0 data workers" in rows["batch"]
+        assert (
+            "AdamW, lr 0.01 (img_backbone x 0.1), CosineAnnealing after 2 warm-up iterations"
+            in rows["optimizer"]
+        )
+        assert "3 iterations (5 are an epoch)" in rows["length"]
+        assert "checkpoint every 3 iterations, no evaluation, log every 1 it" in rows["intervals"]
+        assert "float32, TF32 on" in rows["precision"]
+        assert str(work_dir) in rows["work dir"]
     assert len(console.splitlines()) < 35
     assert "checkpoint_config = " not in console
     assert "checkpoint_config = " in log.read_text()
@@ -246,6 +251,25 @@ def test_a_short_run_saves_and_evaluates_at_its_end(run):
     assert load_checkpoint(work_dir / "iter_3.pth")["meta"]["iter"] == 3
     assert (work_dir / "eval" / "iter_3" / "metrics_summary.json").exists()
     assert {r["mode"] for r in log_records(work_dir)[1:]} == {"train", "val"}
+
+
+@pytest.mark.parametrize(
+    ("options", "given", "saved", "evaluated"),
+    [
+        ({}, (), [3], [3]),
+        ({"checkpoint_config.interval": 2, "evaluation.interval": 2}, "all", [2, 3], [2]),
+        ({"checkpoint_config.interval": 2, "checkpoint_config.by_epoch": False}, (), [2, 3], [3]),
+        ({"evaluation.interval": 1, "evaluation.by_epoch": True}, "all", [3], [3]),
+    ],
+)
+def test_max_iters_keeps_intervals_that_count_iterations(run, options, given, saved, evaluated):
+    work_dir = run(options, max_iters=3, given=options if given == "all" else given)
+    assert sorted(path.name for path in work_dir.glob("iter_*.pth")) == [
+        f"iter_{number}.pth" for number in saved
+    ]
+    assert sorted(path.name for path in (work_dir / "eval").iterdir()) == [
+        f"iter_{number}" for number in evaluated
+    ]
 
 
 def test_max_iters_saves_with_an_epoch_based_config(run):

@@ -89,7 +89,8 @@ def _contradictions(cfg: Config) -> Iterator[tuple[str, str]]:
     groups = [[v for key in group for v in _matching(values, key)] for group in _EQUAL]
     for group in [*groups, _levels(values)]:
         number = [sum(other.value == one.value for other in group) for one in group]
-        usual = group[number.index(max(number))] if group else None
+        most = [one for one, times in zip(group, number) if times == max(number)]
+        usual = min(most, key=lambda one: one.key.count("."), default=None)
         for odd in (one for one in group if one.value != usual.value):
             yield odd.key, f"is {odd}, {usual.key} is {usual}: they must be equal"
     yield from _covered_range(values)
@@ -105,7 +106,10 @@ def _values(part: Any, key: str) -> Iterator[_Value]:
         reader = str(part.get("type", ""))
     else:
         return
-    defaults = {name: value for name, value in _defaults(reader).items() if name not in part}
+    defaults = _defaults(reader)
+    for name in set(defaults) & set(part):
+        if part[name] is not None or name != "classes":  # None: the classes of the data set
+            del defaults[name]
     for name, value in {**part, **defaults}.items():
         plain = tuple(value) if isinstance(value, list) else value
         yield _Value(f"{key}.{name}", reader, plain, name not in defaults)
@@ -113,15 +117,14 @@ def _values(part: Any, key: str) -> Iterator[_Value]:
 
 
 def _defaults(reader: str) -> dict[str, Any]:
-    classes = [
-        cls for cls in registered(reader) if cls.__module__.startswith("projects.bevformer.")
-    ]
-    return {
-        name: parameter.default
-        for cls in classes
-        for name, parameter in inspect.signature(cls).parameters.items()
-        if parameter.default not in (parameter.empty, None)
-    }
+    defaults: dict[str, Any] = {}
+    for cls in registered(reader):
+        if cls.__module__.startswith("projects.bevformer."):
+            parameters = inspect.signature(cls).parameters.items()
+            defaults.update({name: parameter.default for name, parameter in parameters})
+            defaults["classes"] = getattr(cls, "CLASSES", None)  # of data sets
+    unset = (inspect.Parameter.empty, None)
+    return {name: value for name, value in defaults.items() if value not in unset}
 
 
 def _matching(values: Sequence[_Value], pattern: str) -> list[_Value]:

@@ -10,7 +10,6 @@ from mmcv.cnn import fuse_conv_bn
 from projects.bevformer.engine.batch import test_sample_tokens, to_device
 from projects.bevformer.engine.build import build_detector
 from projects.bevformer.engine.checkpoint import load_checkpoint, load_weights
-from projects.bevformer.engine.config_checks import check_config
 from projects.bevformer.engine.data_loading import build_test_loader
 from projects.bevformer.engine.distributed import all_gather, get_rank
 from projects.bevformer.engine.log import progress_bar
@@ -33,10 +32,9 @@ def build_trained_model(cfg, checkpoint_path, dataset, device, logger, fuse=Fals
 
     Raises:
         FileNotFoundError: no such checkpoint.
-        ValueError: see `check_config`; the file is unreadable, of another model, or was trained for other
-            classes, or the model has another number of classes than the data set.
+        ValueError: it is unreadable, of another model, or was trained for other classes, or the model has
+            another number of classes than the data set.
     """
-    check_config(cfg)
     checkpoint = load_checkpoint(checkpoint_path)
     trained_for = checkpoint["meta"].get("CLASSES")
     if trained_for is not None and list(trained_for) != list(dataset.CLASSES):

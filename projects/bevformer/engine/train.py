@@ -124,7 +124,8 @@ def train(
             model, optimizer=optimizer, work_dir=cfg.work_dir, logger=logger, meta=meta, **options
         )
     runner.timestamp = timestamp  # one name for .log and .log.json
-    _register_hooks(runner, cfg, device, validate)
+    cfg.evaluation = cfg.get("evaluation") if validate else None
+    _register_hooks(runner, cfg, device)
     if get_rank() == 0:
         logger.info("training\n%s", run_summary(cfg, detector, loader, device, seed))
 
@@ -244,7 +245,7 @@ def _remedy_for_slow_data(cfg: Config) -> str:
     return f"{remedy} (docs/performance.md#data)"
 
 
-def _register_hooks(runner: BaseRunner, cfg: Config, device: torch.device, validate: bool) -> None:
+def _register_hooks(runner: BaseRunner, cfg: Config, device: torch.device) -> None:
     # mmcv edits the dicts that it builds hooks from.
     settings = copy.deepcopy(cfg._cfg_dict)
     dtype = runner.model.module.autocast_dtype
@@ -262,13 +263,14 @@ def _register_hooks(runner: BaseRunner, cfg: Config, device: torch.device, valid
     runner.register_hook(DataWaitHook(_remedy_for_slow_data(cfg)), priority="LOW")
     if runner.counts_epochs:
         runner.register_hook(DistSamplerSeedHook())
-    if validate and settings.get("evaluation"):
+    if settings.get("evaluation"):
         options = {"by_epoch": runner.counts_epochs, **settings.evaluation}
-        with config_errors("evaluation"):
-            hook = TemporalEvalHook(
-                build_test_dataset(cfg, "val"),
-                device,
-                workers=workers_per_process(cfg),
-                **options,
+        dataset, trained = build_test_dataset(cfg, "val"), runner.model.module.CLASSES
+        if list(dataset.CLASSES) != list(trained):
+            raise ValueError(
+                f"data.train has the classes {list(trained)}, data.val {list(dataset.CLASSES)}: names and "
+                "order must agree"
             )
+        with config_errors("evaluation"):
+            hook = TemporalEvalHook(dataset, device, workers=workers_per_process(cfg), **options)
         runner.register_hook(hook, priority="LOW")
