@@ -9,7 +9,9 @@ from io import StringIO
 
 import pytest
 import torch
+from dummy_task import DummyDataset
 from mmcv.runner import HOOKS, Hook
+from mmdet.datasets import DATASETS
 
 from projects.bevformer.datasets import EpochShuffleSampler
 from projects.bevformer.engine.checkpoint import load_checkpoint
@@ -270,6 +272,32 @@ def test_max_iters_keeps_intervals_that_count_iterations(run, options, given, sa
     assert sorted(path.name for path in (work_dir / "eval").iterdir()) == [
         f"iter_{number}" for number in evaluated
     ]
+
+
+def test_max_iters_drops_what_counts_epochs_and_says_so(run, caplog):
+    schedule = dict(
+        _delete_=True, policy="step", step=[1], warmup="linear", warmup_iters=1, warmup_ratio=0.5
+    )
+    with caplog.at_level(logging.INFO):
+        work_dir = run({"lr_config": schedule, "log_config.interval": 1}, max_iters=3)
+    rates = [record["lr"] for record in log_records(work_dir) if record.get("mode") == "train"]
+    assert rates == [0.0005, 0.001, 0.001]  # of the backbone
+    assert (
+        "--max-iters 3: checkpoint_config.interval = 1, evaluation.interval = 1, lr_config.step = [1] "
+        "would count epochs" in caplog.text
+    )
+
+
+def test_evaluation_may_count_iterations_in_a_run_of_epochs(run):
+    work_dir = run({"evaluation.by_epoch": False, "evaluation.interval": 4})
+    assert {path.name for path in (work_dir / "eval").iterdir()} == {"iter_4", "iter_8"}
+
+
+def test_other_classes_in_validation_are_refused_before_training(run, monkeypatch):
+    swapped = type("Swapped", (DummyDataset,), {"CLASSES": DummyDataset.CLASSES[::-1]})
+    monkeypatch.setitem(DATASETS.module_dict, "Swapped", swapped)
+    with pytest.raises(ValueError, match="data.train has the classes .*, data.val "):
+        run({"data.val.type": "Swapped"})
 
 
 def test_max_iters_saves_with_an_epoch_based_config(run):
