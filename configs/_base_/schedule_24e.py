@@ -1,7 +1,8 @@
 # 24 epochs at a total batch of 8 (8 processes x 1 sample).
+lr = 2e-4
 optimizer = dict(
     type="AdamW",
-    lr=2e-4,
+    lr=lr,
     paramwise_cfg=dict(custom_keys={"img_backbone": dict(lr_mult=0.1)}),
     weight_decay=0.01,
 )

@@ -65,7 +65,7 @@ CODER = "model.pts_bbox_head.bbox_coder"
         (TINY, f"{LAYER}.attn_cfgs.1.deformable_attention.num_point", "num_points"),
         (TINY, f"{DECODER_LAYER}.feedforward_channel", "feedforward_channels"),
         (TINY, f"{DECODER_LAYER}.attn_cfgs.0.dropot", "dropout"),
-        (TINY, "model.pretrained.image", "img"),
+        (TINY, "model.pretrained.imgs", "img"),
         (TINY, "model.train_cfg.pts.asigner", "assigner"),
         (TINY, "model.train_cfg.pts.assigner.cls_costs", "cls_cost"),
         (TINY, "train_cfg.pts.asigner", "assigner"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import functools
 import importlib
 import inspect
@@ -16,6 +15,7 @@ from mmcv.utils import Registry
 from torch.nn.utils import clip_grad_norm_
 
 from projects.bevformer.engine.config import _REGISTRIES
+from projects.bevformer.engine.config_keys import did_you_mean
 from projects.bevformer.engine.hooks import TemporalEvalHook
 from projects.bevformer.model.v2.dd3d_head import FCOS2DHead, FCOS3DHead
 from projects.bevformer.model.v2.dd3d_losses import FCOS2DLoss, FCOS3DLoss
@@ -156,8 +156,7 @@ def _hook_of_policy(section: dict, path: str) -> str | None:
 
 
 def _hint(key: str, known: set[str]) -> str:
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.7)
-    return f", did you mean {close[0]!r}?" if close else f" (it reads {', '.join(sorted(known))})"
+    return did_you_mean(key, sorted(known)) or f" (it reads {', '.join(sorted(known))})"
 
 
 def registered(name: Any) -> list[type]:
