@@ -15,26 +15,8 @@ from mmdet.datasets import DATASETS
 
 from projects.bevformer.datasets import EpochShuffleSampler
 from projects.bevformer.engine.checkpoint import load_checkpoint
-from projects.bevformer.engine.config import load_config
 from projects.bevformer.engine.hooks import DataWaitHook
 from projects.bevformer.engine.log import get_run_logger
-from projects.bevformer.engine.train import train
-
-CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def run(config_path, quick, tmp_path):
-    """Train the dummy config with overrides; returns the work dir."""
-
-    def run(options=None, work_dir="work", **arguments):
-        cfg = load_config(config_path, options)
-        cfg.work_dir = str(tmp_path / work_dir)
-        os.makedirs(cfg.work_dir, exist_ok=True)
-        train(cfg, CPU, "dummy.py", **{"seed": 0, **arguments})
-        return tmp_path / work_dir
-
-    return run
 
 
 def log_records(work_dir):
@@ -159,7 +141,7 @@ def test_iterations_are_rescaled_for_another_number_of_processes(run, tmp_path):
     checkpoint["meta"].update(world_size=2, iter=3)
     torch.save(checkpoint, str(tmp_path / "two.pth"))
     run({"resume_from": str(tmp_path / "two.pth")}, work_dir="b", validate=False)
-    assert load_checkpoint(tmp_path / "b" / "epoch_2.pth")["meta"]["iter"] == 6 + 5
+    assert load_checkpoint(tmp_path / "b" / "epoch_2.pth")["meta"]["iter"] == 5 + 5
 
 
 def test_resume_from_a_checkpoint_with_per_tensor_groups(run, tmp_path):
@@ -187,10 +169,10 @@ def test_resume_from_a_checkpoint_with_per_tensor_groups(run, tmp_path):
     assert rates[0] == rates[1] == rates[0][:5] + rates[2]
 
     resume = {"resume_from": str(whole / "epoch_1.pth")}
-    with pytest.raises(
-        ValueError, match=r"epoch_1\.pth: its optimizer does not fit: .*constructor"
-    ):
-        run({**resume, **single}, work_dir="reverse", validate=False)
+    run({**resume, **single}, work_dir="reverse", validate=False)
+    reverse = load_checkpoint(whole.parent / "reverse" / "epoch_2.pth")
+    for name, weight in final[0].items():
+        assert torch.equal(reverse["state_dict"][name], weight)
 
 
 def test_slow_data_is_reported_with_a_remedy(run, monkeypatch, caplog):
@@ -364,7 +346,7 @@ def test_mixed_precision_trains_and_evaluates(run):
         ({"data.val.frames_per_scene": []}, "data.val has no samples"),
         ({"data.shuffler_sampler.type": "Odd"}, "shuffler_sampler.type is 'Odd'"),
         ({"optimizer.type": "Adamm"}, "config section `optimizer`.*Adamm"),
-        ({"evaluation.metrik_": "x"}, r"evaluation\.metrik_ is not read .*'metric'"),
+        ({"evaluation.metrics": "x"}, r"evaluation\.metrics is not read .*'metric'"),
         ({"evaluation.interval": 0}, "evaluation.interval is 0"),
         ({"evaluation.save_best": "loss"}, "save_best is 'loss'"),
         ({"workflow": [("train", 1), ("val", 1)]}, "only .*train.* is supported"),

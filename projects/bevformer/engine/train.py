@@ -5,18 +5,24 @@ from __future__ import annotations
 import copy
 import logging
 import time
+import uuid
 from pathlib import Path
 from typing import Collection
 
 import torch
 from mmcv import Config
-from mmcv.runner import BaseRunner, DistSamplerSeedHook, build_optimizer
+from mmcv.runner import (
+    BaseRunner,
+    CheckpointHook,
+    DistSamplerSeedHook,
+    LoggerHook,
+    build_optimizer,
+)
 from mmdet3d.utils import collect_env
 from torch import nn
 
 from projects.bevformer import compat
 from projects.bevformer.engine.build import build_detector, init_weights
-from projects.bevformer.engine.checkpoint import find_latest_checkpoint
 from projects.bevformer.engine.config import (
     config_errors,
     runner_settings,
@@ -29,12 +35,13 @@ from projects.bevformer.engine.data_loading import (
     workers_per_process,
 )
 from projects.bevformer.engine.determinism import unrepeatable_parts
-from projects.bevformer.engine.distributed import broadcast, get_rank
+from projects.bevformer.engine.distributed import get_rank, get_world_size
 from projects.bevformer.engine.hooks import DataWaitHook, FiniteLossHook, TemporalEvalHook
 from projects.bevformer.engine.log import get_run_logger, log_to_file
 from projects.bevformer.engine.optimizer import check_parameter_options, fit_rate
 from projects.bevformer.engine.precision import optimizer_hook, set_compute_format
 from projects.bevformer.engine.provenance import STAMP, check_provenance, training_stamp
+from projects.bevformer.engine.resume import checkpoint_to_resume
 from projects.bevformer.engine.runner import RUNNERS
 from projects.bevformer.engine.seed import choose_seed, set_seed
 from projects.bevformer.engine.summary import run_summary
@@ -64,7 +71,7 @@ def train(
         seed: random seed; None draws one, which is logged.
         diff_seed: add the rank to the seed of this process.
         deterministic: repeatable algorithms, see `make_deterministic`.
-        auto_resume: resume the newest checkpoint of the work dir that loads.
+        auto_resume: resume the newest checkpoint of the work dir that loads, see `engine.resume`.
         autoscale_lr: scale the learning rate to the total batch, see `fit_rate`.
         max_iters: train this many iterations, see `_short_run`.
         given: dotted keys of the config that the command line overrides.
@@ -100,7 +107,8 @@ def train(
 
     dataset = build_train_dataset(cfg)
     loader = build_train_loader(cfg, dataset, seed, pin_memory=device.type == "cuda")
-    cfg.resume_from = _resume_from(cfg, auto_resume, logger)
+    runner_class = RUNNERS[cfg.runner.type]
+    cfg.resume_from = checkpoint_to_resume(cfg, auto_resume, logger, runner_class.counts_epochs)
     detector = build_detector(cfg, dataset, pretrained=True)
     if cfg.resume_from is None:
         init_weights(detector, cfg, logger)
@@ -118,14 +126,16 @@ def train(
         check_parameter_options(cfg.optimizer, detector)
         optimizer = build_optimizer(detector, cfg.optimizer)
     options = dict(cfg.runner)
-    runner_class = RUNNERS[options.pop("type")]
+    del options["type"]
     with config_errors("runner"):
         runner = runner_class(
             model, optimizer=optimizer, work_dir=cfg.work_dir, logger=logger, meta=meta, **options
         )
     runner.timestamp = timestamp  # one name for .log and .log.json
     cfg.evaluation = cfg.get("evaluation") if validate else None
+    runner.batch, runner.epoch_length = loader.batch_size * get_world_size(), len(loader)
     _register_hooks(runner, cfg, device)
+    _log_short_epochs(runner, logger)
     if get_rank() == 0:
         logger.info("training\n%s", run_summary(cfg, detector, loader, device, seed))
 
@@ -134,6 +144,7 @@ def train(
         if not runner.counts_epochs:  # mmcv would start the first epoch again
             epoch, batches = divmod(runner.iter, len(loader))
             loader.sampler.start_at(epoch, batches * loader.batch_size)
+        _say_if_finished(runner, logger)
     elif cfg.get("load_from"):
         _start_from(runner, cfg, logger)
     runner.run([loader], workflow)
@@ -200,22 +211,32 @@ def _describe_run(cfg: Config, config_name: str, seed: int, logger: logging.Logg
         "config": config_text,
         "seed": seed,
         "exp_name": config_name,
+        "run": uuid.uuid4().hex,  # stays when the run is resumed
         STAMP: training_stamp(cfg),
     }
 
 
-def _resume_from(cfg: Config, auto_resume: bool, logger: logging.Logger) -> str | None:
-    """Checkpoint to resume, the same on all ranks, or None."""
-    if cfg.get("resume_from"):
-        return cfg.resume_from
-    if not auto_resume:
-        return None
-    found = find_latest_checkpoint(cfg.work_dir, logger) if get_rank() == 0 else None
-    found = broadcast(found)
-    if found is None:
-        logger.info("--auto-resume: no checkpoint in %s, training starts anew", cfg.work_dir)
-        return None
-    return str(found)
+def _log_short_epochs(runner: BaseRunner, logger: logging.Logger) -> None:
+    """Let an epoch, or a run of iterations, that is shorter than the log interval end in a line."""
+    length, what = runner.epoch_length, "an epoch"
+    if not runner.counts_epochs:
+        length, what = runner.max_iters, "the run"
+    hooks = [hook for hook in runner.hooks if isinstance(hook, LoggerHook)]
+    short = [hook for hook in hooks if hook.interval > length]
+    for hook in short:
+        hook.interval = length
+    if short:
+        logger.info(
+            "%s is shorter than log_config.interval: logged every %d iterations", what, length
+        )
+
+
+def _say_if_finished(runner: BaseRunner, logger: logging.Logger) -> None:
+    done, planned, what = runner.iter, runner.max_iters, "iterations"
+    if runner.counts_epochs:
+        done, planned, what = runner.epoch, runner.max_epochs, "epochs"
+    if done >= planned:
+        logger.info("nothing left to train: %d of %d %s are done", done, planned, what)
 
 
 def _start_from(runner: BaseRunner, cfg: Config, logger: logging.Logger) -> None:
@@ -257,6 +278,13 @@ def _register_hooks(runner: BaseRunner, cfg: Config, device: torch.device) -> No
             settings.get("log_config"),
             settings.get("momentum_config"),
             custom_hooks_config=settings.get("custom_hooks"),
+        )
+    if not runner.counts_epochs and any(
+        isinstance(hook, CheckpointHook) and hook.by_epoch for hook in runner.hooks
+    ):
+        raise ValueError(
+            "checkpoint_config.by_epoch is True, and a run counted in iterations has no epochs to "
+            "save at: set it to False"
         )
     runner.register_hook(FiniteLossHook(), priority="HIGH")  # before the optimizer hook
     # After mmcv's IterTimerHook, which is LOW too.
