@@ -6,6 +6,7 @@ import torch
 from dummy_task import REPOSITORY
 from mmcv import Config
 
+from projects.bevformer.engine.config import load_config
 from projects.bevformer.engine.provenance import (
     STAMP,
     check_provenance,
@@ -47,7 +48,7 @@ def test_the_stamp_holds_effective_values():
 
 @pytest.mark.parametrize("name", ["tiny", "small", "base"])
 def test_official_recipes_fit_official_files(name):
-    cfg = Config.fromfile(f"{REPOSITORY}/configs/bevformer/bevformer_{name}.py")
+    cfg = load_config(f"{REPOSITORY}/configs/bevformer/bevformer_{name}.py")
     assert training_stamp(cfg) == OFFICIAL
     assert disagreements(checkpoint(mmdet3d_version="0.17.1"), "a.pth", cfg) == []
 

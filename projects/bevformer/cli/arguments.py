@@ -54,18 +54,20 @@ def add_options_argument(parser: argparse.ArgumentParser, flag: str, what: str) 
 
 
 class _KeepWords(argparse.Action):
-    """Keeps KEY=VALUE words unparsed: mmcv, which reads the values, is slow to import."""
+    """Keeps KEY=VALUE words of all its flags unparsed: mmcv, which reads them, is slow to import."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
         for word in values:
             key, equals, _ = word.partition("=")
             if not (key and equals):
                 parser.error(f"{option_string} {word}: it must be KEY=VALUE")
-        setattr(namespace, self.dest, values)
+        setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or []), *values])
 
 
 def parse_options(words: Sequence[str] | None) -> dict | None:
     """The dict of KEY=VALUE words, with the values that mmcv's DictAction reads.
+
+    The last word of a key counts, and has its place in the order of the words.
 
     Raises:
         ValueError: unbalanced brackets.
@@ -74,6 +76,8 @@ def parse_options(words: Sequence[str] | None) -> dict | None:
         return None
     from mmcv import DictAction
 
+    last = {word.partition("=")[0]: number for number, word in enumerate(words)}
+    words = [words[number] for number in sorted(last.values())]
     namespace = argparse.Namespace()
     try:
         DictAction(["--options"], "options")(None, namespace, words)

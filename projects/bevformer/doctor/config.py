@@ -65,7 +65,7 @@ def check_config(cfg, gpu_mib=None, shm_mib=None, processes=1):
 
     findings = _check_weights(cfg)
     data_sets = partial(_check_data_sets, shm_mib=shm_mib, processes=processes)
-    for check in (_check_classes, data_sets, _check_network):
+    for check in (_check_values, data_sets, _check_network):
         try:
             findings += check(cfg)
         except Exception as error:  # a wrong key can raise anything anywhere
@@ -104,29 +104,10 @@ def _check_weights(cfg):
     return findings
 
 
-def _check_classes(cfg):
-    classes = {
-        key: options.get("classes")
-        for split in ("train", "val", "test")
-        for key, options in inner_sections(cfg.data[split], f"data.{split}")
-    }
-    if len({str(names) for names in classes.values()}) > 1:
-        return [
-            broken(
-                "data.*.classes", "differ between train, val and test", "use one list for all three"
-            )
-        ]
-    names = next(iter(classes.values()))
-    number = cfg.model.get("pts_bbox_head", {}).get("num_classes")
-    if names is not None and number is not None and len(names) != number:
-        return [
-            broken(
-                "model.pts_bbox_head.num_classes",
-                f"is {number}, but data.train.classes has {len(names)} names",
-                "make them agree",
-            )
-        ]
-    return []
+def _check_values(cfg):
+    from projects.bevformer.engine.config_checks import config_problems
+
+    return [broken(key, what, "mend the config") for key, what in config_problems(cfg)]
 
 
 def _check_data_sets(cfg, shm_mib, processes):

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 import inspect
 import re
 import traceback
 from pathlib import Path
-from typing import Any, Iterable, Iterator, Mapping
+from typing import Any, Iterator, Mapping
 
 from mmcv import Config, ConfigDict
-from mmcv.runner import CheckpointHook
-from mmcv.utils import Registry
+from mmcv.utils import Registry, import_modules_from_strings
 
+from projects.bevformer.engine.config_files import SUFFIXES
+from projects.bevformer.engine.config_keys import did_you_mean
+from projects.bevformer.engine.config_options import read_config
 from projects.bevformer.engine.data_sections import info_files, inner_sections
 from projects.bevformer.engine.optimizer import MergedGroupsConstructor
 
@@ -28,7 +29,6 @@ _REGISTRIES = (  # modules that hold registries
     "mmdet.datasets",
     "mmdet3d.datasets",
 )
-_SUFFIXES = (".py", ".yml", ".yaml", ".json")
 _ORIGINAL_PLUGIN = "mmdet3d_plugin"  # published BEVFormer configs name it; this project replaces it
 
 
@@ -50,13 +50,13 @@ def _hint(error: BaseException) -> str:
     """A suggestion for a name that a registry or a constructor does not have."""
     unknown = re.search(r"(\w+) is not in the .+ registry", str(error))
     if unknown:
-        return _did_you_mean(unknown.group(1), _registered_classes())
+        return did_you_mean(unknown.group(1), _registered_classes())
     argument = re.search(
         r"(\w+): \S*__init__\(\) got an unexpected keyword argument '(\w+)'", str(error)
     )
     if argument:
         known = inspect.signature(_registered_classes()[argument.group(1)]).parameters
-        return _did_you_mean(argument.group(2), known) or f" (it takes {', '.join(known)})"
+        return did_you_mean(argument.group(2), known) or f" (it takes {', '.join(known)})"
     while error.__context__ is not None:  # mmcv wraps the error of a nested section at each level
         error = error.__context__
     if isinstance(error, AssertionError) and not str(error):
@@ -73,11 +73,6 @@ def _registered_classes() -> dict[str, type]:
         if isinstance(registry, Registry)
         for name, registered in registry.module_dict.items()
     }
-
-
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.8)
-    return f", did you mean {close[0]!r}?" if close else ""
 
 
 def load_config(
@@ -104,23 +99,15 @@ def load_config(
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"config {path} does not exist")
-    if Path(path).suffix not in _SUFFIXES:
-        raise ValueError(f"{path} is not a config: it must end in {', '.join(_SUFFIXES)}")
-    try:
-        cfg = Config.fromfile(str(path))
-    except OSError:
-        raise  # its message names the missing _base_
-    except Exception as error:  # a config is code, it can raise anything
-        reason = error if str(error) else error.__context__  # mmcv raises a bare ImportError
-        name = type(error).__name__
-        raise ValueError(f"config {path} cannot be read ({name}): {reason}") from error
-    if options:
-        for key in options:
-            _check_spelling(cfg, key)
+    if Path(path).suffix not in SUFFIXES:
+        raise ValueError(f"{path} is not a config: it must end in {', '.join(SUFFIXES)}")
+    cfg = read_config(path, options or {})
+    if cfg.get("custom_imports"):
         try:
-            cfg.merge_from_dict(options)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"--cfg-options does not fit the config: {error}") from error
+            import_modules_from_strings(**cfg.custom_imports)
+        except Exception as error:  # of the imported code
+            reason = error if str(error) else error.__context__  # mmcv raises a bare ImportError
+            raise ValueError(f"config {path}: custom_imports: {reason}") from error
     if data_root is not None:
         if not Path(data_root).is_dir():
             raise FileNotFoundError(f"--data-root {data_root} is not a folder")
@@ -144,20 +131,6 @@ def _move_split(options: ConfigDict, data_root: str) -> None:
     if files:
         options.ann_file = files if isinstance(options.ann_file, (list, tuple)) else files[0]
     options.data_root = data_root
-
-
-def _check_spelling(cfg: Config, dotted_key: str) -> None:
-    """Refuse a new key that looks like an existing one."""
-    node = cfg
-    for part in dotted_key.split("."):
-        if not isinstance(node, (dict, Config)):
-            return
-        if part not in node:
-            hint = _did_you_mean(part, node)
-            if hint:
-                raise ValueError(f"--cfg-options {dotted_key}: the config has no {part!r}{hint}")
-            return
-        node = node[part]
 
 
 def _import_plugin_dir(cfg: Config) -> None:
@@ -227,24 +200,3 @@ def runner_settings(cfg: Config, max_iters: int | None = None) -> ConfigDict:
             "each other: set both (--cfg-options total_epochs=N runner.max_epochs=N)"
         )
     return runner.copy()
-
-
-def check_checkpoint_config(checkpoint_config: Mapping[str, Any] | None) -> None:
-    """Refuse unknown keys of `checkpoint_config` now; mmcv fails only when it first saves.
-
-    Args:
-        checkpoint_config: the config's dict, or None.
-
-    Raises:
-        ValueError: a key that mmcv's CheckpointHook does not take.
-    """
-    options = dict(checkpoint_config or {})
-    if options.pop("type", "CheckpointHook") != "CheckpointHook":
-        return
-    parameters = inspect.signature(CheckpointHook).parameters.values()
-    known = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
-    known += ["meta", "filename_tmpl", "create_symlink"]  # for the runner
-    for key in options:
-        if key not in known:
-            hint = _did_you_mean(key, known) or f" (it takes {', '.join(known)})"
-            raise ValueError(f"checkpoint_config has no {key!r}{hint}")
