@@ -67,6 +67,8 @@ def _check_origin(
     if split not in (None, used_as):
         text = f"{path} is of the split {split}"
         yield warning(label, text, "check data.*.ann_file of the config")
+    for line in metadata.get("filled_in", ()):
+        yield warning(label, f"{path}: {line}", _WRITE_AGAIN)
     if "can_bus_motion_after" not in infos[0]:
         yield warning(
             label,

@@ -23,7 +23,8 @@ _RECORD = {
     "ego2global_translation": (3,),
     "ego2global_rotation": (4,),
 }
-_OPTIONAL = {"prev": str, "next": str, "lidar_path": str}
+_OPTIONAL_IN_RECORD = {"prev": str, "next": str, "lidar_path": str}
+_OPTIONAL_IN_CAMERA = {"width": (), "height": ()}
 _CAMERA = {
     "data_path": str,
     "sensor2lidar_rotation": (3, 3),
@@ -77,9 +78,7 @@ def check_records(infos: Any, path: str) -> dict[str, np.ndarray]:
     if not isinstance(infos, list) or not all(isinstance(info, dict) for info in infos):
         raise ValueError(f'{path}: "infos" is not a list of dicts: {_REMEDY}')
     numbers = _check_fields(infos, _RECORD, "", path)
-    for field, kind in _OPTIONAL.items():
-        if any(field in info for info in infos):
-            _check_fields(infos, {field: kind}, "", path)
+    _check_fields(infos, _present(_OPTIONAL_IN_RECORD, infos), "", path)
     for info in infos:
         info.setdefault("lidar_path", "")
     for token, number in Counter(info["token"] for info in infos).items():
@@ -121,10 +120,17 @@ def check_cameras(
                 f"{path}: sample {info['token']} has no camera {', '.join(missing)}; the cameras of the "
                 f"file are {', '.join(cameras)}: {_REMEDY}"
             )
-    return {
-        name: _check_fields([info["cams"][name] for info in infos], _CAMERA, f"cams.{name}.", path)
-        for name in cameras
-    }
+    numbers = {}
+    for name in cameras:
+        records = [info["cams"][name] for info in infos]
+        fields = {**_CAMERA, **_present(_OPTIONAL_IN_CAMERA, records)}
+        numbers[name] = _check_fields(records, fields, f"cams.{name}.", path)
+    return numbers
+
+
+def _present(optional, records):
+    """The optional fields that some record has: then all must."""
+    return {f: kind for f, kind in optional.items() if any(f in record for record in records)}
 
 
 def _check_fields(records, fields, prefix, path):

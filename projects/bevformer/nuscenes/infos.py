@@ -104,8 +104,11 @@ def load_infos(path: str) -> tuple[list[dict], dict[str, Any]]:
 
 
 def path_below_root(path: str) -> str | None:
-    """`samples/CAM_FRONT/x.jpg` of a path that names the root of another machine, or None."""
-    match = re.search(r"(?:^|/)((?:samples|sweeps)/.*)$", path.replace("\\", "/"))
+    """`samples/CAM_FRONT/x.jpg` of a path that names the root of another machine, or None.
+
+    That root may lie below a folder `samples` itself, so the last one counts.
+    """
+    match = re.search(r"(?:^|.*/)((?:samples|sweeps)/.*)$", path.replace("\\", "/"))
     return match.group(1) if match else None
 
 
