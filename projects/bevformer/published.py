@@ -44,6 +44,9 @@ def published(
                     raise ValueError(f"{cls.__name__} does not compute {name}: set its weight to 0")
             build(self, *args, **kwargs)
 
+        # For the search for keys of a config that nothing reads; a base may have some too.
+        names = {*ignores, *(only or {}), *unweighted, *getattr(build, "published_arguments", ())}
+        __init__.published_arguments = frozenset(names)  # type: ignore[attr-defined]
         cls.__init__ = __init__  # type: ignore[misc]
         return cls
 

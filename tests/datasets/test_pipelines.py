@@ -104,6 +104,18 @@ def test_load_refuses_images_that_do_not_fit_the_camera_matrix(tmp_path):
     step("LoadCameraImages")({"img_filename": paths, "cam2img": [fits, fits]})
 
 
+@pytest.mark.parametrize("recorded", [(200, 113), (161, 90), (90, 160)])
+def test_load_refuses_images_of_another_size_than_recorded(tmp_path, recorded):
+    paths = write_images(tmp_path, [(90, 160, 3)] * 2)
+    results = {"img_filename": paths, "cam2img": [np.eye(3)] * 2, "image_size": [(160, 90)] * 2}
+    step("LoadCameraImages")(dict(results))
+    results["image_size"][1] = recorded
+    with pytest.raises(
+        ValueError, match="1.png is 160 x 90, but the info file says {} x {}:".format(*recorded)
+    ):
+        step("LoadCameraImages")(results)
+
+
 def test_load_names_the_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="gone.jpg.*data_root"):
         step("LoadCameraImages")({"img_filename": [str(tmp_path / "gone.jpg")]})

@@ -408,7 +408,10 @@ IMAGES = {
         rewrite(lambda c: HALVE(c, ".jpg")),
         f"{FRONT} is .*all cameras of a frame must have one size",
     ),
-    "all of another size": (halve_all, r"samples/CAM_\w+/\S+.jpg is 200 x 113, but cam_intrinsic"),
+    "all of another size": (
+        halve_all,
+        r"samples/CAM_\w+/\S+.jpg is 200 x 113, but the info file says 400 x 225",
+    ),
     "grey": (rewrite(lambda c: GREY(c, ".jpg")), rf"{FRONT} is \(225, 400\) uint8, not"),
     "RGBA": (rewrite(lambda c: RGBA(c, ".png")), rf"{FRONT} is \(225, 400, 4\) uint8, not"),
     "16 bits": (

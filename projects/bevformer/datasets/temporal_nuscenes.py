@@ -17,7 +17,7 @@ from mmdet3d.utils import get_root_logger
 
 from projects.bevformer.datasets.evaluators import EVALUATORS, EvaluatedDataset
 from projects.bevformer.datasets.motion import QUIRKS, motion_keys, relative_metas
-from projects.bevformer.datasets.paths import DataPaths
+from projects.bevformer.datasets.paths import DataPaths, report_gaps
 from projects.bevformer.datasets.pipelines import check_steps, with_own_steps
 from projects.bevformer.datasets.pipelines.format import check_one_size, metas_of, stack_frames
 from projects.bevformer.datasets.pipelines.view_augmentation import drawn_for_network
@@ -29,6 +29,7 @@ from projects.bevformer.nuscenes.records import (
     can_bus_of,
     lidar2cam_of_camera,
     lidar2img_of_camera,
+    recorded_size,
 )
 from projects.bevformer.nuscenes.spec import SPLITS
 from projects.bevformer.published import published
@@ -40,8 +41,7 @@ CAMERA_MODALITY = {
     "use_map": False,
     "use_external": False,
 }
-# Bounds the redraws: a filter that removes every object would otherwise loop forever.
-_MAX_REDRAWS = 100
+_MAX_REDRAWS = 100  # a filter that removes every object would otherwise loop forever
 
 
 @DATASETS.register_module(name=["TemporalNuScenesDataset", "CustomNuScenesDataset"])
@@ -192,8 +192,8 @@ class TemporalNuScenesDataset(EvaluatedDataset, NuScenesDataset):
                 "rotation rate and velocity from the CAN message after the key frame, although "
                 'can_bus_message="same"; tools/create_data.py writes both'
             )
-        picture = infos[0]["cams"][self.cameras[0]]["data_path"]
-        self._paths = DataPaths(self.data_root, picture, self.ann_file)
+        self._paths = DataPaths(self.data_root, infos[0], self.ann_file)
+        report_gaps(self.metadata, infos[0], self._paths, get_root_logger())
         return InfoList(infos[:: self.load_interval])
 
     def __getitem__(self, index: int) -> dict:
@@ -268,7 +268,7 @@ class TemporalNuScenesDataset(EvaluatedDataset, NuScenesDataset):
         Returns:
             dict of sample_idx, prev_idx, next_idx (sample tokens), scene_token, frame_idx,
             timestamp (s), pts_filename, cameras, can_bus (18,), img_filename (N paths),
-            lidar2img, lidar2cam, cam2img (N (4, 4) float64 each); in training also ann_info.
+            lidar2img, lidar2cam, cam2img (N (4, 4) float64), image_size (N); in training also ann_info.
         """
         info = self.data_infos[index]
         frame = {
@@ -283,6 +283,7 @@ class TemporalNuScenesDataset(EvaluatedDataset, NuScenesDataset):
             "can_bus": can_bus_of(info, self.can_bus_quaternion, self.can_bus_message),
         }
         cameras = [info["cams"][name] for name in self.cameras]
+        frame["image_size"] = [recorded_size(camera) for camera in cameras]
         frame["img_filename"] = [self._paths.join(camera["data_path"]) for camera in cameras]
         frame["lidar2cam"] = [lidar2cam_of_camera(camera) for camera in cameras]
         frame["cam2img"] = [cam2img_of_camera(camera) for camera in cameras]

@@ -65,10 +65,13 @@ def _check_origin(
     from projects.bevformer.nuscenes.evaluation.ground_truth import has_ground_truth
     from projects.bevformer.nuscenes.spec import SPLITS
 
-    split, used_as = metadata.get("split"), label.rpartition(".")[2]
-    if used_as in ("train", "val") and split not in (None, used_as):
+    split = metadata.get("split")
+    used_as = next((name for name in ("train", "val") if label.startswith(f"data.{name}")), split)
+    if split not in (None, used_as):
         text = f"{path} is of the split {split}"
         yield warning(label, text, "check data.*.ann_file of the config")
+    for line in metadata.get("filled_in", ()):
+        yield warning(label, f"{path}: {line}", _WRITE_AGAIN)
     if metadata["version"] not in SPLITS:
         return
     if "can_bus_motion_after" not in infos[0]:

@@ -7,6 +7,7 @@ from typing import Any, Iterable, Mapping
 
 READ_KEYS = frozenset(  # tests/engine/test_config_values.py compares it with the code
     {
+        "auto_scale_lr",
         "broadcast_buffers",
         "channels_last",
         "checkpoint_config",

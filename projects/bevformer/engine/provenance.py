@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from mmcv import Config
 from mmcv.utils import digit_version
 
 from projects.bevformer.datasets.motion import QUIRKS
 from projects.bevformer.engine.config import config_errors
+from projects.bevformer.engine.data_sections import inner_sections
 from projects.bevformer.geometry.bev_grid import vehicle_cell
 from projects.bevformer.geometry.boxes import BOX_CONVENTION_NEW, BOX_CONVENTION_OLD
 
@@ -42,7 +44,8 @@ def training_stamp(cfg: Config, split: str = "train") -> dict:
         can_bus_quaternion, can_bus_message, can_bus_heading, lidar_axes. Empty for a model without a BEV.
 
     Raises:
-        ValueError: no model, or a BEV head without a transformer or without its BEV grid.
+        ValueError: no model, a BEV head without a transformer or without its BEV grid, or data sets inside
+            the split that disagree.
     """
     with config_errors("model"):
         head = cfg.model.get("pts_bbox_head")
@@ -53,13 +56,28 @@ def training_stamp(cfg: Config, split: str = "train") -> dict:
         if centre is None:
             pc_range = head.transformer.encoder.pc_range
             centre = vehicle_cell(head.bev_h, head.bev_w, pc_range)
-    dataset = cfg.data.get(split, {})
-    quirks = {name: dataset.get(name, QUIRKS[name][0]) for name in _DATASET_QUIRKS}
     return {
         "box_convention": BOX_CONVENTION_OLD,
         "rotate_center": [float(number) for number in centre],
-        **quirks,
+        **_dataset_quirks(cfg.data.get(split, {}), f"data.{split}"),
     }
+
+
+def _dataset_quirks(section: Any, key: str) -> dict:
+    """Those of the data sets inside a section of `data`, which must agree."""
+    quirks = {
+        inner: {name: options.get(name, QUIRKS[name][0]) for name in _DATASET_QUIRKS}
+        for inner, options in inner_sections(section, key)
+    }
+    (first_key, first), *others = quirks.items()
+    for other_key, other in others:
+        for name in first:
+            if first[name] != other[name]:
+                raise ValueError(
+                    f"{first_key}.{name} is {first[name]!r} and {other_key}.{name} is "
+                    f"{other[name]!r}: the data sets that a network trains on must agree"
+                )
+    return first
 
 
 def trained_with(meta: dict) -> tuple[dict, str]:

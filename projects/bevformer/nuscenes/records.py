@@ -49,6 +49,12 @@ def lidar2img_of_camera(record: Record) -> np.ndarray:
     return cam2img_of_camera(record) @ lidar2cam_of_camera(record)
 
 
+def recorded_size(record: Record) -> tuple[int, int] | None:
+    """Width and height of the images of an entry of `info["cams"]`; None where it does not say."""
+    size = int(record.get("width", 0)), int(record.get("height", 0))
+    return size if all(size) else None
+
+
 def lidar2global_of(info: Record) -> np.ndarray:
     """(4, 4) lidar frame of the key frame to global frame."""
     lidar2ego, ego2global = (

@@ -30,7 +30,7 @@ class LoadCameraImages(Step):
         Raises:
             FileNotFoundError: an image does not exist.
             ValueError: an image cannot be decoded, is damaged, has other than 3 channels or another size
-                than the first, or one that does not fit `cam2img`.
+                than the first, than `image_size` says, or one that does not fit `cam2img`.
         """
         filenames = list(results["img_filename"])
         images = [_read_image(filename, self.color_type) for filename in filenames]
@@ -40,8 +40,11 @@ class LoadCameraImages(Step):
                     f"camera image {filename} is {image.shape}, but {filenames[0]} is {images[0].shape}: "
                     "all cameras of a frame must have one size"
                 )
-        for filename, image, matrix in zip(filenames, images, results.get("cam2img", ())):
-            _check_principal_point(filename, image, matrix)
+        sizes = results.get("image_size", [None] * len(images))
+        for filename, image, matrix, size in zip(
+            filenames, images, results.get("cam2img", ()), sizes
+        ):
+            _check_size(filename, image, matrix, size)
         if self.to_float32:
             images = [image.astype(np.float32) for image in images]
         shapes = [image.shape for image in images]
@@ -71,13 +74,17 @@ def _read_image(filename, color_type):
     return image
 
 
-def _check_principal_point(filename, image, cam2img):
-    """Images that were scaled down without their matrix have the principal point outside."""
+def _check_size(filename, image, cam2img, recorded):
+    """Refuse images of another size than the info file means, by which the matrices would be wrong."""
     height, width = image.shape[:2]
     x, y = cam2img[0][2], cam2img[1][2]
-    if not (0 < x < width and 0 < y < height):
+    if recorded is not None:
+        good, means = recorded == (width, height), "the info file says {} x {}".format(*recorded)
+    else:
+        good = 0 < x < width and 0 < y < height
+        means = f"cam_intrinsic has its centre at ({x:.0f}, {y:.0f})"
+    if not good:
         raise ValueError(
-            f"camera image {filename} is {width} x {height}, but cam_intrinsic has its centre at "
-            f"({x:.0f}, {y:.0f}): images and info file are of different sizes; use the original images, "
-            "and scale them in the pipeline"
+            f"camera image {filename} is {width} x {height}, but {means}: images and info file are of "
+            "different sizes; use the original images, and scale them in the pipeline"
         )
