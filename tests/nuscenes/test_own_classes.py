@@ -6,6 +6,7 @@ import logging
 import cv2
 import numpy as np
 import pytest
+import torch
 from nuscenes.eval.common.config import config_factory
 from own_data import (
     IMAGE_HW,
@@ -17,6 +18,7 @@ from own_data import (
 )
 
 from projects.bevformer.datasets import TemporalNuScenesDataset
+from projects.bevformer.engine.hooks import TemporalEvalHook
 from projects.bevformer.engine.pictures import draw_samples
 from projects.bevformer.engine.report import headline_metrics, metrics_table
 from projects.bevformer.nuscenes.benchmark import own_benchmark
@@ -249,6 +251,13 @@ def test_the_devkit_is_refused_before_anything_is_predicted(make_own):
     ten.evaluator.check("bbox")
     with pytest.raises(ValueError, match="whole split of it, not val of my_rig"):
         ten.evaluator.check("bbox", devkit=True)
+
+
+def test_the_best_checkpoint_goes_by_the_own_map(make_own):
+    hook = TemporalEvalHook(make_own(), torch.device("cpu"), save_best="auto")
+    assert (hook.best_key, hook.rule) == ("mAP_own", "greater")
+    with pytest.raises(ValueError, match="save_best is 'NDS': it must be mAP_own, mATE"):
+        TemporalEvalHook(make_own(), torch.device("cpu"), save_best="NDS")
 
 
 def test_files_without_annotations_are_refused_before_anything_is_predicted(make_own):
