@@ -57,6 +57,8 @@ def test_the_truth_is_that_of_the_scenes(make, tmp_path):
     part = {"scenes": ["drive-0", "drive-1"], "of_scenes": 4, "samples": 5, "of_samples": 10}
     written = json.loads((tmp_path / "part" / "metrics_summary.json").read_text())
     assert written["part"] == summary["part"] == part
+    submission = json.loads((tmp_path / "part" / "results_nusc.json").read_text())
+    assert submission["meta"]["part"] == part
     assert "of a part: 2 of 4 scenes, 5 of 10 samples" in metrics_table(summary)
 
 

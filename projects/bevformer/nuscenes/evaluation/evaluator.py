@@ -146,9 +146,11 @@ class NuScenesEvaluator:
         """
         boxes = results if isinstance(results, Boxes) else self.boxes(results)
         path = osp.join(folder, "results_nusc.json")
-        meta = self.modality
+        meta = dict(self.modality)
         if self.is_own:  # such a file is not a submission
-            meta = {**meta, "own_classes": list(self.class_names)}
+            meta["own_classes"] = list(self.class_names)
+        if self.part is not None:  # nor is such a one
+            meta["part"] = self.part
         write_result_file(boxes, self.frames.tokens, meta, self.config, path)
         return path
 
