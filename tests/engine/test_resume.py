@@ -168,6 +168,7 @@ def test_checkpoints_within_an_epoch(run):
     resumed = run({"resume_from": str(work_dir / "iter_8.pth")}, work_dir="b", validate=False)
     assert "3 iterations after the start of epoch 2: that epoch is trained again" in log_of(resumed)
     assert len(rates(resumed)) == 5
+    (work_dir / "latest.pth").unlink()
     run({**within, **epochs(3)}, validate=False, auto_resume=True)
     assert f"resumed {work_dir}/iter_10.pth: epoch 2, iteration 10" in log_of(work_dir)
 
