@@ -305,14 +305,15 @@ def test_a_lost_last_evaluation_is_made_without_training(run, scores):
 
 
 def test_the_best_of_a_run_of_iterations(run, scores):
-    scores.of = {"iter_3": 0.4, "iter_6": 0.2}
+    scores.of = {"iter_3": 0.4, "iter_6": 0.5}
     work_dir = run({**BEST, "lr_config": None}, max_iters=3)
     for path in work_dir.glob("*3.pth"):  # as older files
         checkpoint = torch.load(str(path))
         del checkpoint["meta"]["run"]
         torch.save(checkpoint, str(path))
-    work_dir = run({**BEST, "lr_config": None}, max_iters=6, auto_resume=True)
-    assert best_files(work_dir) == ["best_NDS_iter_3.pth"]
+    os.symlink(work_dir, work_dir.parent / "link")
+    run({**BEST, "lr_config": None}, work_dir="link", max_iters=6, auto_resume=True)
+    assert best_files(work_dir) == ["best_NDS_iter_6.pth"]
 
 
 def test_the_best_of_another_run_or_metric_is_not_compared(run, scores):
