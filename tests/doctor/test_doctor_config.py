@@ -81,6 +81,10 @@ def test_a_config_that_cannot_be_read(tmp_path, text, says):
             dict(data__val__queue_length=0), "broken", "data.val", "queue_length must be 1 or more",
         ),
         (
+            dict(data__train__pipeline=[dict(type="RandomFlip3D")]), "broken", "data.train",
+            "pipeline step RandomFlip3D",
+        ),
+        (
             dict(data__test__classes=["car"]), "broken", "data.*.classes", "differ",
         ),
         (
