@@ -2,6 +2,7 @@
 
 import pickle
 
+import mmcv
 import numpy as np
 import pytest
 import torch
@@ -191,6 +192,15 @@ class OwnStep:
     def colours(self, results):
         results["img"] = [255 - image // 2 for image in results["img"]]
 
+    def hidden_parts(self, results):
+        results["img"] = [image.copy() for image in results["img"]]
+        for image in results["img"]:
+            image[::4, ::4] = image[40:110, 60:200] = 0
+
+    def noise(self, results):
+        noise = np.random.randint(0, 60, results["img"][0].shape, dtype=np.uint8)
+        results["img"] = [image // 2 + noise for image in results["img"]]
+
     def padding(self, results):
         results["img"] = [np.pad(image, ((0, 7), (0, 3), (0, 0))) for image in results["img"]]
 
@@ -206,6 +216,18 @@ class OwnStep:
 
     def mirrored_images(self, results):
         results["img"] = [image[:, ::-1] // 2 for image in results["img"]]
+
+    def shifted_images(self, results):
+        results["img"] = [np.roll(image, 15, axis=1) for image in results["img"]]
+
+    def zoomed_images(self, results):
+        images, (height, width) = results["img"], results["img"][0].shape[:2]
+        y, x = height // 10, width // 10
+        cut = [image[y:-y, x:-x] for image in images]
+        results["img"] = [mmcv.imresize(image, (width, height)) for image in cut]
+
+    def one_shifted_image(self, results):
+        results["img"] = [np.roll(results["img"][0], 15, axis=0), *results["img"][1:]]
 
     def moved_cameras(self, results):
         results["lidar2img"] = [np.diag([2.0, 2, 1, 1]) @ camera for camera in results["lidar2img"]]
@@ -241,7 +263,9 @@ def train_config(ann_file, root, pipeline):
     return Config({"data": {"train": dict(type="RepeatDataset", times=1, dataset=inner)}})
 
 
-@pytest.mark.parametrize("change", ["colours", "padding", "fewer_boxes", "scaled"])
+@pytest.mark.parametrize(
+    "change", ["colours", "hidden_parts", "noise", "padding", "fewer_boxes", "scaled"]
+)
 def test_own_steps_that_keep_everything_in_place_are_taken(ann_file, synthetic_root, change):
     before = np.random.get_state()[1].copy()
     build_train_dataset(train_config(ann_file, synthetic_root, own(change)))
@@ -252,8 +276,11 @@ def test_own_steps_that_keep_everything_in_place_are_taken(ann_file, synthetic_r
     ("change", "what"),
     [
         ("mirrored_boxes", "moves or adds boxes"),
-        ("smaller_images", "scales, crops or mirrors images"),
-        ("mirrored_images", "scales, crops or mirrors images"),
+        ("smaller_images", "moves or scales what images show"),
+        ("mirrored_images", "moves or scales what images show"),
+        ("shifted_images", "moves or scales what images show"),
+        ("zoomed_images", "moves or scales what images show"),
+        ("one_shifted_image", "moves or scales what images show"),
         ("moved_cameras", "moves cameras"),
     ],
 )
@@ -269,5 +296,5 @@ def test_own_steps_of_test_pipelines_are_tried(ann_file, synthetic_root):
     inner = dict(type="MultiScaleFlipAug3D", img_scale=(1, 1), pts_scale_ratio=1, transforms=steps)
     cfg = train_config(ann_file, synthetic_root, [inner])
     cfg.data.test = cfg.data.train.dataset
-    with pytest.raises(ValueError, match="^data.test: pipeline step TriedStep scales"):
+    with pytest.raises(ValueError, match="^data.test: pipeline step TriedStep moves"):
         build_test_dataset(cfg)
