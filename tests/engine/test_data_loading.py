@@ -203,6 +203,10 @@ class OwnStep:
 
     def padding(self, results):
         results["img"] = [np.pad(image, ((0, 7), (0, 3), (0, 0))) for image in results["img"]]
+        results["img_shape"] = [image.shape for image in results["img"]]
+
+    def padding_unnoted(self, results):
+        results["img"] = [np.pad(image, ((0, 7), (0, 3), (0, 0))) for image in results["img"]]
 
     def fewer_boxes(self, results):
         results["gt_bboxes_3d"] = results["gt_bboxes_3d"][:1]
@@ -232,9 +236,14 @@ class OwnStep:
     def moved_cameras(self, results):
         results["lidar2img"] = [np.diag([2.0, 2, 1, 1]) @ camera for camera in results["lidar2img"]]
 
-    def scaled(self, results):
+    def scaled(self, results, factor=0.5):
         self.smaller_images(results)
-        results["lidar2img"] = [np.diag([0.5, 0.5, 1, 1]) @ m for m in results["lidar2img"]]
+        scaling = np.diag([factor, factor, 1, 1])
+        results["lidar2img"] = [scaling @ camera for camera in results["lidar2img"]]
+        results["img_shape"] = [image.shape for image in results["img"]]
+
+    def wrongly_scaled(self, results):
+        self.scaled(results, 2.0)
 
 
 @PIPELINES.register_module()
@@ -276,12 +285,13 @@ def test_own_steps_that_keep_everything_in_place_are_taken(ann_file, synthetic_r
     ("change", "what"),
     [
         ("mirrored_boxes", "moves or adds boxes"),
-        ("smaller_images", "moves or scales what images show"),
-        ("mirrored_images", "moves or scales what images show"),
-        ("shifted_images", "moves or scales what images show"),
-        ("zoomed_images", "moves or scales what images show"),
-        ("one_shifted_image", "moves or scales what images show"),
-        ("moved_cameras", "moves cameras"),
+        ("smaller_images", "moves images or cameras"),
+        ("mirrored_images", "moves images or cameras"),
+        ("shifted_images", "moves images or cameras"),
+        ("zoomed_images", "moves images or cameras"),
+        ("one_shifted_image", "moves images or cameras"),
+        ("moved_cameras", "moves images or cameras"),
+        ("wrongly_scaled", "moves images or cameras"),
     ],
 )
 def test_own_steps_that_move_one_thing_alone_are_refused(ann_file, synthetic_root, change, what):
@@ -289,6 +299,14 @@ def test_own_steps_that_move_one_thing_alone_are_refused(ann_file, synthetic_roo
     with pytest.raises(ValueError, match=f"^data.train: pipeline step TriedStep {what}"):
         build_train_dataset(train_config(ann_file, synthetic_root, pipeline))
     build_train_dataset(train_config(ann_file, synthetic_root, own(change, "TrustedStep")))
+
+
+def test_own_steps_that_do_not_note_the_size_are_refused(ann_file, synthetic_root):
+    pipeline = own("padding_unnoted")
+    with pytest.raises(
+        ValueError, match=r"images are \(232, 403\), but img_shape.* is \(225, 400\)"
+    ):
+        build_train_dataset(train_config(ann_file, synthetic_root, pipeline))
 
 
 def test_own_steps_of_test_pipelines_are_tried(ann_file, synthetic_root):

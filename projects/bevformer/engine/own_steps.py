@@ -8,11 +8,13 @@ from __future__ import annotations
 import copy
 from typing import Any, Callable, Iterable
 
+import cv2
 import numpy as np
 from torch.utils.data import Dataset
 
 from projects.bevformer.datasets import TemporalNuScenesDataset
 from projects.bevformer.datasets.pipelines.checks import GEOMETRY_FOLLOWS
+from projects.bevformer.datasets.pipelines.format import image_hw, metas_of
 from projects.bevformer.engine.seed import seeded
 
 _KNOWN = ("projects.bevformer.", "mmdet3d.", "mmdet.")
@@ -25,8 +27,8 @@ _SHIFT = 0.01  # part of the width by which images may be shifted unseen
 def check_own_steps(dataset: Dataset, key: str) -> None:
     """Refuse steps that move boxes, images or cameras without the others.
 
-    It finds moved or added boxes, cameras moved without images, and images moved without cameras by more than
-    about a hundredth of their width.
+    It finds moved or added boxes, images that are not where their cameras say, by more than about a hundredth
+    of the width, and a wrong `img_shape`.
 
     Args:
         dataset: one or several TemporalNuScenesDataset, also wrapped; others are not checked.
@@ -48,9 +50,8 @@ def check_own_steps(dataset: Dataset, key: str) -> None:
 
 def _flat(steps: Iterable[Callable]) -> Iterable[Callable]:
     for step in steps:
-        inside = getattr(
-            getattr(step, "transforms", None), "transforms", None
-        )  # MultiScaleFlipAug3D
+        # MultiScaleFlipAug3D holds a Compose.
+        inside = getattr(getattr(step, "transforms", None), "transforms", None)
         yield from [step] if inside is None else _flat(inside)
 
 
@@ -66,8 +67,7 @@ def _try_steps(dataset: TemporalNuScenesDataset, steps: list[Callable], key: str
         index = next((i for i in few if len(dataset.get_ann_info(i)["gt_labels_3d"])), 0)
     frame: dict[str, Any] = dict(dataset.get_data_info(index), aug_param={}, mono_input_dict=None)
     dataset.pre_pipeline(frame)
-    last = max(i for i, step in enumerate(steps) if _is_own(step))
-    for step in steps[: last + 1]:
+    for step in steps:
         after = None
         for _ in range(_DRAWS if _is_own(step) else 1):
             after = step(copy.deepcopy(frame))
@@ -81,6 +81,12 @@ def _try_steps(dataset: TemporalNuScenesDataset, steps: list[Callable], key: str
         if after is None:
             return
         frame = after
+    size, noted = image_hw(frame["img"].data), metas_of(frame)[0].get("img_shape")
+    if noted is not None and size != tuple(noted[0][:2]):
+        raise ValueError(
+            f"{key}: after the pipeline the images are {size}, but img_shape, by which the network divides "
+            f"pixels, is {tuple(noted[0][:2])}: set it in the step of yours that changes the size"
+        )
 
 
 def _moved_alone(before: dict, after: dict) -> str | None:
@@ -94,28 +100,23 @@ def _moved_alone(before: dict, after: dict) -> str | None:
     if not all(isinstance(of_frame, list) and np.ndim(of_frame[0]) == 3 for of_frame in images):
         return None
     for old_camera, new_camera, old, new in zip(before["lidar2img"], after["lidar2img"], *images):
-        same_camera = np.array_equal(old_camera, new_camera)
-        if not same_camera and np.array_equal(old, new):
-            return "moves cameras (lidar2img), and images and boxes do not follow"
-        if same_camera and old.shape[2] == new.shape[2] and not _in_place(old, new):
-            return "moves or scales what images show, and cameras (lidar2img) do not follow"
+        moved = (new_camera @ np.linalg.inv(old_camera))[:3, :3]  # pixels to pixels
+        expected = cv2.warpPerspective(np.asarray(old, np.float32), moved, new.shape[1::-1])
+        if old.shape[2] == new.shape[2] and not _in_place(expected, np.asarray(new, np.float32)):
+            return "moves images or cameras (lidar2img), and the others do not follow"
     return None
 
 
 def _in_place(old: np.ndarray, new: np.ndarray) -> bool:
-    """Whether (H, W, 3) images show things where they were; padding right and below moves none."""
-    height, width = old.shape[:2]
-    if new.shape[0] < height or new.shape[1] < width:
-        return False
-    inside = new[:height, :width]
-    if new.shape != old.shape or np.array_equal(inside, old):
-        return np.array_equal(inside, old)
-    # Colours may have changed. In quarters of the images, because turns and zooms shift them differently.
-    stride = max(1, width // _COMPARED_WIDTH)
-    old, inside = (np.asarray(one[::stride, ::stride], np.float32).mean(2) for one in (old, inside))
-    rows, columns = ((slice(0, size // 2), slice(size // 2, None)) for size in old.shape)
-    shifts = [_shift(old[r, c], inside[r, c]) for r in rows for c in columns]
-    return sum(shift > _SHIFT * width / stride for shift in shifts) < 2
+    """Whether two (H, W, 3) images show things in the same places; colours may differ."""
+    if np.array_equal(old, new):
+        return True
+    stride = max(1, old.shape[1] // _COMPARED_WIDTH)
+    first, second = (one[::stride, ::stride].mean(axis=2) for one in (old, new))
+    # In quarters, because turns and zooms shift them differently.
+    rows, columns = ((slice(0, size // 2), slice(size // 2, None)) for size in first.shape)
+    shifts = [_shift(first[r, c], second[r, c]) for r in rows for c in columns]
+    return sum(shift > _SHIFT * first.shape[1] for shift in shifts) < 2
 
 
 def _shift(old: np.ndarray, new: np.ndarray) -> int:
