@@ -10,12 +10,15 @@ from mmcv import Config
 
 from projects.bevformer import compat  # noqa: F401
 from projects.bevformer.engine.data_loading import (
+    build_test_dataset,
     build_test_loader,
     build_train_dataset,
     build_train_loader,
 )
 from projects.bevformer.nuscenes.create_infos import create_nuscenes_infos
 from projects.bevformer.nuscenes.spec import CLASSES
+
+from mmdet3d.datasets.builder import PIPELINES  # isort: skip
 
 PIPELINE = [
     dict(type="LoadMultiViewImageFromFiles"),
@@ -167,3 +170,104 @@ def test_test_frames_are_pinned_for_a_gpu(pinned):
     for pin_memory in (False, True):
         for batch in build_test_loader(dataset, workers=0, pin_memory=pin_memory):
             assert (batch["img"][0].data[0].data_ptr() in pinned) == pin_memory
+
+
+# Steps of a user's own
+
+
+class OwnStep:
+    """Changes a frame by `change`, now and then or always."""
+
+    geometry_follows = False
+
+    def __init__(self, change, probability=1.0):
+        self.change, self.probability = change, probability
+
+    def __call__(self, results):
+        if np.random.rand() < self.probability:
+            getattr(self, self.change)(results)
+        return results
+
+    def colours(self, results):
+        results["img"] = [255 - image // 2 for image in results["img"]]
+
+    def padding(self, results):
+        results["img"] = [np.pad(image, ((0, 7), (0, 3), (0, 0))) for image in results["img"]]
+
+    def fewer_boxes(self, results):
+        results["gt_bboxes_3d"] = results["gt_bboxes_3d"][:1]
+
+    def mirrored_boxes(self, results):
+        results["gt_bboxes_3d"] = results["gt_bboxes_3d"].clone()
+        results["gt_bboxes_3d"].flip("horizontal")
+
+    def smaller_images(self, results):
+        results["img"] = [image[::2, ::2] for image in results["img"]]
+
+    def mirrored_images(self, results):
+        results["img"] = [image[:, ::-1] // 2 for image in results["img"]]
+
+    def moved_cameras(self, results):
+        results["lidar2img"] = [np.diag([2.0, 2, 1, 1]) @ camera for camera in results["lidar2img"]]
+
+    def scaled(self, results):
+        self.smaller_images(results)
+        results["lidar2img"] = [np.diag([0.5, 0.5, 1, 1]) @ m for m in results["lidar2img"]]
+
+
+@PIPELINES.register_module()
+class TriedStep(OwnStep):
+    pass
+
+
+@PIPELINES.register_module()
+class TrustedStep(OwnStep):
+    geometry_follows = True
+
+
+def own(change, name="TriedStep", **options):
+    return [*PIPELINE[:4], dict(type=name, change=change, **options), *PIPELINE[4:]]
+
+
+def train_config(ann_file, root, pipeline):
+    inner = dict(
+        type="TemporalNuScenesDataset",
+        data_root=f"{root}/",
+        ann_file=ann_file,
+        pipeline=pipeline,
+        classes=CLASSES,
+        queue_length=1,
+    )
+    return Config({"data": {"train": dict(type="RepeatDataset", times=1, dataset=inner)}})
+
+
+@pytest.mark.parametrize("change", ["colours", "padding", "fewer_boxes", "scaled"])
+def test_own_steps_that_keep_everything_in_place_are_taken(ann_file, synthetic_root, change):
+    before = np.random.get_state()[1].copy()
+    build_train_dataset(train_config(ann_file, synthetic_root, own(change)))
+    np.testing.assert_array_equal(np.random.get_state()[1], before)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ("mirrored_boxes", "moves or adds boxes"),
+        ("smaller_images", "scales, crops or mirrors images"),
+        ("mirrored_images", "scales, crops or mirrors images"),
+        ("moved_cameras", "moves cameras"),
+    ],
+)
+def test_own_steps_that_move_one_thing_alone_are_refused(ann_file, synthetic_root, change, what):
+    pipeline = own(change, probability=0.5)
+    with pytest.raises(ValueError, match=f"^data.train: pipeline step TriedStep {what}"):
+        build_train_dataset(train_config(ann_file, synthetic_root, pipeline))
+    build_train_dataset(train_config(ann_file, synthetic_root, own(change, "TrustedStep")))
+
+
+def test_own_steps_of_test_pipelines_are_tried(ann_file, synthetic_root):
+    steps = [PIPELINE[0], dict(type="TriedStep", change="mirrored_images")]
+    inner = dict(type="MultiScaleFlipAug3D", img_scale=(1, 1), pts_scale_ratio=1, transforms=steps)
+    cfg = train_config(ann_file, synthetic_root, [inner])
+    cfg.data.test = cfg.data.train.dataset
+    with pytest.raises(ValueError, match="^data.test: pipeline step TriedStep scales"):
+        build_test_dataset(cfg)

@@ -17,6 +17,7 @@ from projects.bevformer.io import load_pickle_restricted
 from projects.bevformer.nuscenes.info_boxes import box_convention, check_headings
 from projects.bevformer.nuscenes.info_checks import (
     cameras_of,
+    check_attributes,
     check_cameras,
     check_objects,
     check_records,
@@ -85,6 +86,7 @@ def load_infos(path: str) -> tuple[list[dict], dict[str, Any]]:
     check_poses(poses, calibrations, path)
     compare_cameras(infos, cameras, path)
     check_objects(infos, path)
+    check_attributes(infos, metadata, path)
     filled_in = fill_objects(infos)
     if filled_in:
         metadata["filled_in"] = filled_in
