@@ -507,3 +507,13 @@ def test_pictures_are_found_with_an_info_file_of_another_machine(data, browse, r
     )  # fmt: skip
     assert line is None
     assert len(list((tmp_path / "drawn").iterdir())) == 2
+
+
+def test_samples_of_each_info_file_are_drawn(data, run, tmp_path):
+    files = ",".join(str(data.root / VAL.replace("val", split)) for split in ("train", "val"))
+    line = run(
+        "browse_dataset", DEMO, "--split", "train", "--samples", 1, "--out", tmp_path / "out",
+        "--cfg-options", f"data.train.ann_file=[{files}]", f"data.train.data_root={data.root}/",
+    )  # fmt: skip
+    assert line is None
+    assert len(list((tmp_path / "out").iterdir())) == 6

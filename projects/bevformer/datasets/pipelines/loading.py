@@ -1,11 +1,16 @@
 """Reading the camera images of a frame."""
 
+import importlib.util
+import os.path as osp
+
 import numpy as np
+from mmcv import FileClient
 from mmcv.image.io import imread_flags
 from mmdet3d.datasets.builder import PIPELINES
 
 from projects.bevformer.datasets.pipelines.step import Step
-from projects.bevformer.io import read_image
+from projects.bevformer.io import decode_image, read_image
+from projects.bevformer.nuscenes.infos import path_below_root
 
 
 @PIPELINES.register_module()
@@ -18,11 +23,18 @@ class LoadCameraImages(Step):
     Args:
         to_float32: convert to float32; values stay 0 ... 255.
         color_type: mmcv's flag; channels come in BGR order.
+        file_client_args: dict(backend="disk"), or dict(backend="lmdb", db_path=...) for a database of
+            encoded images. Its keys are the paths of the records, with data_root or from samples/ on.
+
+    Raises:
+        ValueError: another backend, or one that cannot work.
     """
 
-    def __init__(self, to_float32=False, color_type="unchanged"):
+    def __init__(self, to_float32=False, color_type="unchanged", file_client_args=None):
         self.to_float32 = to_float32
         self.color_type = color_type
+        self.file_client_args = dict(file_client_args or {})
+        _check_backend(self.file_client_args)
 
     def __call__(self, results):
         """Read `img_filename`; add `filename`, `img`, and the shapes as lists of N (H, W, 3).
@@ -33,8 +45,9 @@ class LoadCameraImages(Step):
                 than the first, than `image_size` says, or one that does not fit `cam2img`.
         """
         filenames = list(results["img_filename"])
-        images = [_read_image(filename, self.color_type) for filename in filenames]
+        images = [self._read(filename) for filename in filenames]
         for filename, image in zip(filenames, images):
+            _check_kind(filename, image)
             if image.shape != images[0].shape:
                 raise ValueError(
                     f"camera image {filename} is {image.shape}, but {filenames[0]} is {images[0].shape}: "
@@ -63,15 +76,47 @@ class LoadCameraImages(Step):
         )
         return results
 
+    def _read(self, filename):
+        flags = imread_flags.get(self.color_type, self.color_type)
+        if self.file_client_args.get("backend", "disk") == "disk":
+            return read_image(filename, flags)
+        client = FileClient(**self.file_client_args)  # mmcv keeps one for the same arguments
+        keys = [key for key in (filename, path_below_root(filename)) if key]
+        content = next(filter(None, map(client.get, keys)), None)
+        database = self.file_client_args["db_path"]
+        if content is None:
+            raise FileNotFoundError(
+                f"camera image {filename} is not in {database}, neither of the keys {keys}"
+            )
+        try:
+            return decode_image(bytes(content), flags)
+        except ValueError as error:
+            raise ValueError(
+                f"camera image {filename} in {database} {error}: write it to the database again"
+            ) from None
 
-def _read_image(filename, color_type):
-    image = read_image(filename, imread_flags.get(color_type, color_type))
+
+def _check_backend(args):
+    backend = args.get("backend", "disk")
+    if backend not in ("disk", "lmdb") or (backend == "disk" and set(args) - {"backend"}):
+        raise ValueError(
+            f"file_client_args is {args}: images are read with dict(backend='disk') or "
+            "dict(backend='lmdb', db_path=...), no other backend or argument; copy the files to a disk"
+        )
+    if backend == "lmdb" and importlib.util.find_spec("lmdb") is None:
+        raise ValueError("file_client_args names lmdb, whose package is missing: pip install lmdb")
+    if backend == "lmdb" and not osp.exists(args.get("db_path", "")):
+        raise ValueError(
+            f"file_client_args names lmdb, but its db_path {args.get('db_path')!r} does not exist"
+        )
+
+
+def _check_kind(filename, image):
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(
             f"camera image {filename} is {image.shape} {image.dtype}, not (height, width, 3) uint8: use "
             "the original images"
         )
-    return image
 
 
 def _check_size(filename, image, cam2img, recorded):
