@@ -5,6 +5,7 @@ import logging
 
 import pytest
 from dummy_task import REPOSITORY
+from test_tools import load_tool
 
 from projects.bevformer import compat  # noqa: F401
 from projects.bevformer.cli.arguments import parse_options
@@ -268,6 +269,22 @@ def test_options_without_effect_are_refused_in_one_line(words, says):
     with pytest.raises(ValueError, match=says) as error:
         load_config(TINY, parse_options(words))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments"),
+    [
+        ("train", []),
+        ("eval", ["weights.pth"]),
+        ("visualize", ["--ground-truth-only", "--out-dir", "pictures"]),
+        ("browse_dataset", ["--out", "pictures"]),
+    ],
+)
+def test_every_tool_refuses_them(monkeypatch, tool, arguments):
+    words = ["tool.py", str(TINY), *arguments, "--cfg-options", "lr=1", "--cfg-options", "bev_hh=3"]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit, match=r"^error[^\n]*bev_hh: [^\n]*'bev_h'[^\n]*$"):
+        load_tool(tool).main()
 
 
 @pytest.mark.parametrize(
