@@ -265,8 +265,9 @@ def test_max_iters_drops_what_counts_epochs_and_says_so(run, caplog):
     rates = [record["lr"] for record in log_records(work_dir) if record.get("mode") == "train"]
     assert rates == [0.0005, 0.001, 0.001]  # of the backbone
     assert (
-        "--max-iters 3: checkpoint_config.interval = 1, evaluation.interval = 1, lr_config.step = [1] "
-        "would count epochs" in caplog.text
+        "--max-iters 3: what counts epochs does not apply: checkpoint_config.interval = 1 (now at the "
+        "end), evaluation.interval = 1 (now at the end), lr_config.step = [1] (now constant)."
+        in caplog.text
     )
 
 
