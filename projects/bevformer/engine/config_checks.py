@@ -10,7 +10,9 @@ from typing import Any, Iterator, NamedTuple, Sequence
 from mmcv import Config
 
 from projects.bevformer.engine.unread_keys import registered, unread_keys
+from projects.bevformer.model.detection.head import BEVFormerHead
 
+_SPLITS = ("train", "val", "test")
 _HEAD = "model.pts_bbox_head"
 # Groups of keys whose values must be equal. `*` stands for anything, what follows a colon is the type
 # of the part; "2 * key" is twice the value, "len(key)" the number of items.
@@ -82,10 +84,14 @@ class _Value(NamedTuple):
 
 
 def _contradictions(cfg: Config) -> Iterator[tuple[str, str]]:
-    values = [
-        *_values(cfg.get("model"), "model"),
-        *_values({split: cfg.data.get(split) for split in ("train", "val", "test")}, "data"),
-    ]
+    values = list(_values({split: (cfg.get("data") or {}).get(split) for split in _SPLITS}, "data"))
+    model = cfg.get("model") or {}
+    if any(
+        inspect.isclass(cls) and issubclass(cls, BEVFormerHead)
+        for cls in registered((model.get("pts_bbox_head") or {}).get("type"))
+    ):  # little is known of other networks
+        values += _values(model, "model")
+        yield from _images_prepared_twice(values)
     groups = [[v for key in group for v in _matching(values, key)] for group in _EQUAL]
     for group in [*groups, _levels(values)]:
         number = [sum(other.value == one.value for other in group) for one in group]
@@ -94,7 +100,6 @@ def _contradictions(cfg: Config) -> Iterator[tuple[str, str]]:
         for odd in (one for one in group if one.value != usual.value):
             yield odd.key, f"is {odd}, {usual.key} is {usual}: they must be equal"
     yield from _covered_range(values)
-    yield from _images_prepared_twice(values)
     yield from _counted_in_epochs(cfg)
 
 

@@ -56,7 +56,7 @@ _READ: dict[str, Sequence[str] | Callable] = {
     "auto_scale_lr": ("base_batch_size", "enable"),
     "model.heads.*": ("name", "weight"),
     "*norm_cfg": ("requires_grad",),
-    "*init_cfg*": ("override",),
+    "*init_cfg*": ("override", "name"),
     "ResNet.dcn": ("fallback_on_stride",),
     **{f"{name}.train_cfg": ("pts",) for name in _OUR_DETECTORS},
     **{f"{name}.train_cfg.pts": ("assigner",) for name in _OUR_DETECTORS},
