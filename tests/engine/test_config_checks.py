@@ -201,6 +201,16 @@ def test_keys_of_the_original_without_effect_pass(name, changes):
         ),
         (
             TINY,
+            {"data.train_dataloader": dict(samples_per_gpu=2)},
+            r"data\.train_dataloader\.samples_per_gpu is 2, data\.samples_per_gpu is 1",
+        ),
+        (
+            TINY,
+            {"model.img_backbone.init_cfg": dict(type="Pretrained", checkpoint="mine.pth")},
+            r"^model\.pretrained\.img is 'torchvision://resnet50', .*checkpoint is 'mine\.pth'",
+        ),
+        (
+            TINY,
             {"runner": dict(type="IterBasedRunner", max_iters=9), "evaluation.by_epoch": True},
             r"^evaluation\.by_epoch is True, but runner\.type is IterBasedRunner: set it False",
         ),

@@ -12,7 +12,6 @@ from mmcv import Config
 from projects.bevformer.engine.unread_keys import registered, unread_keys
 from projects.bevformer.model.detection.head import BEVFormerHead
 
-_SPLITS = ("train", "val", "test")
 _HEAD = "model.pts_bbox_head"
 # Groups of keys whose values must be equal. `*` stands for anything, what follows a colon is the type
 # of the part; "2 * key" is twice the value, "len(key)" the number of items.
@@ -38,6 +37,10 @@ _EQUAL: tuple[Sequence[str], ...] = (
     ),
     ("model.frames", f"{_HEAD}.transformer.frames", "data.*.frames:CustomNuScenesDatasetV2"),
     ("len(model.img_backbone.out_indices)", "len(model.img_neck.in_channels:FPN)"),
+    *(
+        (f"data.{name}", f"data.train_dataloader.{name}")
+        for name in ("samples_per_gpu", "workers_per_gpu", "persistent_workers")
+    ),
     *((f"data.*.{name}:NormalizeMultiviewImage",) for name in ("mean", "std", "to_rgb")),
 )
 
@@ -84,7 +87,7 @@ class _Value(NamedTuple):
 
 
 def _contradictions(cfg: Config) -> Iterator[tuple[str, str]]:
-    values = list(_values({split: (cfg.get("data") or {}).get(split) for split in _SPLITS}, "data"))
+    values = list(_values(cfg.get("data"), "data"))
     model = cfg.get("model") or {}
     if any(
         inspect.isclass(cls) and issubclass(cls, BEVFormerHead)
@@ -92,6 +95,7 @@ def _contradictions(cfg: Config) -> Iterator[tuple[str, str]]:
     ):  # little is known of other networks
         values += _values(model, "model")
         yield from _images_prepared_twice(values)
+        yield from _two_starts(values)
     groups = [[v for key in group for v in _matching(values, key)] for group in _EQUAL]
     for group in [*groups, _levels(values)]:
         number = [sum(other.value == one.value for other in group) for one in group]
@@ -174,6 +178,18 @@ def _images_prepared_twice(values: Sequence[_Value]) -> Iterator[tuple[str, str]
             yield step.key, "normalises images that model.data_preprocessor takes as they are"
         elif not on_device and kind == "ByteImageFormatBundle3D":
             yield step.key, "ends with uint8 images, for which model.data_preprocessor is not set"
+
+
+def _two_starts(values: Sequence[_Value]) -> Iterator[tuple[str, str]]:
+    files = {one.key: one.value for one in values}
+    first, second = (
+        files.get(f"model.{key}") for key in ("pretrained.img", "img_backbone.init_cfg.checkpoint")
+    )
+    if first and second and first != second:
+        what = (
+            f"is {first!r}, model.img_backbone.init_cfg.checkpoint is {second!r}: set one of them"
+        )
+        yield "model.pretrained.img", what
 
 
 def _counted_in_epochs(cfg: Config) -> Iterator[tuple[str, str]]:

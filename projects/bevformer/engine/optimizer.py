@@ -124,6 +124,8 @@ def fit_rate(cfg: Config, samples: int, scale: bool, logger: logging.Logger) -> 
     options = cfg.get("auto_scale_lr") or {}
     base, rate = options.get("base_batch_size"), cfg.optimizer.get("lr")
     scale = scale or options.get("enable", False)
+    if rate is not None and not isinstance(rate, (int, float)):
+        raise ValueError(f"optimizer.lr is {rate!r}: it must be a number")
     if scale and (base is None or rate is None):
         what = "auto_scale_lr = dict(base_batch_size=8)" if base is None else "optimizer.lr"
         raise ValueError(
