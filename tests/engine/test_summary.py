@@ -97,5 +97,6 @@ def test_range_and_grid_are_those_of_the_network(config_path):
     detector = build_detector()
     head = detector.pts_bbox_head
     text = summary(config_path, DummyDataset(), detector)
-    assert "x -51.2 to 51.2, y -51.2 to 51.2, z -5 to 3 m" in text
+    low, high = head.bbox_coder.pc_range[0], head.bbox_coder.pc_range[3]
+    assert f"range      x {low:g} to {high:g}, y " in text
     assert f"{head.bev_h} x {head.bev_w} BEV cells; at most {head.bbox_coder.max_num} boxes" in text
