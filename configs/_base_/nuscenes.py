@@ -65,6 +65,7 @@ float_test_pipeline = [
 train_pipeline = byte_train_pipeline if images_on_device else float_train_pipeline
 test_pipeline = byte_test_pipeline if images_on_device else float_test_pipeline
 
+info_files = f"{data_root.rstrip('/')}/{info_prefix}_infos_temporal_"
 dataset = dict(
     type=dataset_type,
     data_root=data_root,
@@ -73,7 +74,7 @@ dataset = dict(
     box_type_3d="LiDAR",
 )
 evaluated = dict(
-    ann_file=f"{data_root}{info_prefix}_infos_temporal_val.pkl",
+    ann_file=info_files + "val.pkl",
     pipeline=test_pipeline,
     test_mode=True,
     **dataset,
@@ -82,7 +83,7 @@ data = dict(
     samples_per_gpu=samples_per_gpu,
     workers_per_gpu=workers_per_gpu,
     train=dict(
-        ann_file=f"{data_root}{info_prefix}_infos_temporal_train.pkl",
+        ann_file=info_files + "train.pkl",
         pipeline=train_pipeline,
         test_mode=False,
         use_valid_flag=True,
