@@ -38,7 +38,10 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of training and evaluation: those of mmdet3d's tools, and `--device`."""
     add_config_arguments(parser)
-    parser.add_argument("--work-dir", help="folder for logs and results [work_dirs/<config>]")
+    parser.add_argument(
+        "--work-dir",
+        help="folder for logs and results [work_dirs/<config>; of an evaluation beside its checkpoint]",
+    )
     parser.add_argument("--seed", type=int, help="random seed; drawn and logged if not given")
     parser.add_argument("--deterministic", action="store_true", help="repeatable algorithms")
     parser.add_argument("--launcher", choices=LAUNCHERS, default="none")

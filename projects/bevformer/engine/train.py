@@ -135,7 +135,6 @@ def train(
     cfg.evaluation = cfg.get("evaluation") if validate else None
     runner.batch, runner.epoch_length = loader.batch_size * get_world_size(), len(loader)
     _register_hooks(runner, cfg, device)
-    _log_short_epochs(runner, logger)
     if get_rank() == 0:
         logger.info("training\n%s", run_summary(cfg, detector, loader, device, seed))
 
@@ -147,6 +146,7 @@ def train(
         _say_if_finished(runner, logger)
     elif cfg.get("load_from"):
         _start_from(runner, cfg, logger)
+    _log_short_epochs(runner, logger)
     runner.run([loader], workflow)
 
 
@@ -217,18 +217,19 @@ def _describe_run(cfg: Config, config_name: str, seed: int, logger: logging.Logg
 
 
 def _log_short_epochs(runner: BaseRunner, logger: logging.Logger) -> None:
-    """Let an epoch, or a run of iterations, that is shorter than the log interval end in a line."""
-    length, what = runner.epoch_length, "an epoch"
-    if not runner.counts_epochs:
-        length, what = runner.max_iters, "the run"
-    hooks = [hook for hook in runner.hooks if isinstance(hook, LoggerHook)]
-    short = [hook for hook in hooks if hook.interval > length]
-    for hook in short:
+    """Let an epoch, or the iterations that are left, end in a line where none would be logged."""
+    length = runner.epoch_length if runner.counts_epochs else runner.max_iters
+    what = "each epoch has" if runner.counts_epochs else "the run ends after"
+    silent = [
+        hook
+        for hook in runner.hooks
+        if isinstance(hook, LoggerHook)
+        and (0 if runner.counts_epochs else runner.iter) // hook.interval == length // hook.interval
+    ]
+    for hook in silent:
         hook.interval = length
-    if short:
-        logger.info(
-            "%s is shorter than log_config.interval: logged every %d iterations", what, length
-        )
+    if silent:
+        logger.info("%s %d iterations, before log_config.interval: logged then", what, length)
 
 
 def _say_if_finished(runner: BaseRunner, logger: logging.Logger) -> None:
