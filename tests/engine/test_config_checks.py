@@ -269,3 +269,19 @@ def test_only_what_is_certain_is_refused_of_own_parts(monkeypatch):
     attention = dict(type="Keeps", anything=dict(type="L1Loss", weight=1))
     problems = config_problems(changed({f"{LAYER}.attn_cfgs.0": attention}))
     assert [key for key, _ in problems] == [f"{LAYER}.attn_cfgs.0.anything.weight"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model.img_backbone.out_indices": 3},
+        {f"{CODER}.post_center_range": 61.2},
+        {"model.img_backbone.init_cfg": [dict(type="Kaiming", layer="Conv2d")]},
+        {"model.pts_bbox_head": None},
+        {"model": None},
+        {"data": None},
+        {"lr_config": None, "evaluation": None, "log_config": None, "custom_hooks": None},
+    ],
+)
+def test_values_of_another_kind_are_left_to_those_who_read_them(changes):
+    assert config_problems(changed(changes)) == []

@@ -147,7 +147,8 @@ def _matching(values: Sequence[_Value], pattern: str) -> list[_Value]:
         and not isinstance(one.value, (str, type(None)))
     ]
     if change == "len(":
-        return [one._replace(key=f"len({one.key})", value=len(one.value)) for one in found]
+        lists = [one for one in found if isinstance(one.value, tuple)]
+        return [one._replace(key=f"len({one.key})", value=len(one.value)) for one in lists]
     if change:
         return [one._replace(key=f"2 * {one.key}", value=2 * one.value) for one in found]
     return found
@@ -164,6 +165,8 @@ def _covered_range(values: Sequence[_Value]) -> Iterator[tuple[str, str]]:
     """Boxes of the range that the coder drops."""
     for inner in _matching(values, f"{_HEAD}.bbox_coder.pc_range"):
         for outer in _matching(values, f"{_HEAD}.bbox_coder.post_center_range"):
+            if not isinstance(outer.value, tuple) or not isinstance(inner.value, tuple):
+                continue  # the coder says what is wrong
             low = [a > b for a, b in zip(outer.value[:3], inner.value[:3])]
             high = [a < b for a, b in zip(outer.value[3:], inner.value[3:])]
             if any(low + high):
