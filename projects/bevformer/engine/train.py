@@ -13,7 +13,6 @@ import torch
 from mmcv import Config
 from mmcv.runner import (
     BaseRunner,
-    CheckpointHook,
     DistSamplerSeedHook,
     LoggerHook,
     build_optimizer,
@@ -172,21 +171,21 @@ def _short_run(cfg: Config, max_iters: int, given: Collection[str], logger: logg
             continue
         options = dict(cfg.get(section) or {}, by_epoch=False)
         if in_epochs(section, "interval"):
-            dropped.append(f"{section}.interval = {options.get('interval', 1)}")
+            dropped.append(f"{section}.interval = {options.get('interval', 1)} (now at the end)")
             options.update(interval=max_iters)
             options.pop("start", None)
         cfg[section] = options
     rate = cfg.get("lr_config") or {}
     if "step" in rate and in_epochs("lr_config", "step"):
-        dropped.append(f"lr_config.step = {rate.step}")
+        dropped.append(f"lr_config.step = {rate.step} (now constant)")
         warmup = {key: value for key, value in rate.items() if key.startswith("warmup")}
         cfg.lr_config = {"policy": "fixed", **warmup}
     for section in ("lr_config", "momentum_config"):
         (cfg.get(section) or {}).pop("by_epoch", None)
     if dropped:
         logger.info(
-            "--max-iters %d: %s would count epochs and does not count; a checkpoint and an evaluation "
-            "come at the end. In iterations: --cfg-options checkpoint_config.interval=N",
+            "--max-iters %d: what counts epochs does not apply: %s. To count iterations give it with "
+            "--cfg-options",
             max_iters,
             ", ".join(dropped),
         )
@@ -279,13 +278,6 @@ def _register_hooks(runner: BaseRunner, cfg: Config, device: torch.device) -> No
             settings.get("log_config"),
             settings.get("momentum_config"),
             custom_hooks_config=settings.get("custom_hooks"),
-        )
-    if not runner.counts_epochs and any(
-        isinstance(hook, CheckpointHook) and hook.by_epoch for hook in runner.hooks
-    ):
-        raise ValueError(
-            "checkpoint_config.by_epoch is True, and a run counted in iterations has no epochs to "
-            "save at: set it to False"
         )
     runner.register_hook(FiniteLossHook(), priority="HIGH")  # before the optimizer hook
     # After mmcv's IterTimerHook, which is LOW too.
