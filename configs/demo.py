@@ -85,6 +85,7 @@ fp16 = dict(dtype="bfloat16")
 channels_last = True  # convolutions in bfloat16 are then twice as fast
 lr = 2e-4
 optimizer = dict(type="AdamW", lr=lr, weight_decay=0.01)
+auto_scale_lr = dict(base_batch_size=1)
 optimizer_config = dict(grad_clip=dict(max_norm=35, norm_type=2))
 lr_config = dict(
     policy="CosineAnnealing",

@@ -3,5 +3,6 @@
 _base_ = ["./bevformer_bev120.py"]
 
 lr = 5e-5  # one sample per step, not eight
+auto_scale_lr = dict(base_batch_size=1)
 lr_config = dict(warmup_iters=200)
 evaluation = dict(interval=4)

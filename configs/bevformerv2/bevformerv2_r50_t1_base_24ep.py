@@ -85,8 +85,9 @@ data = dict(
         frames=frames,
         **{{_base_.dataset}},
     ),
-    val=dict(frames=frames),
-    test=dict(frames=frames),
+    # Velocities of the original's result files.
+    val=dict(frames=frames, result_velocity="official"),
+    test=dict(frames=frames, result_velocity="official"),
 )
 # Width, length and height of each class in metres.
 canonical_sizes = dict(
@@ -199,6 +200,7 @@ optimizer = dict(
     paramwise_cfg=dict(custom_keys={"img_backbone": dict(lr_mult=0.5)}),
     weight_decay=0.01,
 )
+auto_scale_lr = dict(base_batch_size=8)
 optimizer_config = dict(grad_clip=dict(max_norm=35, norm_type=2))
 total_epochs = 24
 lr_config = dict(

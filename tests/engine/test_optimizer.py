@@ -1,10 +1,13 @@
 """Parameter groups: one per set of options, also when a checkpoint has more."""
 
 import copy
+import logging
+import re
 
 import pytest
 import torch
 from dummy_task import DummyDetector
+from mmcv import Config
 from mmcv.runner import build_optimizer
 from tiny_bevformer import build_detector
 
@@ -13,6 +16,8 @@ from projects.bevformer.engine import optimizer as module
 from projects.bevformer.engine.config import load_config
 from projects.bevformer.engine.optimizer import (
     changed_options,
+    check_parameter_options,
+    fit_rate,
     fit_saved_state,
     match_layouts,
     saved_state,
@@ -204,3 +209,58 @@ def test_loaded_states_get_the_memory_layout_of_their_parameters():
     assert moments.stride() == conv.weight.stride()
     expected = next(iter(saved.state.values()))["exp_avg"]
     torch.testing.assert_close(moments, expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"custom_keys": {"img_backbne": {"lr_mult": 0.1}}}, "'img_backbne', .*: modules are img_backbone"),
+        ({"custom_keys": {"head": {}, "xyz": {}}}, "'xyz', .*: modules are head, img_backbone, norm"),
+        ({"dcn_offset_lr_mult": 0.1}, "of which the network has none: use custom_keys"),
+    ],
+)  # fmt: skip
+def test_options_for_no_parameter_are_refused(options, says):
+    with pytest.raises(ValueError, match=says):
+        check_parameter_options({"paramwise_cfg": options}, DummyDetector())
+
+
+def test_options_for_some_parameter_pass(settings):
+    check_parameter_options(settings, DummyDetector())
+    check_parameter_options({"type": "AdamW"}, DummyDetector())
+
+
+@pytest.mark.parametrize(
+    ("settings", "scale", "rate", "line"),
+    [
+        ({"base_batch_size": 8}, False, 0.1, "WARNING .* of 8, this run has 12 .* 2 x 2 x 3.: 0.15 would fit"),
+        ({"base_batch_size": 8}, True, 0.15, "INFO .*it is scaled to 0.15"),
+        ({"base_batch_size": 8, "enable": True}, False, 0.15, "INFO .*it is scaled to 0.15"),
+        ({"base_batch_size": 12}, True, 0.1, None),
+        (None, False, 0.1, None),
+    ],
+)  # fmt: skip
+def test_the_rate_fits_the_total_batch(monkeypatch, caplog, settings, scale, rate, line):
+    monkeypatch.setattr(module, "get_world_size", lambda: 2)
+    accumulation = dict(type="GradientCumulativeOptimizerHook", cumulative_iters=3)
+    cfg = Config(
+        dict(optimizer=dict(lr=0.1), optimizer_config=accumulation, auto_scale_lr=settings)
+    )
+    with caplog.at_level(logging.INFO):
+        fit_rate(cfg, 2, scale, logging.getLogger("rates"))
+    assert cfg.optimizer.lr == pytest.approx(rate)
+    lines = [f"{record.levelname} {record.getMessage()}" for record in caplog.records]
+    assert len(lines) == (line is not None)
+    assert line is None or re.search(line, lines[0])
+
+
+def test_a_rate_for_no_known_batch_is_not_scaled():
+    cfg = Config(dict(optimizer=dict(lr=0.1)))
+    with pytest.raises(
+        ValueError, match=r"add auto_scale_lr = dict\(base_batch_size=8\) to the config"
+    ):
+        fit_rate(cfg, 1, True, logging.getLogger("mmdet3d"))
+
+
+def test_a_rate_that_is_no_number_is_refused():
+    with pytest.raises(ValueError, match="optimizer.lr is 'abc': it must be a number"):
+        fit_rate(Config(dict(optimizer=dict(lr="abc"))), 1, False, logging.getLogger("rates"))

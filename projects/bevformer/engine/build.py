@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from projects.bevformer.engine.config import config_errors
 from projects.bevformer.engine.pretrained import checked_pretrained
 from projects.bevformer.engine.weight_fit import some_of
+from projects.bevformer.geometry.bev_grid import vehicle_cell
 from projects.bevformer.model import BEVFormer
 
 
@@ -34,8 +35,8 @@ def build_detector(
         pretrained: keep `model.pretrained`, for `init_weights`; otherwise a checkpoint follows.
 
     Raises:
-        ValueError: a wrong key (the message names the section), or the config is for another number
-            of classes or cameras than the data set.
+        ValueError: a wrong key (the message names the section), the config is for another number of
+            classes or cameras than the data set, or the history would not turn about the vehicle.
     """
     with config_errors("model"):
         model_cfg = copy.deepcopy(cfg.model)
@@ -50,6 +51,7 @@ def build_detector(
         _set_num_cams(model_cfg, cameras)
     with config_errors("model"):
         detector = build_model(model_cfg, cfg.get("train_cfg"), cfg.get("test_cfg"))
+    _check_rotate_center(detector)
     if dataset is not None:
         detector.CLASSES = list(dataset.CLASSES)
     if cameras is not None:
@@ -57,16 +59,19 @@ def build_detector(
     return detector
 
 
-def unwrapped(dataset: Any) -> Any:
-    """The data set inside wrappers such as RepeatDataset and CBGSDataset; the first of several."""
-    while not hasattr(dataset, "data_infos"):
+def data_sets_inside(dataset: Any) -> list[Any]:
+    """The data sets inside wrappers such as RepeatDataset, CBGSDataset and ConcatDataset."""
+    if not hasattr(dataset, "data_infos"):
         if getattr(dataset, "datasets", None):
-            dataset = dataset.datasets[0]
-        elif hasattr(dataset, "dataset"):
-            dataset = dataset.dataset
-        else:
-            break
-    return dataset
+            return [inner for part in dataset.datasets for inner in data_sets_inside(part)]
+        if hasattr(dataset, "dataset"):
+            return data_sets_inside(dataset.dataset)
+    return [dataset]
+
+
+def unwrapped(dataset: Any) -> Any:
+    """The first of `data_sets_inside`."""
+    return data_sets_inside(dataset)[0]
 
 
 def init_weights(detector: nn.Module, cfg: Config, logger: logging.Logger) -> None:
@@ -136,6 +141,34 @@ def _check_num_classes(model_cfg: dict, class_names: Sequence[str]) -> None:
             f"model.pts_bbox_head.num_classes is {number}, but the data set has {len(class_names)} "
             f"classes ({', '.join(class_names)}): make them agree, in "
             "model.pts_bbox_head.bbox_coder too"
+        )
+
+
+def _check_rotate_center(detector: nn.Module) -> None:
+    """Raise ValueError for the official centre in a range that no official weights have."""
+    head = getattr(detector, "pts_bbox_head", None)
+    transformer = getattr(head, "transformer", None)
+    centre, pc_range = (
+        getattr(part, name, None)
+        for part, name in (
+            (transformer, "rotate_center"),
+            (getattr(transformer, "encoder", None), "pc_range"),
+        )
+    )
+    if centre is None or pc_range is None or not hasattr(head, "bev_h"):
+        return
+    vehicle, middle = (
+        vehicle_cell(head.bev_h, head.bev_w, pc_range),
+        (head.bev_w / 2, head.bev_h / 2),
+    )
+    if vehicle != middle and any(
+        abs(given - right) > 0.01 for given, right in zip(centre, vehicle)
+    ):
+        raise ValueError(
+            f"model.pts_bbox_head.transformer.rotate_center is {list(centre)}, but with pc_range "
+            f"{list(pc_range)} the vehicle is at (column, row) {vehicle} of the grid, about which the "
+            "history turns: leave rotate_center out (it is for official weights, with the vehicle in the "
+            "middle)"
         )
 
 

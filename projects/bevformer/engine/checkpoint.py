@@ -210,6 +210,22 @@ def camera_rows(
     return [saved.index(name) for name in wanted] if saved and list(saved) != wanted else None
 
 
+def _without_other_cameras(checkpoint, cameras, path, logger):
+    """A checkpoint as a start for a rig of other cameras: their embeddings are left out."""
+    try:
+        camera_rows(checkpoint, cameras, path)
+    except ValueError:
+        weights = checkpoint["state_dict"].copy()
+        for name in _camera_embeddings(list(weights)):
+            del weights[name]
+        logger.warning(
+            "%s was trained with other cameras than %s: their embeddings start anew",
+            path, ", ".join(cameras),
+        )  # fmt: skip
+        return {**checkpoint, "state_dict": weights}
+    return checkpoint
+
+
 def fit_checkpoint(
     checkpoint: dict,
     own: Mapping[str, torch.Tensor],
@@ -273,15 +289,18 @@ def load_weights(
         logger: receives what was left over, as a warning where that is not normal.
         complete: every parameter of the model has to come from the checkpoint (evaluation, resume).
             Otherwise (`load_from`) those it lacks keep their initial values, and those of another
-            shape are skipped; both are reported.
+            shape and embeddings of other cameras are skipped; all are reported.
 
     Returns:
         What was loaded and what was not.
 
     Raises:
-        ValueError: not `complete` enough, nothing fits, or it was trained with other cameras.
+        ValueError: not `complete` enough, nothing fits, or, if `complete`, it was trained with other
+            cameras.
     """
     cameras = getattr(detector, "CAMERAS", None)
+    if not complete:
+        checkpoint = _without_other_cameras(checkpoint, cameras, path, logger)
     rows = camera_rows(checkpoint, cameras, path)
     fit = fit_checkpoint(checkpoint, detector.state_dict(), path, complete)
     if rows is not None:
@@ -306,7 +325,7 @@ def find_latest_checkpoint(
     """Newest checkpoint that loads, of a training run that counts epochs (or iterations).
 
     What `latest.pth` names comes first, then `epoch_N.pth` (or `iter_N.pth`) by falling number;
-    numbers above that of `latest.pth` are of an earlier run and come last.
+    numbers above that of `latest.pth` are of an earlier run and come after the others.
 
     Args:
         work_dir: folder of the checkpoints.
@@ -324,12 +343,13 @@ def find_latest_checkpoint(
     named = Path(work_dir, os.readlink(latest)) if links_latest and latest.is_symlink() else None
     newest = numbered.get(named, max(numbered.values(), default=0))
     order = sorted(numbered, key=lambda path: (numbered[path] <= newest, numbered[path]))[::-1]
-    if named is not None and named.exists() and named not in order:
-        order.insert(0, named)
-    found, passed = None, [path for path in others if path != named]
+    order += sorted(others, key=others.get, reverse=True)  # an epoch's middle is called iter_N too
+    if named is not None and named.exists():
+        order = [named, *(path for path in order if path != named)]
+    found, passed = None, []
     for path in order:
         if found is not None:
-            passed += [path] * (numbered[path] > newest)
+            passed += [path] * (path in others or numbered[path] > newest)
             continue
         try:
             meta = load_checkpoint(path)["meta"]

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, Iterator, Mapping
 
 from mmcv import Config, ConfigDict
-from mmcv.runner import CheckpointHook
 from mmcv.utils import Registry, import_modules_from_strings
 
 from projects.bevformer.engine.config_files import SUFFIXES
 from projects.bevformer.engine.config_keys import did_you_mean
 from projects.bevformer.engine.config_options import read_config
+from projects.bevformer.engine.data_sections import info_files, inner_sections
 from projects.bevformer.engine.optimizer import MergedGroupsConstructor
 
 _REGISTRIES = (  # modules that hold registries
@@ -112,7 +112,8 @@ def load_config(
         if not Path(data_root).is_dir():
             raise FileNotFoundError(f"--data-root {data_root} is not a folder")
         for split in {"train", "val", "test"} & set(cfg.data):
-            _move_split(cfg.data[split], str(data_root))
+            for _, options in inner_sections(cfg.data[split], f"data.{split}"):
+                _move_split(options, str(data_root))
     if cfg.get("optimizer"):
         cfg.optimizer.setdefault("constructor", MergedGroupsConstructor.__name__)
     _import_plugin_dir(cfg)
@@ -121,12 +122,14 @@ def load_config(
 
 def _move_split(options: ConfigDict, data_root: str) -> None:
     """Point a section of `data` to another root."""
-    old_root, ann_file = options.get("data_root"), options.get("ann_file")
-    if old_root and ann_file and not Path(ann_file).is_file():
+    old_root, files = options.get("data_root"), info_files(options)
+    for i, path in enumerate(files):
         with contextlib.suppress(ValueError):  # it does not lie below the old root
-            moved = Path(data_root) / Path(ann_file).relative_to(old_root)
-            if moved.is_file():
-                options.ann_file = str(moved)
+            moved = Path(data_root) / Path(path).relative_to(old_root or data_root)
+            if moved.is_file() and not Path(path).is_file():
+                files[i] = str(moved)
+    if files:
+        options.ann_file = files if isinstance(options.ann_file, (list, tuple)) else files[0]
     options.data_root = data_root
 
 
@@ -197,24 +200,3 @@ def runner_settings(cfg: Config, max_iters: int | None = None) -> ConfigDict:
             "each other: set both (--cfg-options total_epochs=N runner.max_epochs=N)"
         )
     return runner.copy()
-
-
-def check_checkpoint_config(checkpoint_config: Mapping[str, Any] | None) -> None:
-    """Refuse unknown keys of `checkpoint_config` now; mmcv fails only when it first saves.
-
-    Args:
-        checkpoint_config: the config's dict, or None.
-
-    Raises:
-        ValueError: a key that mmcv's CheckpointHook does not take.
-    """
-    options = dict(checkpoint_config or {})
-    if options.pop("type", "CheckpointHook") != "CheckpointHook":
-        return
-    parameters = inspect.signature(CheckpointHook).parameters.values()
-    known = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
-    known += ["meta", "filename_tmpl", "create_symlink"]  # for the runner
-    for key in options:
-        if key not in known:
-            hint = did_you_mean(key, known) or f" (it takes {', '.join(known)})"
-            raise ValueError(f"checkpoint_config has no {key!r}{hint}")

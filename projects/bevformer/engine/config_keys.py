@@ -7,7 +7,7 @@ from typing import Any, Iterable, Mapping
 
 SECTIONS = frozenset(  # dicts
     "model data optimizer optimizer_config lr_config momentum_config runner checkpoint_config "
-    "evaluation log_config fp16 custom_imports train_cfg test_cfg".split()
+    "evaluation log_config fp16 custom_imports train_cfg test_cfg auto_scale_lr".split()
 )
 READ_KEYS = (
     SECTIONS

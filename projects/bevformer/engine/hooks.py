@@ -8,6 +8,7 @@ from typing import Any, Optional, Sequence, Union
 import torch
 from mmcv.runner import HOOKS, Hook, LoggerHook
 
+from projects.bevformer.datasets.evaluators import BOXES
 from projects.bevformer.engine.batch import train_sample_tokens
 from projects.bevformer.engine.best import BestCheckpoint, lost_evaluation
 from projects.bevformer.engine.distributed import (
@@ -20,8 +21,14 @@ from projects.bevformer.engine.distributed import (
 from projects.bevformer.engine.evaluate import predict
 from projects.bevformer.engine.report import headline_metrics, metrics_table
 from projects.bevformer.nuscenes.evaluation.scoring import write_metrics
+from projects.bevformer.nuscenes.spec import TP_ERRORS
+from projects.bevformer.published import published
 
-_NUSCENES = "pts_bbox_NuScenes/"
+_FLAT = ("pts_bbox_NuScenes/", "pts_bbox_own/")  # of `flat_metrics`
+_RULES = {
+    **dict.fromkeys(("NDS", "mAP", "mAP_own"), "greater"),
+    **dict.fromkeys(TP_ERRORS.values(), "less"),
+}
 
 
 @HOOKS.register_module()
@@ -97,11 +104,20 @@ class DataWaitHook(Hook):
 
 
 @HOOKS.register_module()
+@published(
+    # The pipeline of data.val counts; results are always gathered from all processes, without files.
+    ignores=("pipeline", "gpu_collect", "tmpdir", "logger"),
+    only={
+        **{"broadcast_bn_buffer": True, "show": False, "out_dir": None, "jsonfile_prefix": None},
+        **{"test_fn": None, "dynamic_intervals": None, "file_client_args": None},
+    },
+)
 @dataclass(eq=False, repr=False)
 class TemporalEvalHook(Hook):
     """Evaluates during training; frames of a scene stay in order and on one process.
 
-    Results go to `<work_dir>/eval/epoch_N` (or `iter_N`), the newest `metrics_summary.json` also to the work
+    Its arguments are those of mmdet's EvalHook. Results go to `<work_dir>/eval/epoch_N` (or
+    `iter_N`), the newest `metrics_summary.json` also to the work
     dir.
 
     Where the weights are averaged (`AverageHook`), the average is evaluated. An evaluation that a
@@ -115,12 +131,16 @@ class TemporalEvalHook(Hook):
         start: first epoch that may be evaluated; None for `interval`.
         by_epoch: whether the runner counts epochs.
         metric: see `DatasetEvaluator.score`.
-        save_best: "NDS", "mAP" or "auto" (NDS) keeps the best checkpoint as `best_NDS_epoch_N.pth`;
-            "<head>/<name>" does so for a metric of another head.
-        rule: "greater" (the default) or "less": which value of that metric is the better one.
+        save_best: "NDS", "mAP", an error such as "mATE", or "auto" (NDS) keeps the best checkpoint as
+            `best_NDS_epoch_N.pth`; own classes have "mAP_own" in place of the first two; "<head>/<name>" does so for a metric of another head.
+        rule: "greater" or "less" is better; by default known for nuScenes' metrics, and as the next two say
+            for others.
+        less_keys, greater_keys: lower is better for a metric with one of the former in its name and none of
+            the latter.
 
     Raises:
-        ValueError: an impossible interval, or an unknown `metric`, `save_best` or `rule`.
+        ValueError: an impossible interval, an unknown `metric` or `save_best`, a `rule` against it, or a
+            split that cannot be scored.
     """
 
     dataset: Any
@@ -132,25 +152,44 @@ class TemporalEvalHook(Hook):
     metric: Union[str, Sequence[str]] = "bbox"
     save_best: Optional[str] = None
     rule: Optional[str] = None
+    less_keys: Union[str, Sequence[str]] = ("loss",)
+    greater_keys: Union[str, Sequence[str]] = ()
     due: Optional[str] = field(default=None, init=False)  # the evaluation that comes next
 
     def __post_init__(self):
         if self.interval < 1:
             raise ValueError(f"evaluation.interval is {self.interval}: it must be at least 1")
         self.start = self.interval if self.start is None else self.start
-        heads = self.dataset.evaluator.heads_of(self.metric)
+        evaluator = self.dataset.evaluator
+        heads = evaluator.check(self.metric)
         self.best_key, save_best = None, self.save_best
         if save_best is not None:
             # mmdet3d users write pts_bbox_NuScenes/NDS.
-            name = save_best[len(_NUSCENES) :] if save_best.startswith(_NUSCENES) else save_best
-            self.best_key = "NDS" if name == "auto" else name
+            name = save_best.split("/", 1)[1] if save_best.startswith(_FLAT) else save_best
+            overall = evaluator.overall_names if BOXES in heads else ()
+            self.best_key = overall[0] if name == "auto" and overall else name
             head = self.best_key.partition("/")[0]
-            if head not in (*heads, *(("NDS", "mAP") if "pts_bbox" in heads else ())):
+            own = (*overall, *TP_ERRORS.values()) if overall else ()
+            if head not in (*heads, *own):
                 raise ValueError(
-                    f"evaluation.save_best is {save_best!r}: it must be NDS, mAP or auto, or <head>/<name>, "
-                    f"of a head that evaluation.metric names ({self.metric!r})"
+                    f"evaluation.save_best is {save_best!r}: it must be "
+                    f"{', '.join(own)}{', auto, or ' if own else ''}<head>/<name>, of a head that "
+                    f"evaluation.metric names ({self.metric!r})"
                 )
-            self.best = BestCheckpoint(self.best_key, self.rule or "greater")
+            self.rule = self._rule_of_best()
+            self.best = BestCheckpoint(self.best_key, self.rule)
+
+    def _rule_of_best(self):
+        known = _RULES.get(self.best_key)
+        if self.rule not in (None, "greater", "less") or (known and self.rule not in (None, known)):
+            raise ValueError(
+                f"evaluation.rule is {self.rule!r}: of {self.best_key}, {known or 'greater or less'} is better"
+            )
+        less, greater = (
+            any(key in self.best_key for key in ([keys] if isinstance(keys, str) else keys or ()))
+            for keys in (self.less_keys, self.greater_keys)
+        )
+        return known or self.rule or ("less" if less and not greater else "greater")
 
     def _is_due(self, done):
         return done >= self.start and (done - self.start) % self.interval == 0

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Iterable
+import difflib
+import logging
+from typing import Iterable, Mapping
 
 import torch
+from mmcv import Config
 from mmcv.runner import OPTIMIZER_BUILDERS, OPTIMIZERS, DefaultOptimizerConstructor
 from torch import nn
 
 from projects.bevformer import compat
+from projects.bevformer.engine.distributed import get_world_size
 
 # Affects how an optimizer computes, not what.
 _IMPLEMENTATION = ("foreach", "fused", "capturable", "differentiable")
@@ -64,6 +68,81 @@ def _merged(groups: list[dict]) -> list[dict]:
         else:
             merged.append({**group, "params": list(group["params"])})
     return merged
+
+
+def check_parameter_options(optimizer_cfg: Mapping, model: nn.Module) -> None:
+    """Refuse options of `optimizer.paramwise_cfg` that are for no parameter of the model.
+
+    Args:
+        optimizer_cfg: the config's `optimizer`.
+        model: whose parameters it is for.
+
+    Raises:
+        ValueError: names the option and the nearest names of modules.
+    """
+    options = optimizer_cfg.get("paramwise_cfg") or {}
+    names = [name for name, _ in model.named_parameters()]
+    modules = {part for name, _ in model.named_modules() for part in (name, *name.split("."))}
+    for pattern in options.get("custom_keys") or {}:
+        if not any(pattern in f".{name}" for name in names):
+            close = difflib.get_close_matches(pattern, sorted(modules), n=3) or sorted(
+                name for name, _ in model.named_children()
+            )
+            raise ValueError(
+                f"optimizer.paramwise_cfg.custom_keys has {pattern!r}, which is in the name of no "
+                f"parameter: modules are {', '.join(close)}"
+            )
+    convolutions = {cls.__name__ for module in model.modules() for cls in type(module).__mro__}
+    if "dcn_offset_lr_mult" in options and not convolutions & {
+        "DeformConv2d", "ModulatedDeformConv2d",
+    }:  # fmt: skip
+        raise ValueError(
+            "optimizer.paramwise_cfg.dcn_offset_lr_mult is for mmcv's deformable convolutions, of which "
+            "the network has none: use custom_keys=dict(conv_offset=dict(lr_mult=...))"
+        )
+
+
+def total_batch(cfg: Config, samples: int) -> tuple[int, int, int]:
+    """Samples of a process, processes, and iterations whose gradients are added up for one step."""
+    accumulated = (cfg.get("optimizer_config") or {}).get("cumulative_iters", 1)
+    return samples, get_world_size(), accumulated
+
+
+def fit_rate(cfg: Config, samples: int, scale: bool, logger: logging.Logger) -> None:
+    """Compare the total batch with the one that the learning rate is for.
+
+    Args:
+        cfg: its `auto_scale_lr.base_batch_size` is the batch that `optimizer.lr` is for; with
+            `auto_scale_lr.enable` the rate is scaled, as mmdet's configs do.
+        samples: in a batch of one process.
+        scale: set `optimizer.lr` to the rate for the total batch; otherwise log that rate.
+        logger: of the run.
+
+    Raises:
+        ValueError: the rate is to be scaled, and the config has none or no batch that it is for.
+    """
+    options = cfg.get("auto_scale_lr") or {}
+    base, rate = options.get("base_batch_size"), cfg.optimizer.get("lr")
+    scale = scale or options.get("enable", False)
+    if rate is not None and not isinstance(rate, (int, float)):
+        raise ValueError(f"optimizer.lr is {rate!r}: it must be a number")
+    if scale and (base is None or rate is None):
+        what = "auto_scale_lr = dict(base_batch_size=8)" if base is None else "optimizer.lr"
+        raise ValueError(
+            f"--autoscale-lr needs the rate and the total batch that it is for: add {what} to the config"
+        )
+    parts = total_batch(cfg, samples)
+    batch = parts[0] * parts[1] * parts[2]
+    if base in (None, batch) or rate is None:
+        return
+    fitting = rate * batch / base
+    text = "the learning rate %g is for a total batch of %d, this run has %d (samples x processes x %s)"
+    numbers = rate, base, batch, "accumulated = " + " x ".join(map(str, parts))
+    if scale:
+        cfg.optimizer.lr = fitting
+        logger.info(text + ": it is scaled to %g", *numbers, fitting)
+    else:
+        logger.warning(text + ": %g would fit (--autoscale-lr sets it)", *numbers, fitting)
 
 
 def saved_state(optimizer: torch.optim.Optimizer, detector: nn.Module) -> dict:

@@ -9,22 +9,25 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Iterable
+from typing import Any, Iterable
 
 from mmcv import Config
 from mmcv.utils import digit_version
 
+from projects.bevformer.datasets.motion import QUIRKS
 from projects.bevformer.engine.config import config_errors
+from projects.bevformer.engine.data_sections import inner_sections
+from projects.bevformer.geometry.bev_grid import vehicle_cell
 from projects.bevformer.geometry.boxes import BOX_CONVENTION_NEW, BOX_CONVENTION_OLD
 
 STAMP = "trained_with"  # key in a checkpoint's meta
 
-_DATASET_QUIRKS = {"can_bus_quaternion": "wxyz", "can_bus_message": "same"}  # and their defaults
+# Of `QUIRKS`, those that the weights depend on.
+_DATASET_QUIRKS = ("can_bus_quaternion", "can_bus_message", "can_bus_heading", "lidar_axes")
 _OFFICIAL = {
     "box_convention": BOX_CONVENTION_OLD,
     "rotate_center": [100.0, 100.0],
-    "can_bus_quaternion": "official",
-    "can_bus_message": "official",
+    **{name: "official" for name in _DATASET_QUIRKS},
 }
 _NEW_CONVENTION_SINCE = "1.0.0rc0"  # mmdet3d
 
@@ -38,24 +41,43 @@ def training_stamp(cfg: Config, split: str = "train") -> dict:
 
     Returns:
         dict of plain values: box_convention (of the network), rotate_center (column, row),
-        can_bus_quaternion, can_bus_message. Empty for a model without a BEV.
+        can_bus_quaternion, can_bus_message, can_bus_heading, lidar_axes. Empty for a model without a BEV.
 
     Raises:
-        ValueError: no model, or a BEV head without a transformer or without its BEV grid.
+        ValueError: no model, a BEV head without a transformer or without its BEV grid, or data sets inside
+            the split that disagree.
     """
     with config_errors("model"):
         head = cfg.model.get("pts_bbox_head")
     if head is None:
         return {}
     with config_errors("model.pts_bbox_head"):
-        centre = head.transformer.get("rotate_center") or (head.bev_w / 2, head.bev_h / 2)
-    dataset = cfg.data.get(split, {})
-    quirks = {name: dataset.get(name, default) for name, default in _DATASET_QUIRKS.items()}
+        centre = head.transformer.get("rotate_center")
+        if centre is None:
+            pc_range = head.transformer.encoder.pc_range
+            centre = vehicle_cell(head.bev_h, head.bev_w, pc_range)
     return {
         "box_convention": BOX_CONVENTION_OLD,
         "rotate_center": [float(number) for number in centre],
-        **quirks,
+        **_dataset_quirks(cfg.data.get(split, {}), f"data.{split}"),
     }
+
+
+def _dataset_quirks(section: Any, key: str) -> dict:
+    """Those of the data sets inside a section of `data`, which must agree."""
+    quirks = {
+        inner: {name: options.get(name, QUIRKS[name][0]) for name in _DATASET_QUIRKS}
+        for inner, options in inner_sections(section, key)
+    }
+    (first_key, first), *others = quirks.items()
+    for other_key, other in others:
+        for name in first:
+            if first[name] != other[name]:
+                raise ValueError(
+                    f"{first_key}.{name} is {first[name]!r} and {other_key}.{name} is "
+                    f"{other[name]!r}: the data sets that a network trains on must agree"
+                )
+    return first
 
 
 def has_bev(weights: Iterable[str]) -> bool:
