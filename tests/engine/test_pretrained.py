@@ -209,13 +209,6 @@ def test_prefix_of_init_cfg(config, tmp_path):
         start(config, img_backbone=dict(init_cfg=pretrained(path, prefix="student")))
 
 
-def test_pretrained_that_cannot_take_effect_is_refused(config):
-    with pytest.raises(ValueError, match=r"pretrained has \{'pts': 'b'\}: only `img`"):
-        start(config, pretrained=dict(img="a", pts="b"))
-    with pytest.raises(ValueError, match="pretrained.img is 'a' and .*init_cfg .*give one of them"):
-        start(config, pretrained="a", img_backbone=dict(init_cfg=pretrained("b")))
-
-
 def test_public_names_are_read_safely_from_the_cache(config, tmp_path, monkeypatch):
     fetched = []
 

@@ -9,7 +9,6 @@ from inspect import signature
 from typing import Any, Iterator, Sequence
 
 from mmcv import Config
-from mmdet.models.builder import DETECTORS
 from mmdet.models.utils.builder import TRANSFORMER
 from mmdet3d.models import build_model
 from torch import nn
@@ -19,7 +18,6 @@ from projects.bevformer.engine.config import config_errors
 from projects.bevformer.engine.pretrained import checked_pretrained
 from projects.bevformer.engine.weight_fit import some_of
 from projects.bevformer.geometry.bev_grid import vehicle_cell
-from projects.bevformer.model import BEVFormer
 
 
 def build_detector(
@@ -42,7 +40,6 @@ def build_detector(
         model_cfg = copy.deepcopy(cfg.model)
         if not pretrained:
             model_cfg.pretrained = None
-    _check_pretrained(model_cfg)
     # A data set from elsewhere may not name its cameras.
     cameras = getattr(unwrapped(dataset), "cameras", None)
     if dataset is not None:
@@ -108,28 +105,6 @@ def _quiet(detector: nn.Module) -> Iterator[None]:
     finally:
         logging.disable(logging.NOTSET)
         del detector._dump_init_info
-
-
-def _check_pretrained(model_cfg: dict) -> None:
-    """Refuse what `model.pretrained` cannot do; a path alone is that of the image backbone."""
-    given, detector = model_cfg.get("pretrained"), DETECTORS.get(model_cfg.get("type"))
-    if not given or detector is None or not issubclass(detector, BEVFormer):
-        return
-    files = {"img": given} if isinstance(given, str) else dict(given)
-    model_cfg["pretrained"] = {"img": files.pop("img", None)}
-    others = {key: file for key, file in files.items() if file}
-    if others:
-        raise ValueError(
-            f"model.pretrained has {others}: only `img`, the image backbone, is possible there; "
-            "give another part init_cfg=dict(type='Pretrained', checkpoint=...)"
-        )
-    backbone = model_cfg.get("img_backbone") or {}
-    for key in ("init_cfg", "pretrained"):
-        if model_cfg["pretrained"]["img"] and backbone.get(key):
-            raise ValueError(
-                f"model.pretrained.img is {model_cfg['pretrained']['img']!r} and "
-                f"model.img_backbone.{key} {backbone[key]}: give one of them"
-            )
 
 
 def _check_num_classes(model_cfg: dict, class_names: Sequence[str]) -> None:
