@@ -15,7 +15,10 @@ from projects.bevformer.engine.provenance import (
     training_stamp,
 )
 
-DETECTOR = OrderedDict({"pts_bbox_head.reg_branches.0.4.weight": torch.zeros(10, 4)})
+DETECTOR = OrderedDict(
+    (f"pts_bbox_head.{name}.weight", torch.zeros(10, 4))
+    for name in ("reg_branches.0.4", "transformer.can_bus_mlp.0")
+)
 OFFICIAL = {
     "box_convention": "wlh_negyaw",
     "rotate_center": [100.0, 100.0],
@@ -90,6 +93,14 @@ def test_unstamped_weights_in_a_config_without_the_quirks_are_one_line():
     official = load_config(f"{REPOSITORY}/configs/bevformer/bevformer_tiny.py")
     assert disagreements(checkpoint(), "a.pth", official) == []
     assert disagreements(checkpoint(), "a.pth", Config({"model": {"type": "Other"}})) == []
+
+
+def test_a_network_without_history_has_no_quirks():
+    weights = {name: value for name, value in DETECTOR.items() if "can_bus" not in name}
+    assert disagreements(checkpoint(weights, mmdet3d_version="0.17.1"), "a.pth", config()) == []
+    assert disagreements(checkpoint(weights), "a.pth", config()) == []
+    with pytest.raises(ValueError, match="whose boxes are lwh_yaw"):
+        disagreements(checkpoint(weights, mmdet3d_version="1.0.0"), "a.pth", config())
 
 
 @pytest.mark.parametrize("version", ["1.0.0rc0", "1.0.0rc6", "1.1.0"])

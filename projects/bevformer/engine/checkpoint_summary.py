@@ -10,7 +10,7 @@ from mmcv import Config
 
 from projects.bevformer.engine.build import build_detector
 from projects.bevformer.engine.checkpoint import fit_checkpoint
-from projects.bevformer.engine.provenance import disagreements, has_bev, trained_with
+from projects.bevformer.engine.provenance import disagreements, stamp_of
 from projects.bevformer.engine.weight_fit import WeightFit, by_prefix, without_wrapper
 
 _VOVNET = ("VoVNet", "stem.stem_1/conv.weight")
@@ -34,8 +34,7 @@ def describe(checkpoint: dict, path: str | Path) -> list[tuple[str, str]]:
         list of (what, value) strings.
     """
     weights, meta = without_wrapper(checkpoint["state_dict"]), checkpoint["meta"]
-    stamp, origin = trained_with(meta)
-    stamp = stamp if has_bev(weights) else {}
+    stamp, origin = stamp_of(checkpoint)
     progress = [f"{key} {meta[key]}" for key in ("epoch", "iter") if key in meta]
     rows = [
         ("file", f"{path}{_size(Path(path).expanduser())}"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any, Iterable
+from typing import Any
 
 from mmcv import Config
 from mmcv.utils import digit_version
@@ -21,6 +21,7 @@ from projects.bevformer.geometry.bev_grid import vehicle_cell
 from projects.bevformer.geometry.boxes import BOX_CONVENTION_NEW, BOX_CONVENTION_OLD
 
 STAMP = "trained_with"  # key in a checkpoint's meta
+_MOTION = "can_bus_mlp"  # in the names of weights that depend on how the motion is given
 
 # Of `QUIRKS`, those that the weights depend on.
 _DATASET_QUIRKS = ("can_bus_quaternion", "can_bus_message", "can_bus_heading", "lidar_axes")
@@ -80,11 +81,6 @@ def _dataset_quirks(section: Any, key: str) -> dict:
     return first
 
 
-def has_bev(weights: Iterable[str]) -> bool:
-    """Whether weights of these names belong to a BEVFormer; a backbone has no quirks."""
-    return any("reg_branches" in name for name in weights)
-
-
 def trained_with(meta: dict) -> tuple[dict, str]:
     """The training stamp of a checkpoint.
 
@@ -105,6 +101,21 @@ def trained_with(meta: dict) -> tuple[dict, str]:
     if digit_version(version) < digit_version(_NEW_CONVENTION_SINCE):
         return dict(_OFFICIAL), f"mmdet3d {version}"
     return {"box_convention": BOX_CONVENTION_NEW}, f"mmdet3d {version}"
+
+
+def stamp_of(checkpoint: dict) -> tuple[dict, str]:
+    """`trained_with` of a checkpoint, of which only what its weights depend on.
+
+    A backbone depends on nothing, a network without a history (BEVFormer v2, which has no
+    `can_bus_mlp`) not on how the motion is given.
+    """
+    (stamp, origin), weights = trained_with(checkpoint["meta"]), checkpoint["state_dict"]
+    if not any("pts_bbox_head.reg_branches" in name for name in weights):
+        return {}, origin
+    if not any(_MOTION in name for name in weights):
+        of_motion = ("rotate_center", *_DATASET_QUIRKS)
+        stamp = {name: value for name, value in stamp.items() if name not in of_motion}
+    return stamp, origin
 
 
 def check_provenance(
@@ -130,11 +141,11 @@ def disagreements(
     checkpoint: dict, path: str | Path, cfg: Config, split: str = "test"
 ) -> list[str]:
     """The lines that `check_provenance` logs; same arguments and errors."""
-    if not has_bev(checkpoint["state_dict"]):
-        return []
-    stamp, origin = trained_with(checkpoint["meta"])
+    stamp, origin = stamp_of(checkpoint)
     wanted = training_stamp(cfg, split)
-    if not stamp and any(wanted.get(name, value) != value for name, value in _OFFICIAL.items()):
+    has_history = any(_MOTION in name for name in checkpoint["state_dict"])
+    unofficial = any(wanted.get(name, value) != value for name, value in _OFFICIAL.items())
+    if has_history and not stamp and unofficial:
         return [
             f"checkpoint {path} does not say what it was trained with: official weights need the "
             "quirks that the recipes of configs/bevformer/ set "
