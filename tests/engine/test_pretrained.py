@@ -118,6 +118,27 @@ def test_weights_may_lie_under_other_keys(config, tmp_path, container):
     assert all_loaded(start(config, pretrained=path))  # a path alone is that of the backbone
 
 
+def test_a_file_of_dd3d_loads_into_vovnet(config, tmp_path, caplog):
+    options = dict(type="VoVNet", spec_name="V-19-slim-dw-eSE", frozen_stages=1)
+    config.model.img_neck.in_channels = [256, 384]
+    config.model.img_backbone = dict(**options, out_features=["stage3", "stage4"])
+    names = build_detector(config).img_backbone.state_dict()
+    weights = {
+        f"backbone.bottom_up.{name}": torch.full_like(value, NEW)
+        for name, value in names.items()
+        if value.is_floating_point()
+    }
+    weights["backbone.fpn_lateral3.weight"] = torch.zeros(1)
+    path = save(tmp_path / "a.pth", weights, "model")
+    with caplog.at_level(logging.INFO):
+        assert all_loaded(start(config, pretrained=path))
+    assert "absent from the model: 1 backbone.fpn_lateral3" in caplog.text
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    detector = build_detector(config)
+    load_weights(detector, load_checkpoint(path), path, LOGGER, complete=False)
+    assert all_loaded(detector)
+
+
 def test_own_names_win_over_averaged_copies_of_the_same_file(config, tmp_path, caplog):
     averaged = {name: 2 * value for name, value in backbone_weights("ema_img_backbone_").items()}
     path = save(tmp_path / "a.pth", {**averaged, **backbone_weights("img_backbone.")})
@@ -209,7 +230,7 @@ def test_prefix_of_init_cfg(config, tmp_path):
         start(config, img_backbone=dict(init_cfg=pretrained(path, prefix="student")))
 
 
-def test_public_names_are_read_safely_from_the_cache(config, tmp_path, monkeypatch):
+def test_public_names_are_read_safely_from_the_cache(config, tmp_path, monkeypatch, capsys):
     fetched = []
 
     def download(url, path, progress):
@@ -220,6 +241,7 @@ def test_public_names_are_read_safely_from_the_cache(config, tmp_path, monkeypat
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     for _ in range(2):
         assert all_loaded(start(config, pretrained=dict(img="torchvision://resnet50")))
+    assert capsys.readouterr().out == ""
     (url,) = fetched
     (path,) = tmp_path.rglob("*.pth")
     assert path.name == Path(url).name

@@ -33,7 +33,7 @@ def download(source: str) -> Any:
     load_url = mmcv_checkpoint.load_url
     mmcv_checkpoint.load_url = _load_url
     try:
-        return _mmcv_load(source, map_location="cpu")
+        return _mmcv_load(source, map_location="cpu", logger="silent")
     except KeyError as error:
         raise ValueError(f"weights {source}: {scheme} has no {name}") from error
     finally:
