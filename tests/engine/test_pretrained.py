@@ -166,6 +166,13 @@ WAYS = {
         img_backbone=dict(type="ConvertsNames", init_cfg=pretrained(path))
     ),
     "img_neck": lambda path: dict(img_neck=dict(init_cfg=[pretrained(path)])),
+    "pts_bbox_head": lambda path: dict(pts_bbox_head=dict(init_cfg=pretrained(path))),
+    "transformer": lambda path: dict(
+        pts_bbox_head=dict(transformer=dict(init_cfg=pretrained(path)))
+    ),
+    "encoder": lambda path: dict(
+        pts_bbox_head=dict(transformer=dict(encoder=dict(init_cfg=pretrained(path))))
+    ),
     "model": lambda path: dict(init_cfg=pretrained(path)),
 }
 
@@ -177,6 +184,27 @@ def test_a_file_of_which_nothing_fits_is_refused_wherever_it_is_given(config, tm
     with pytest.raises(ValueError, match=message):
         start(config, **WAYS[way](path))
     assert CheckpointLoader.load_checkpoint.__module__ == "mmcv.runner.checkpoint"  # as before
+
+
+@pytest.mark.parametrize("way", ["pts_bbox_head", "transformer", "encoder"])
+def test_weights_of_inner_parts_are_not_initialised_over(config, tmp_path, way):
+    parts = {"pts_bbox_head": "", "transformer": "transformer.", "encoder": "transformer.encoder."}
+    names = build_detector(config).pts_bbox_head.state_dict()
+    weights = {
+        name[len(parts[way]) :]: torch.full_like(value, NEW)
+        for name, value in names.items()
+        if name.startswith(parts[way])
+    }
+    detector = start(config, **WAYS[way](save(tmp_path / "a.pth", weights)))
+    loaded = detector.pts_bbox_head.state_dict()
+    assert all((loaded[parts[way] + name] == NEW).all() for name in weights)
+
+
+def test_a_network_whose_weights_follow_reads_no_pretrained_file(config):
+    config.merge_from_dict({"model": WAYS["encoder"]("gone.pth")})
+    build_detector(config)
+    with pytest.raises(FileNotFoundError, match=r"gone\.pth does not exist"):
+        start(config)
 
 
 def test_a_backbone_of_which_nothing_fits_is_refused_by_load_from(config):
@@ -216,7 +244,7 @@ def test_parts_that_read_their_file_themselves(config, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         detector = start(config, img_backbone=dict(type="ConvertsNames", init_cfg=pretrained(path)))
     assert all_loaded(detector)
-    assert "7 of 8 weights of img_backbone loaded" in caplog.text
+    assert "2 of 8 weights of img_backbone are of the file" in caplog.text
 
 
 def test_prefix_of_init_cfg(config, tmp_path):

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from projects.bevformer.engine.config import config_errors
-from projects.bevformer.engine.pretrained import checked_pretrained
+from projects.bevformer.engine.pretrained import checked_pretrained, noted_pretrained
 from projects.bevformer.engine.weight_fit import some_of
 from projects.bevformer.geometry.bev_grid import vehicle_cell
 
@@ -46,7 +46,7 @@ def build_detector(
         _check_num_classes(model_cfg, dataset.CLASSES)
     if cameras is not None:
         _set_num_cams(model_cfg, cameras)
-    with config_errors("model"):
+    with config_errors("model"), noted_pretrained():  # files are read by init_weights only
         detector = build_model(model_cfg, cfg.get("train_cfg"), cfg.get("test_cfg"))
     _check_rotate_center(detector)
     if dataset is not None:

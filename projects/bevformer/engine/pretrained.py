@@ -4,62 +4,92 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from typing import Any, Iterator
+from typing import Any, Iterator, NamedTuple, Sequence
 
+import torch
 from mmcv.cnn import INITIALIZERS
-from mmcv.runner import BaseModule, CheckpointLoader
+from mmcv.runner import CheckpointLoader
 from torch import nn
 
 from projects.bevformer.engine.checkpoint import fit_checkpoint, load_checkpoint
 from projects.bevformer.engine.weight_fit import WeightFit, some_of
 
 
+class _Start(NamedTuple):
+    """A file for a part of a network."""
+
+    module: nn.Module
+    checkpoint: str
+    prefix: str | None = None
+
+
+@contextlib.contextmanager
+def noted_pretrained() -> Iterator[list[_Start]]:
+    """A block in which `Pretrained` of mmcv reads no file; yields what it should have loaded."""
+    noted: list[_Start] = []
+
+    def initializer(checkpoint: str, prefix: str | None = None, map_location: Any = None) -> Any:
+        def note(module: nn.Module) -> None:  # mmcv sets attributes of it
+            noted.append(_Start(module, checkpoint, prefix))
+
+        return note
+
+    mmcvs = INITIALIZERS.get("Pretrained")
+    INITIALIZERS.register_module("Pretrained", force=True, module=initializer)
+    try:
+        yield noted
+    finally:
+        INITIALIZERS.register_module("Pretrained", force=True, module=mmcvs)
+
+
 @contextlib.contextmanager
 def checked_pretrained(detector: nn.Module, logger: logging.Logger) -> Iterator[set[str]]:
-    """A block in which `init_weights` reads files safely, and refuses those of which nothing fits.
+    """A block for `init_weights`; after it the pretrained files are loaded, safely, whatever fits.
+
+    Loading comes last, so that no part that initialises its children again overwrites it. Parts that
+    read a file in their own `init_weights` (mmdet's transformers, which convert names) do so in the
+    block.
 
     Args:
         detector: the network that is initialised in the block.
         logger: receives what was loaded into which part.
 
     Yields:
-        Set of the names of the weights that were loaded, filled in the block.
+        Set of the names of the weights that were loaded, filled after the block.
 
     Raises:
         ValueError: nothing of a file fits the part that names it; see `load_checkpoint`.
     """
     loaded: set[str] = set()
-    fits: list[tuple[str, WeightFit]] = []
-    parts = {module: name for name, module in detector.named_modules()}
-    unread = {  # parts with a way of their own to initialise: mmdet's transformers convert names
-        module: {name: value.clone() for name, value in module.state_dict().items()}
-        for module in parts
-        if _files_of(module)
-        and getattr(type(module), "init_weights", None) is not BaseModule.init_weights
-    }
-
-    def initializer(checkpoint: str, prefix: str | None = None, map_location: Any = None) -> Any:
-        def load(module: nn.Module) -> None:
-            unread.pop(module, None)
-            fits.append((checkpoint, _load_part(module, parts[module], checkpoint, prefix)))
-
-        return load
-
-    mmcvs, read = INITIALIZERS.get("Pretrained"), CheckpointLoader.load_checkpoint
-    INITIALIZERS.register_module("Pretrained", force=True, module=initializer)
+    names = {module: name for name, module in detector.named_modules()}
+    read = CheckpointLoader.load_checkpoint
     CheckpointLoader.load_checkpoint = lambda path, *args, **kwargs: load_checkpoint(path)
     try:
-        yield loaded
+        with noted_pretrained() as starts:
+            yield loaded
     finally:
-        INITIALIZERS.register_module("Pretrained", force=True, module=mmcvs)
         CheckpointLoader.load_checkpoint = read
-    for path, fit in fits:  # afterwards: the caller silences mmcv's lines in the block
-        fit.report(path, logger)
-        loaded.update(fit.fitting)
-    for module, before in unread.items():
-        names = [n for n, value in module.state_dict().items() if not value.equal(before[n])]
-        _check_own_way(module, parts[module], names, logger)
-        loaded.update(f"{parts[module]}.{name}" for name in names)
+    noted = {start.module for start in starts}
+    starts += [
+        _Start(module, cfg["checkpoint"], cfg.get("prefix"))
+        for module in names
+        for cfg in _init_cfgs(module)
+        if cfg.get("type") == "Pretrained" and module not in noted
+    ]
+    order = list(names)
+    for start in sorted(starts, key=lambda start: order.index(start.module)):
+        checkpoint = load_checkpoint(start.checkpoint)
+        of_file = [] if start.module in noted else _weights_of(start.module, checkpoint)
+        if of_file:
+            total = len(start.module.state_dict())
+            part = names[start.module]
+            what = f"{len(of_file)} of {total} weights of {part} are of the file, as it reads it"
+            logger.info("%s: %s", start.checkpoint, what)
+            loaded.update(f"{part}.{name}" for name in of_file)
+        else:
+            fit = _load_part(start, names[start.module], checkpoint)
+            fit.report(start.checkpoint, logger)
+            loaded.update(fit.fitting)
 
 
 def pretrained_files(part: Any, key: str = "model") -> dict[str, str]:
@@ -79,24 +109,40 @@ def pretrained_files(part: Any, key: str = "model") -> dict[str, str]:
     return found
 
 
-def _files_of(module: nn.Module) -> list[str]:
-    """Files that the `init_cfg` of a module names."""
-    return list(pretrained_files(getattr(module, "init_cfg", None)).values())
+def _init_cfgs(module: nn.Module) -> Sequence[dict]:
+    cfg = getattr(module, "init_cfg", None) or ()
+    return (cfg,) if isinstance(cfg, dict) else cfg
 
 
-def _load_part(module: nn.Module, part: str, path: str, prefix: str | None) -> WeightFit:
+def _weights_of(module: nn.Module, checkpoint: dict) -> list[str]:
+    """Names of weights with numbers of a checkpoint, under whatever name it has them.
+
+    Only matrices and kernels are compared: vectors of ones or zeros are everywhere.
+    """
+
+    def mark(value: torch.Tensor) -> tuple:
+        return (*value.shape, *value.flatten()[:16].tolist())
+
+    in_file = {mark(value) for value in checkpoint["state_dict"].values() if value.ndim > 1}
+    return [
+        name
+        for name, value in module.state_dict().items()
+        if value.ndim > 1 and value.any() and mark(value) in in_file
+    ]
+
+
+def _load_part(start: _Start, part: str, checkpoint: dict) -> WeightFit:
     """Load a file into one part of the network.
 
     Args:
-        module: the part.
-        part: its name in the network; "" for the network itself.
-        path: see `load_checkpoint`.
-        prefix: only names that begin with it count; None for all.
+        start: the part and its file. Only names that begin with its prefix count.
+        part: name of the part in the network; "" for the network itself.
+        checkpoint: what `load_checkpoint` returned for the file.
 
     Returns:
         How its weights fit the part.
     """
-    checkpoint = load_checkpoint(path)
+    module, path, prefix = start
     weights = checkpoint["state_dict"]
     if prefix:
         prefix = prefix.rstrip(".") + "."
@@ -107,19 +153,8 @@ def _load_part(module: nn.Module, part: str, path: str, prefix: str | None) -> W
                 f"{part or 'model'}.init_cfg: it has {some_of(weights)}"
             )
         checkpoint["state_dict"] = chosen
-    start = f"{part}." if part else ""
-    own = {f"{start}{name}": value for name, value in module.state_dict().items()}
+    begin = f"{part}." if part else ""
+    own = {f"{begin}{name}": value for name, value in module.state_dict().items()}
     fit = fit_checkpoint(checkpoint, own, path, complete=False, part=part)
-    module.load_state_dict({n[len(start) :]: value for n, value in fit.fitting.items()}, False)
+    module.load_state_dict({n[len(begin) :]: value for n, value in fit.fitting.items()}, False)
     return fit
-
-
-def _check_own_way(module: nn.Module, part: str, names: list[str], logger: logging.Logger) -> None:
-    """Refuse a part whose own `init_weights` took nothing from its file."""
-    path, own = _files_of(module)[0], module.state_dict()
-    if not names:
-        raise ValueError(
-            f"checkpoint {path} has no weight that fits {part}: the file has "
-            f"{some_of(load_checkpoint(path)['state_dict'])}, {part} {some_of(own)}"
-        )
-    logger.info("%s: %d of %d weights of %s loaded", path, len(names), len(own), part)
