@@ -247,6 +247,24 @@ def test_parts_that_read_their_file_themselves(config, tmp_path, caplog):
     assert "2 of 8 weights of img_backbone are of the file" in caplog.text
 
 
+def test_mmdets_swin_reads_its_file_or_it_is_refused(config, tmp_path, caplog):
+    config.model.img_neck.in_channels = [24, 48]
+    path = tmp_path / "a.pth"
+    config.model.img_backbone = dict(
+        type="SwinTransformer", embed_dims=12, depths=(1, 1, 1, 1), num_heads=(1, 2, 3, 6),
+        out_indices=(1, 2),
+    )  # fmt: skip
+    config.model.pretrained = dict(img=str(path))
+    names = build_detector(config).img_backbone.state_dict()
+    save(path, {f"backbone.{name}": torch.randn(value.shape) for name, value in names.items()})
+    with caplog.at_level(logging.INFO):
+        start(config)
+    assert "weights of img_backbone are of the file" in caplog.text
+    save(path, {"cls.weight": torch.zeros(3)})
+    with pytest.raises(ValueError, match=r"no weight that fits the part .* has 1 \(cls\.weight\)"):
+        start(config)
+
+
 def test_prefix_of_init_cfg(config, tmp_path):
     path = save(tmp_path / "a.pth", backbone_weights("teacher.net."))
     assert all_loaded(

@@ -62,11 +62,24 @@ def checked_pretrained(detector: nn.Module, logger: logging.Logger) -> Iterator[
     """
     loaded: set[str] = set()
     names = {module: name for name, module in detector.named_modules()}
-    read = CheckpointLoader.load_checkpoint
-    CheckpointLoader.load_checkpoint = lambda path, *args, **kwargs: load_checkpoint(path)
+    read, opened = CheckpointLoader.load_checkpoint, []
+
+    def load(path: str, *args: Any, **kwargs: Any) -> dict:
+        opened.append(path)
+        return load_checkpoint(path)
+
+    CheckpointLoader.load_checkpoint = load
     try:
         with noted_pretrained() as starts:
             yield loaded
+    except (LookupError, RuntimeError, TypeError) as error:
+        if not opened:
+            raise
+        raise ValueError(
+            f"checkpoint {opened[-1]} has no weight that fits the part that reads it "
+            f"({type(error).__name__}: {error}): the file has "
+            f"{some_of(load_checkpoint(opened[-1])['state_dict'])}"
+        ) from error
     finally:
         CheckpointLoader.load_checkpoint = read
     noted = {start.module for start in starts}

@@ -9,6 +9,7 @@ from typing import List, NamedTuple, Optional
 
 import torch
 from einops import rearrange
+from mmcv import ConfigDict
 from mmdet.models.builder import DETECTORS, HEADS, MODELS, build_backbone, build_head, build_neck
 from mmdet3d.core import bbox3d2result
 from mmdet3d.models.detectors import Base3DDetector
@@ -105,8 +106,9 @@ class BEVFormer(Base3DDetector):
         super().__init__(init_cfg)
         file = pretrained.get("img") if isinstance(pretrained, dict) else pretrained
         if file:
-            # On the CPU: a file of GPU tensors would go to GPU 0 in every process.
-            checkpoint = dict(type="Pretrained", checkpoint=file, map_location="cpu")
+            # On the CPU: a file of GPU tensors would go to GPU 0 in every process. ConfigDict: mmdet's
+            # Swin reads `init_cfg.checkpoint`.
+            checkpoint = ConfigDict(type="Pretrained", checkpoint=file, map_location="cpu")
             img_backbone = dict(img_backbone, init_cfg=checkpoint)
         pts_cfg = dict(pts_bbox_head, train_cfg=train_cfg["pts"] if train_cfg else None)
         parts = dict(backbone=img_backbone, head=pts_cfg, heads=list(heads))
