@@ -21,11 +21,14 @@ OFFICIAL = {
     "rotate_center": [100.0, 100.0],
     "can_bus_quaternion": "official",
     "can_bus_message": "official",
+    "can_bus_heading": "official",
+    "lidar_axes": "official",
 }
+RANGE = [-51.2, -51.2, -5.0, 51.2, 51.2, 3.0]
 
 
-def config(bev=50, rotate_center=None, **dataset):
-    transformer = {} if rotate_center is None else {"rotate_center": rotate_center}
+def config(bev=50, rotate_center=None, pc_range=RANGE, **dataset):
+    transformer = {"rotate_center": rotate_center, "encoder": {"pc_range": pc_range}}
     head = {"bev_h": bev, "bev_w": bev, "transformer": transformer}
     return Config({"model": {"pts_bbox_head": head}, "data": {"train": dataset, "test": dataset}})
 
@@ -40,8 +43,12 @@ def test_the_stamp_holds_effective_values():
         "rotate_center": [100.0, 100.0],
         "can_bus_quaternion": "wxyz",
         "can_bus_message": "same",
+        "can_bus_heading": "wrapped",
+        "lidar_axes": "lidar2ego",
     }
-    official = {"can_bus_quaternion": "official", "can_bus_message": "official"}
+    ahead = config(bev=100, pc_range=[-51.2, 0.0, -5.0, 51.2, 102.4, 3.0])
+    assert training_stamp(ahead)["rotate_center"] == [50.0, 0.0]
+    official = {name: "official" for name in OFFICIAL if name.startswith(("can_bus", "lidar"))}
     assert training_stamp(config(rotate_center=[100, 100], **official)) == OFFICIAL
     assert training_stamp(Config({"model": {"type": "Other"}, "data": {}})) == {}
 
@@ -60,8 +67,10 @@ def test_each_differing_quirk_is_one_line(caplog):
     assert [record.getMessage().split(" (docs")[0] for record in caplog.records] == [
         f"checkpoint a.pth was trained with {difference}"
         for difference in (
+            "can_bus_heading = official, this config has wrapped",
             "can_bus_message = official, this config has same",
             "can_bus_quaternion = official, this config has wxyz",
+            "lidar_axes = official, this config has lidar2ego",
             "rotate_center = [100.0, 100.0], this config has [25.0, 25.0]",
         )
     ]

@@ -14,18 +14,20 @@ from typing import Any
 from mmcv import Config
 from mmcv.utils import digit_version
 
+from projects.bevformer.datasets.motion import QUIRKS
 from projects.bevformer.engine.config import config_errors
 from projects.bevformer.engine.data_sections import inner_sections
+from projects.bevformer.geometry.bev_grid import vehicle_cell
 from projects.bevformer.geometry.boxes import BOX_CONVENTION_NEW, BOX_CONVENTION_OLD
 
 STAMP = "trained_with"  # key in a checkpoint's meta
 
-_DATASET_QUIRKS = {"can_bus_quaternion": "wxyz", "can_bus_message": "same"}  # and their defaults
+# Of `QUIRKS`, those that the weights depend on.
+_DATASET_QUIRKS = ("can_bus_quaternion", "can_bus_message", "can_bus_heading", "lidar_axes")
 _OFFICIAL = {
     "box_convention": BOX_CONVENTION_OLD,
     "rotate_center": [100.0, 100.0],
-    "can_bus_quaternion": "official",
-    "can_bus_message": "official",
+    **{name: "official" for name in _DATASET_QUIRKS},
 }
 _NEW_CONVENTION_SINCE = "1.0.0rc0"  # mmdet3d
 
@@ -39,7 +41,7 @@ def training_stamp(cfg: Config, split: str = "train") -> dict:
 
     Returns:
         dict of plain values: box_convention (of the network), rotate_center (column, row),
-        can_bus_quaternion, can_bus_message. Empty for a model without a BEV.
+        can_bus_quaternion, can_bus_message, can_bus_heading, lidar_axes. Empty for a model without a BEV.
 
     Raises:
         ValueError: no model, a BEV head without a transformer or without its BEV grid, or data sets inside
@@ -50,7 +52,10 @@ def training_stamp(cfg: Config, split: str = "train") -> dict:
     if head is None:
         return {}
     with config_errors("model.pts_bbox_head"):
-        centre = head.transformer.get("rotate_center") or (head.bev_w / 2, head.bev_h / 2)
+        centre = head.transformer.get("rotate_center")
+        if centre is None:
+            pc_range = head.transformer.encoder.pc_range
+            centre = vehicle_cell(head.bev_h, head.bev_w, pc_range)
     return {
         "box_convention": BOX_CONVENTION_OLD,
         "rotate_center": [float(number) for number in centre],
@@ -61,7 +66,7 @@ def training_stamp(cfg: Config, split: str = "train") -> dict:
 def _dataset_quirks(section: Any, key: str) -> dict:
     """Those of the data sets inside a section of `data`, which must agree."""
     quirks = {
-        inner: {name: options.get(name, default) for name, default in _DATASET_QUIRKS.items()}
+        inner: {name: options.get(name, QUIRKS[name][0]) for name in _DATASET_QUIRKS}
         for inner, options in inner_sections(section, key)
     }
     (first_key, first), *others = quirks.items()
