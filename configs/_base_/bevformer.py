@@ -12,7 +12,6 @@ dropout = 0.1
 num_query = 900
 max_num = 300  # boxes per frame
 
-voxel_size = [0.2, 0.2, point_cloud_range[5] - point_cloud_range[2]]
 # Detections may lie this far outside of the range.
 margins = [-10, -10, -5, 10, 10, 7]
 post_center_range = [bound + margin for bound, margin in zip(point_cloud_range, margins)]
@@ -136,7 +135,7 @@ model = dict(
             post_center_range=post_center_range,
             pc_range=point_cloud_range,
             max_num=min(max_num, num_query * len(class_names)),
-            voxel_size=voxel_size,
+            voxel_size=[0.2, 0.2, point_cloud_range[5] - point_cloud_range[2]],
             num_classes=len(class_names),
         ),
         positional_encoding=dict(

@@ -67,6 +67,7 @@ test_pipeline = byte_test_pipeline if images_on_device else float_test_pipeline
 
 # How classes that are not nuScenes' are scored (docs/own_data.md); None for those of nuScenes.
 benchmark = None
+info_files = f"{data_root.rstrip('/')}/{info_prefix}_infos_temporal_"
 dataset = dict(
     type=dataset_type,
     data_root=data_root,
@@ -76,7 +77,7 @@ dataset = dict(
     box_type_3d="LiDAR",
 )
 evaluated = dict(
-    ann_file=f"{data_root}{info_prefix}_infos_temporal_val.pkl",
+    ann_file=info_files + "val.pkl",
     pipeline=test_pipeline,
     test_mode=True,
     **dataset,
@@ -85,7 +86,7 @@ data = dict(
     samples_per_gpu=samples_per_gpu,
     workers_per_gpu=workers_per_gpu,
     train=dict(
-        ann_file=f"{data_root}{info_prefix}_infos_temporal_train.pkl",
+        ann_file=info_files + "train.pkl",
         pipeline=train_pipeline,
         test_mode=False,
         use_valid_flag=True,

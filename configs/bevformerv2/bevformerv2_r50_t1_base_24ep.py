@@ -32,11 +32,6 @@ bev_h = {{_base_.bev_h}}
 bev_w = {{_base_.bev_w}}
 embed_dims = {{_base_.embed_dims}}
 point_cloud_range = {{_base_.point_cloud_range}}
-voxel_size = [
-    (point_cloud_range[3] - point_cloud_range[0]) / bev_w,
-    (point_cloud_range[4] - point_cloud_range[1]) / bev_h,
-    point_cloud_range[5] - point_cloud_range[2],
-]
 
 train_pipeline = [
     {{_base_.steps.load}},
@@ -124,6 +119,13 @@ model = dict(
             frames=frames,
             encoder={{_base_.model.pts_bbox_head.transformer.encoder}},
             decoder={{_base_.model.pts_bbox_head.transformer.decoder}},
+        ),
+        bbox_coder=dict(
+            voxel_size=[
+                (point_cloud_range[3] - point_cloud_range[0]) / bev_w,
+                (point_cloud_range[4] - point_cloud_range[1]) / bev_h,
+                point_cloud_range[5] - point_cloud_range[2],
+            ]
         ),
         loss_bbox=dict(_delete_=True, type="SmoothL1Loss", loss_weight=0.75, beta=1.0),
     ),

@@ -201,6 +201,16 @@ def test_keys_of_the_original_without_effect_pass(name, changes):
         ),
         (
             TINY,
+            {"data.train_dataloader": dict(samples_per_gpu=2)},
+            r"data\.train_dataloader\.samples_per_gpu is 2, data\.samples_per_gpu is 1",
+        ),
+        (
+            TINY,
+            {"model.img_backbone.init_cfg": dict(type="Pretrained", checkpoint="mine.pth")},
+            r"^model\.pretrained\.img is 'torchvision://resnet50', .*checkpoint is 'mine\.pth'",
+        ),
+        (
+            TINY,
             {"runner": dict(type="IterBasedRunner", max_iters=9), "evaluation.by_epoch": True},
             r"^evaluation\.by_epoch is True, but runner\.type is IterBasedRunner: set it False",
         ),
@@ -259,3 +269,19 @@ def test_only_what_is_certain_is_refused_of_own_parts(monkeypatch):
     attention = dict(type="Keeps", anything=dict(type="L1Loss", weight=1))
     problems = config_problems(changed({f"{LAYER}.attn_cfgs.0": attention}))
     assert [key for key, _ in problems] == [f"{LAYER}.attn_cfgs.0.anything.weight"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model.img_backbone.out_indices": 3},
+        {f"{CODER}.post_center_range": 61.2},
+        {"model.img_backbone.init_cfg": [dict(type="Kaiming", layer="Conv2d")]},
+        {"model.pts_bbox_head": None},
+        {"model": None},
+        {"data": None},
+        {"lr_config": None, "evaluation": None, "log_config": None, "custom_hooks": None},
+    ],
+)
+def test_values_of_another_kind_are_left_to_those_who_read_them(changes):
+    assert config_problems(changed(changes)) == []

@@ -2,6 +2,7 @@
 
 import pickle
 
+import mmcv
 import numpy as np
 import pytest
 import torch
@@ -191,7 +192,20 @@ class OwnStep:
     def colours(self, results):
         results["img"] = [255 - image // 2 for image in results["img"]]
 
+    def hidden_parts(self, results):
+        results["img"] = [image.copy() for image in results["img"]]
+        for image in results["img"]:
+            image[::4, ::4] = image[40:110, 60:200] = 0
+
+    def noise(self, results):
+        noise = np.random.randint(0, 60, results["img"][0].shape, dtype=np.uint8)
+        results["img"] = [image // 2 + noise for image in results["img"]]
+
     def padding(self, results):
+        results["img"] = [np.pad(image, ((0, 7), (0, 3), (0, 0))) for image in results["img"]]
+        results["img_shape"] = [image.shape for image in results["img"]]
+
+    def padding_unnoted(self, results):
         results["img"] = [np.pad(image, ((0, 7), (0, 3), (0, 0))) for image in results["img"]]
 
     def fewer_boxes(self, results):
@@ -207,12 +221,29 @@ class OwnStep:
     def mirrored_images(self, results):
         results["img"] = [image[:, ::-1] // 2 for image in results["img"]]
 
+    def shifted_images(self, results):
+        results["img"] = [np.roll(image, 15, axis=1) for image in results["img"]]
+
+    def zoomed_images(self, results):
+        images, (height, width) = results["img"], results["img"][0].shape[:2]
+        y, x = height // 10, width // 10
+        cut = [image[y:-y, x:-x] for image in images]
+        results["img"] = [mmcv.imresize(image, (width, height)) for image in cut]
+
+    def one_shifted_image(self, results):
+        results["img"] = [np.roll(results["img"][0], 15, axis=0), *results["img"][1:]]
+
     def moved_cameras(self, results):
         results["lidar2img"] = [np.diag([2.0, 2, 1, 1]) @ camera for camera in results["lidar2img"]]
 
-    def scaled(self, results):
+    def scaled(self, results, factor=0.5):
         self.smaller_images(results)
-        results["lidar2img"] = [np.diag([0.5, 0.5, 1, 1]) @ m for m in results["lidar2img"]]
+        scaling = np.diag([factor, factor, 1, 1])
+        results["lidar2img"] = [scaling @ camera for camera in results["lidar2img"]]
+        results["img_shape"] = [image.shape for image in results["img"]]
+
+    def wrongly_scaled(self, results):
+        self.scaled(results, 2.0)
 
 
 @PIPELINES.register_module()
@@ -241,7 +272,9 @@ def train_config(ann_file, root, pipeline):
     return Config({"data": {"train": dict(type="RepeatDataset", times=1, dataset=inner)}})
 
 
-@pytest.mark.parametrize("change", ["colours", "padding", "fewer_boxes", "scaled"])
+@pytest.mark.parametrize(
+    "change", ["colours", "hidden_parts", "noise", "padding", "fewer_boxes", "scaled"]
+)
 def test_own_steps_that_keep_everything_in_place_are_taken(ann_file, synthetic_root, change):
     before = np.random.get_state()[1].copy()
     build_train_dataset(train_config(ann_file, synthetic_root, own(change)))
@@ -252,9 +285,13 @@ def test_own_steps_that_keep_everything_in_place_are_taken(ann_file, synthetic_r
     ("change", "what"),
     [
         ("mirrored_boxes", "moves or adds boxes"),
-        ("smaller_images", "scales, crops or mirrors images"),
-        ("mirrored_images", "scales, crops or mirrors images"),
-        ("moved_cameras", "moves cameras"),
+        ("smaller_images", "moves images or cameras"),
+        ("mirrored_images", "moves images or cameras"),
+        ("shifted_images", "moves images or cameras"),
+        ("zoomed_images", "moves images or cameras"),
+        ("one_shifted_image", "moves images or cameras"),
+        ("moved_cameras", "moves images or cameras"),
+        ("wrongly_scaled", "moves images or cameras"),
     ],
 )
 def test_own_steps_that_move_one_thing_alone_are_refused(ann_file, synthetic_root, change, what):
@@ -264,10 +301,18 @@ def test_own_steps_that_move_one_thing_alone_are_refused(ann_file, synthetic_roo
     build_train_dataset(train_config(ann_file, synthetic_root, own(change, "TrustedStep")))
 
 
+def test_own_steps_that_do_not_note_the_size_are_refused(ann_file, synthetic_root):
+    pipeline = own("padding_unnoted")
+    with pytest.raises(
+        ValueError, match=r"images are \(232, 403\), but img_shape.* is \(225, 400\)"
+    ):
+        build_train_dataset(train_config(ann_file, synthetic_root, pipeline))
+
+
 def test_own_steps_of_test_pipelines_are_tried(ann_file, synthetic_root):
     steps = [PIPELINE[0], dict(type="TriedStep", change="mirrored_images")]
     inner = dict(type="MultiScaleFlipAug3D", img_scale=(1, 1), pts_scale_ratio=1, transforms=steps)
     cfg = train_config(ann_file, synthetic_root, [inner])
     cfg.data.test = cfg.data.train.dataset
-    with pytest.raises(ValueError, match="^data.test: pipeline step TriedStep scales"):
+    with pytest.raises(ValueError, match="^data.test: pipeline step TriedStep moves"):
         build_test_dataset(cfg)

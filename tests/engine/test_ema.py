@@ -11,6 +11,7 @@ from mmcv.runner.hooks import EMAHook as MmcvEMAHook
 
 from projects.bevformer.engine import ema
 from projects.bevformer.engine.checkpoint import load_checkpoint, publish_weights
+from projects.bevformer.engine.checkpoint_summary import describe
 from projects.bevformer.engine.evaluate import predict
 
 SMOOTH = dict(type="EMAHook", momentum=0.3, warm_up=1)
@@ -50,8 +51,10 @@ class Watch(Hook):
         Watch.seen.append(runner.model.module.head.weight.detach().clone())
 
 
-@pytest.mark.parametrize("priority", ["HIGHEST", "NORMAL", "LOWEST"])
-@pytest.mark.parametrize("counted_in", ["epochs", "iterations"])
+@pytest.mark.parametrize(
+    ("counted_in", "priority"),
+    [("epochs", "HIGHEST"), ("epochs", "NORMAL"), ("iterations", "LOWEST")],
+)
 def test_the_checkpoint_is_what_was_scored(run, monkeypatch, counted_in, priority):
     monkeypatch.setitem(HOOKS.module_dict, "Watch", Watch)
     length = {} if counted_in == "epochs" else {"max_iters": 7}
@@ -75,14 +78,13 @@ def test_the_checkpoint_is_what_was_scored(run, monkeypatch, counted_in, priorit
 
 
 @pytest.mark.parametrize(
-    "hook",
+    ("counted_in", "hook"),
     [
-        dict(momentum=0.3, interval=2, warm_up=3),
-        dict(type="ExpMomentumEMAHook", momentum=0.3, total_iter=4),
-        dict(type="LinearMomentumEMAHook", momentum=0.3, warm_up=9),
+        ("epochs", dict(momentum=0.3, interval=2, warm_up=3)),
+        ("iterations", dict(type="ExpMomentumEMAHook", momentum=0.3, total_iter=4)),
+        ("epochs", dict(type="LinearMomentumEMAHook", momentum=0.3, warm_up=9)),
     ],
 )
-@pytest.mark.parametrize("counted_in", ["epochs", "iterations"])
 def test_a_resumed_run_equals_one_without_a_stop(run, hook, counted_in):
     options = {"custom_hooks": [{"type": "EMAHook", **hook}], "lr_config": None}
     if counted_in == "epochs":
@@ -119,6 +121,7 @@ def test_the_best_checkpoint_has_the_average_too(run, tmp_path):
     (best,) = work_dir.glob("best_NDS_epoch_*.pth")
     assert scored_by(best) == scores_in(work_dir / "eval" / best.stem[len("best_NDS_") :])
     assert "raw_weights" in load_checkpoint(best)
+    assert "raw ones" in dict(describe(load_checkpoint(best), best))["average"]
     publish_weights(best, tmp_path / "published.pth")
     assert scored_by(tmp_path / "published.pth") == scored_by(best)
     assert "raw_weights" not in load_checkpoint(tmp_path / "published.pth")

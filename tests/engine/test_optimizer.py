@@ -259,3 +259,8 @@ def test_a_rate_for_no_known_batch_is_not_scaled():
         ValueError, match=r"add auto_scale_lr = dict\(base_batch_size=8\) to the config"
     ):
         fit_rate(cfg, 1, True, logging.getLogger("mmdet3d"))
+
+
+def test_a_rate_that_is_no_number_is_refused():
+    with pytest.raises(ValueError, match="optimizer.lr is 'abc': it must be a number"):
+        fit_rate(Config(dict(optimizer=dict(lr="abc"))), 1, False, logging.getLogger("rates"))

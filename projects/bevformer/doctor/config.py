@@ -170,8 +170,11 @@ def _tensor_bytes(value):
 
 def _check_network(cfg):
     from projects.bevformer.engine.build import build_detector
+    from projects.bevformer.engine.optimizer import check_parameter_options
 
-    millions = sum(weight.numel() for weight in build_detector(cfg).parameters()) / 1e6
+    detector = build_detector(cfg)
+    check_parameter_options(cfg.get("optimizer") or {}, detector)
+    millions = sum(weight.numel() for weight in detector.parameters()) / 1e6
     return [ok("model", f"builds; {millions:.1f} million parameters")]
 
 

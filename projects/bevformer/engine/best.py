@@ -46,7 +46,7 @@ class BestCheckpoint:
         if self._is_mine(name):
             self.score = messages.get("best_score")
         work_dir, resumed = Path(runner.work_dir), getattr(runner, "resumed", None)
-        folders = [work_dir] if resumed is None else [work_dir, resumed[0].resolve().parent]
+        folders = [work_dir] if resumed is None else [resumed[0].resolve().parent, work_dir]
         files = {
             path.resolve(): path
             for folder in folders

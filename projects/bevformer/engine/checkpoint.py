@@ -355,7 +355,7 @@ def find_latest_checkpoint(
     """Newest checkpoint that loads, of a training run that counts epochs (or iterations).
 
     What `latest.pth` names comes first, then `epoch_N.pth` (or `iter_N.pth`) by falling number;
-    numbers above that of `latest.pth` are of an earlier run and come last.
+    numbers above that of `latest.pth` are of an earlier run and come after the others.
 
     Args:
         work_dir: folder of the checkpoints.
@@ -373,12 +373,13 @@ def find_latest_checkpoint(
     named = Path(work_dir, os.readlink(latest)) if links_latest and latest.is_symlink() else None
     newest = numbered.get(named, max(numbered.values(), default=0))
     order = sorted(numbered, key=lambda path: (numbered[path] <= newest, numbered[path]))[::-1]
-    if named is not None and named.exists() and named not in order:
-        order.insert(0, named)
-    found, passed = None, [path for path in others if path != named]
+    order += sorted(others, key=others.get, reverse=True)  # an epoch's middle is called iter_N too
+    if named is not None and named.exists():
+        order = [named, *(path for path in order if path != named)]
+    found, passed = None, []
     for path in order:
         if found is not None:
-            passed += [path] * (numbered[path] > newest)
+            passed += [path] * (path in others or numbered[path] > newest)
             continue
         try:
             meta = load_checkpoint(path)["meta"]

@@ -43,6 +43,10 @@ def describe(checkpoint: dict, path: str | Path) -> list[tuple[str, str]]:
         ("classes", ", ".join(meta.get("CLASSES") or ["not stamped"])),
         ("cameras", ", ".join(meta.get("CAMERAS") or ["not stamped"])),
     ]
+    if "raw_weights" in checkpoint:
+        rows.insert(
+            3, ("average", "the weights are one; the raw ones of the training are beside it")
+        )
     return rows + _architecture(weights)
 
 

@@ -10,6 +10,7 @@ from typing import Any, Iterator, NamedTuple, Sequence
 from mmcv import Config
 
 from projects.bevformer.engine.unread_keys import registered, unread_keys
+from projects.bevformer.model.detection.head import BEVFormerHead
 
 _HEAD = "model.pts_bbox_head"
 # Groups of keys whose values must be equal. `*` stands for anything, what follows a colon is the type
@@ -37,6 +38,10 @@ _EQUAL: tuple[Sequence[str], ...] = (
     ),
     ("model.frames", f"{_HEAD}.transformer.frames", "data.*.frames:CustomNuScenesDatasetV2"),
     ("len(model.img_backbone.out_indices)", "len(model.img_neck.in_channels:FPN)"),
+    *(
+        (f"data.{name}", f"data.train_dataloader.{name}")
+        for name in ("samples_per_gpu", "workers_per_gpu", "persistent_workers")
+    ),
     *((f"data.*.{name}:NormalizeMultiviewImage",) for name in ("mean", "std", "to_rgb")),
 )
 
@@ -83,10 +88,15 @@ class _Value(NamedTuple):
 
 
 def _contradictions(cfg: Config) -> Iterator[tuple[str, str]]:
-    values = [
-        *_values(cfg.get("model"), "model"),
-        *_values({split: cfg.data.get(split) for split in ("train", "val", "test")}, "data"),
-    ]
+    values = list(_values(cfg.get("data"), "data"))
+    model = cfg.get("model") or {}
+    if any(
+        inspect.isclass(cls) and issubclass(cls, BEVFormerHead)
+        for cls in registered((model.get("pts_bbox_head") or {}).get("type"))
+    ):  # little is known of other networks
+        values += _values(model, "model")
+        yield from _images_prepared_twice(values)
+        yield from _two_starts(values)
     groups = [[v for key in group for v in _matching(values, key)] for group in _EQUAL]
     for group in [*groups, _levels(values)]:
         number = [sum(other.value == one.value for other in group) for one in group]
@@ -95,7 +105,6 @@ def _contradictions(cfg: Config) -> Iterator[tuple[str, str]]:
         for odd in (one for one in group if one.value != usual.value):
             yield odd.key, f"is {odd}, {usual.key} is {usual}: they must be equal"
     yield from _covered_range(values)
-    yield from _images_prepared_twice(values)
     yield from _counted_in_epochs(cfg)
 
 
@@ -139,7 +148,8 @@ def _matching(values: Sequence[_Value], pattern: str) -> list[_Value]:
         and not isinstance(one.value, (str, type(None)))
     ]
     if change == "len(":
-        return [one._replace(key=f"len({one.key})", value=len(one.value)) for one in found]
+        lists = [one for one in found if isinstance(one.value, tuple)]
+        return [one._replace(key=f"len({one.key})", value=len(one.value)) for one in lists]
     if change:
         return [one._replace(key=f"2 * {one.key}", value=2 * one.value) for one in found]
     return found
@@ -156,6 +166,8 @@ def _covered_range(values: Sequence[_Value]) -> Iterator[tuple[str, str]]:
     """Boxes of the range that the coder drops."""
     for inner in _matching(values, f"{_HEAD}.bbox_coder.pc_range"):
         for outer in _matching(values, f"{_HEAD}.bbox_coder.post_center_range"):
+            if not isinstance(outer.value, tuple) or not isinstance(inner.value, tuple):
+                continue  # the coder says what is wrong
             low = [a > b for a, b in zip(outer.value[:3], inner.value[:3])]
             high = [a < b for a, b in zip(outer.value[3:], inner.value[3:])]
             if any(low + high):
@@ -170,6 +182,18 @@ def _images_prepared_twice(values: Sequence[_Value]) -> Iterator[tuple[str, str]
             yield step.key, "normalises images that model.data_preprocessor takes as they are"
         elif not on_device and kind == "ByteImageFormatBundle3D":
             yield step.key, "ends with uint8 images, for which model.data_preprocessor is not set"
+
+
+def _two_starts(values: Sequence[_Value]) -> Iterator[tuple[str, str]]:
+    files = {one.key: one.value for one in values}
+    first, second = (
+        files.get(f"model.{key}") for key in ("pretrained.img", "img_backbone.init_cfg.checkpoint")
+    )
+    if first and second and first != second:
+        what = (
+            f"is {first!r}, model.img_backbone.init_cfg.checkpoint is {second!r}: set one of them"
+        )
+        yield "model.pretrained.img", what
 
 
 def _counted_in_epochs(cfg: Config) -> Iterator[tuple[str, str]]:

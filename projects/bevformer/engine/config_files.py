@@ -205,9 +205,7 @@ class ConfigFiles:
                 if not isinstance(value, dict) or name not in value:
                     raise KeyError(f"no base has {dotted!r}")
                 value = value[name]
-            return (
-                value if isinstance(value, (str, int, float, type(None))) else copy.deepcopy(value)
-            )
+            return _unshared(value)
 
         def override() -> None:
             for name, change in changes.items():
@@ -237,12 +235,12 @@ class ConfigFiles:
         self._bases[path] = [osp.normpath(osp.join(osp.dirname(path), base)) for base in named]
         tree: dict[str, Any] = {}
         for base in self._bases[path]:
-            if not osp.isfile(base):
+            if base not in self._sources and not osp.isfile(base):
                 raise FileNotFoundError(f"config {path}: its base {base} does not exist")
             values, _ = self._evaluate(base, changes, None)
             twice = sorted(tree.keys() & values.keys())
             if twice:
-                raise KeyError(f"{', '.join(twice)} stands in two bases, one of them {base}")
+                raise KeyError(f"{', '.join(twice)} are in two bases, one of them {base}")
             tree.update(values)
         return tree
 

@@ -5,41 +5,17 @@ from __future__ import annotations
 import difflib
 from typing import Any, Iterable, Mapping
 
-READ_KEYS = frozenset(  # tests/engine/test_config_values.py compares it with the code
-    {
-        "auto_scale_lr",
-        "broadcast_buffers",
-        "channels_last",
-        "checkpoint_config",
-        "cudnn_benchmark",
-        "custom_hooks",
-        "custom_imports",
-        "data",
-        "deform_attn_backend",
-        "evaluation",
-        "find_unused_parameters",
-        "fp16",
-        "load_from",
-        "log_config",
-        "log_level",
-        "lr_config",
-        "model",
-        "momentum_config",
-        "mp_start_method",
-        "opencv_num_threads",
-        "optimizer",
-        "optimizer_config",
-        "plugin",
-        "plugin_dir",
-        "resume_from",
-        "runner",
-        "test_cfg",
-        "tf32",
-        "total_epochs",
-        "train_cfg",
-        "work_dir",
-        "workflow",
-    }
+SECTIONS = frozenset(  # dicts
+    "model data optimizer optimizer_config lr_config momentum_config runner checkpoint_config "
+    "evaluation log_config fp16 custom_imports train_cfg test_cfg auto_scale_lr".split()
+)
+READ_KEYS = (
+    SECTIONS
+    | frozenset(  # tests/engine/test_config_values.py compares them with the code
+        "broadcast_buffers channels_last cudnn_benchmark custom_hooks deform_attn_backend "
+        "find_unused_parameters load_from log_level mp_start_method opencv_num_threads plugin plugin_dir "
+        "resume_from tf32 total_epochs work_dir workflow".split()
+    )
 )
 # Keys of published configs that nothing reads, here and mostly there; files may have them.
 UNREAD_KEYS = frozenset({"dist_params", "file_client_args", "gpu_ids", "seed", "sync_bn"})
@@ -64,13 +40,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 def nearest_key(name: str, config: Mapping[str, Any]) -> str:
     """The key of a config that is the most like `name`: of its first level, or a dotted one."""
-    dotted: dict[str, list[str]] = {}
-    for key in (*sorted(READ_KEYS), *config, *SHORT_NAMES):
-        dotted.setdefault(key, [key])
+    keys = {key: key for key in (*sorted(READ_KEYS), *config, *SHORT_NAMES)}
     for key, _ in nested_values({key: config[key] for key in config if key in READ_KEYS}):
         if not key.split(".")[-1].isdigit():
-            dotted.setdefault(key.split(".")[-1], []).append(key)
-    return dotted[difflib.get_close_matches(name, list(dotted), n=1, cutoff=0.0)[0]][0]
+            keys.setdefault(key.split(".")[-1], key)
+    return keys[difflib.get_close_matches(name, list(keys), n=1, cutoff=0.0)[0]]
 
 
 def nested_values(value: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -85,11 +59,11 @@ def nested_values(value: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
 def places_of(name: str, value: Any, config: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted key -> value of what is read where a variable of this name and value belongs.
 
-    The keys that end in the name; if there are none, those that hold the same list or text.
+    The keys that end in the name, and those that hold the same list or text.
     """
-    read = {key: config[key] for key in config if key in READ_KEYS}
-    nested = dict(nested_values(read))
-    named = {key: held for key, held in nested.items() if key.split(".")[-1] == name.strip("_")}
-    if named or not (isinstance(value, (list, tuple, str)) and value):
-        return named
-    return {key: held for key, held in nested.items() if held == value}
+    telling = isinstance(value, (list, tuple, str)) and bool(value)
+    return {
+        key: held
+        for key, held in nested_values({key: config[key] for key in config if key in READ_KEYS})
+        if key.split(".")[-1] == name.strip("_") or (telling and held == value)
+    }

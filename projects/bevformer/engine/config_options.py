@@ -13,6 +13,7 @@ from mmcv import Config
 from projects.bevformer.engine.config_files import ConfigFiles, merged
 from projects.bevformer.engine.config_keys import (
     READ_KEYS,
+    SECTIONS,
     SHORT_NAMES,
     UNREAD_KEYS,
     did_you_mean,
@@ -39,7 +40,7 @@ def read_config(path: str | Path, options: Mapping[str, Any]) -> Config:
     """
     files = ConfigFiles(path)
     plain = _evaluate(files, {})
-    options = _known(options, plain)
+    options = _known(path, options, plain)
     changes = _nested(options)
     _check_fit(options, changes, plain)
     tree = _evaluate(files, changes)
@@ -57,6 +58,9 @@ def read_config(path: str | Path, options: Mapping[str, Any]) -> Config:
             raise ValueError(f"--cfg-options {typed}: nothing in {path} is made of {name}{remedy}")
         changes = merged(_nested({SHORT_NAMES[name]: change}), changes)
     tree = merged(changes, tree)
+    for name in SECTIONS:
+        if tree.get(name) and not isinstance(tree[name], dict):
+            raise ValueError(f"{name} is {tree[name]!r} in {path}: it must be a dict")
     if int(next((os.environ[name] for name in _RANKS if name in os.environ), 0)) == 0:
         for line in _suspicious_names(files, tree):
             _logger.warning(line)
@@ -83,7 +87,9 @@ def _read_part(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in tree.items() if key in READ_KEYS}
 
 
-def _known(options: Mapping[str, Any], plain: Mapping[str, Any]) -> dict[str, Any]:
+def _known(
+    path: str | Path, options: Mapping[str, Any], plain: Mapping[str, Any]
+) -> dict[str, Any]:
     """The options, each once; short names that are not variables of the files are written out.
 
     Raises:
@@ -96,8 +102,8 @@ def _known(options: Mapping[str, Any], plain: Mapping[str, Any]) -> dict[str, An
             key = SHORT_NAMES[key]
         elif first not in plain and first not in READ_KEYS:
             raise ValueError(
-                f"--cfg-options {key}: the config has no {first!r}, did you mean "
-                f"{nearest_key(first, plain)!r}?"
+                f"--cfg-options {key}: nothing reads {first!r}, and no variable of {path} has this "
+                f"name; did you mean {nearest_key(first, plain)!r}?"
             )
         _check_spelling(plain, key)
         for short, dotted in SHORT_NAMES.items():  # the last of the two counts
@@ -171,12 +177,14 @@ def _check_fit(
 
 def _check_file(files: ConfigFiles, path: str) -> None:
     """Refuse a variable of the bases that a file gives another value, and that nothing is made of."""
-    tree = files.evaluate({}, path)
+    tree = _evaluate(files, {}, path)
     for name in files.overrides(path):
         if name in READ_KEYS or name in UNREAD_KEYS:
             continue
         without = _evaluate(files, {}, path, without=name)
-        if without[name] != tree[name] and _read_part(without) == _read_part(tree):
+        idle = without[name] != tree[name] and _read_part(without) == _read_part(tree)
+        # The sections of the file may hold the same value, written out.
+        if idle and tree[name] not in places_of(name, tree[name], tree).values():
             raise ValueError(
                 f"config {path}: {name} differs from that of its bases, and nothing is made of it"
                 f"{_remedy(name, without)}"
@@ -184,10 +192,10 @@ def _check_file(files: ConfigFiles, path: str) -> None:
 
 
 def _remedy(name: str, config: Mapping[str, Any]) -> str:
-    places = places_of(name, config[name], config)
-    return (
-        f": set {', '.join(list(places)[:4])}" if places else ": set the key that reads this value"
-    )
+    places = list(places_of(name, config[name], config))
+    if places:
+        return f": set {', '.join(places[:8])}{', ...' if len(places) > 8 else ''}"
+    return ", and no key that is read has this name or value"
 
 
 def _suspicious_names(files: ConfigFiles, tree: Mapping[str, Any]) -> list[str]:

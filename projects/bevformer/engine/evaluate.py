@@ -42,7 +42,10 @@ def evaluation_dir(
         OSError: the folder cannot be made.
     """
     if not os.path.exists(source):
-        raise FileNotFoundError(f"{source} does not exist")
+        raise FileNotFoundError(
+            f"{source} is not a file here, beside which results could go: choose a folder for them "
+            "with --work-dir"
+        )
     status, name = os.stat(source), Path(source).resolve().name
     given = {key: value for key, value in sorted(options.items()) if value}
     text = (

@@ -8,23 +8,27 @@ from __future__ import annotations
 import copy
 from typing import Any, Callable, Iterable
 
+import cv2
 import numpy as np
 from torch.utils.data import Dataset
 
 from projects.bevformer.datasets import TemporalNuScenesDataset
 from projects.bevformer.datasets.pipelines.checks import GEOMETRY_FOLLOWS
+from projects.bevformer.datasets.pipelines.format import image_hw, metas_of
 from projects.bevformer.engine.seed import seeded
 
 _KNOWN = ("projects.bevformer.", "mmdet3d.", "mmdet.")
 _DRAWS = 8  # a step may do something only now and then
 _FRAMES = 20  # among which one with objects is looked for
+_COMPARED_WIDTH = 200  # pixels, about, in which images are compared
+_SHIFT = 0.01  # part of the width by which images may be shifted unseen
 
 
 def check_own_steps(dataset: Dataset, key: str) -> None:
     """Refuse steps that move boxes, images or cameras without the others.
 
-    It finds moved or added boxes, cameras moved on their own, images that change their size or are mirrored
-    without their cameras; it cannot find small shifts and turns of images.
+    It finds moved or added boxes, images that are not where their cameras say, by more than about a hundredth
+    of the width, and a wrong `img_shape`.
 
     Args:
         dataset: one or several TemporalNuScenesDataset, also wrapped; others are not checked.
@@ -46,9 +50,8 @@ def check_own_steps(dataset: Dataset, key: str) -> None:
 
 def _flat(steps: Iterable[Callable]) -> Iterable[Callable]:
     for step in steps:
-        inside = getattr(
-            getattr(step, "transforms", None), "transforms", None
-        )  # MultiScaleFlipAug3D
+        # MultiScaleFlipAug3D holds a Compose.
+        inside = getattr(getattr(step, "transforms", None), "transforms", None)
         yield from [step] if inside is None else _flat(inside)
 
 
@@ -64,8 +67,7 @@ def _try_steps(dataset: TemporalNuScenesDataset, steps: list[Callable], key: str
         index = next((i for i in few if len(dataset.get_ann_info(i)["gt_labels_3d"])), 0)
     frame: dict[str, Any] = dict(dataset.get_data_info(index), aug_param={}, mono_input_dict=None)
     dataset.pre_pipeline(frame)
-    last = max(i for i, step in enumerate(steps) if _is_own(step))
-    for step in steps[: last + 1]:
+    for step in steps:
         after = None
         for _ in range(_DRAWS if _is_own(step) else 1):
             after = step(copy.deepcopy(frame))
@@ -79,6 +81,12 @@ def _try_steps(dataset: TemporalNuScenesDataset, steps: list[Callable], key: str
         if after is None:
             return
         frame = after
+    size, noted = image_hw(frame["img"].data), metas_of(frame)[0].get("img_shape")
+    if noted is not None and size != tuple(noted[0][:2]):
+        raise ValueError(
+            f"{key}: after the pipeline the images are {size}, but img_shape, by which the network divides "
+            f"pixels, is {tuple(noted[0][:2])}: set it in the step of yours that changes the size"
+        )
 
 
 def _moved_alone(before: dict, after: dict) -> str | None:
@@ -89,32 +97,35 @@ def _moved_alone(before: dict, after: dict) -> str | None:
         if len(new) and distances.min(axis=1, initial=np.inf).max() > 1e-3:
             return "moves or adds boxes, and images and ego motion do not follow"
     images = [frame.get("img") for frame in (before, after)]
-    if not all(isinstance(of_frame, list) and of_frame for of_frame in images):
+    if not all(isinstance(of_frame, list) and np.ndim(of_frame[0]) == 3 for of_frame in images):
         return None
-    cameras = [np.stack(frame["lidar2img"]) for frame in (before, after)]
-    same_cameras = np.array_equal(*cameras)
-    old, new = (np.asarray(of_frame[0], np.float32) for of_frame in images)
-    if not same_cameras and old.shape == new.shape and np.array_equal(old, new):
-        return "moves cameras (lidar2img), and images and boxes do not follow"
-    if same_cameras and old.shape[2:] == new.shape[2:] and not _in_place(old, new):
-        return "scales, crops or mirrors images, and cameras (lidar2img) do not follow"
+    for old_camera, new_camera, old, new in zip(before["lidar2img"], after["lidar2img"], *images):
+        moved = (new_camera @ np.linalg.inv(old_camera))[:3, :3]  # pixels to pixels
+        expected = cv2.warpPerspective(np.asarray(old, np.float32), moved, new.shape[1::-1])
+        if old.shape[2] == new.shape[2] and not _in_place(expected, np.asarray(new, np.float32)):
+            return "moves images or cameras (lidar2img), and the others do not follow"
     return None
 
 
 def _in_place(old: np.ndarray, new: np.ndarray) -> bool:
-    """Whether (H, W, 3) pixels are where they were; padding at the right and at the bottom moves none."""
-    height, width = old.shape[:2]
-    if new.shape[0] < height or new.shape[1] < width:
-        return False
-    inside = new[:height, :width]
-    if new.shape != old.shape:
-        return np.array_equal(inside, old)
-    mirrored = (old[:, ::-1], old[::-1], old[::-1, ::-1])
-    return all(_likeness(inside, old) >= _likeness(inside, other) for other in mirrored)
+    """Whether two (H, W, 3) images show things in the same places; colours may differ."""
+    if np.array_equal(old, new):
+        return True
+    stride = max(1, old.shape[1] // _COMPARED_WIDTH)
+    first, second = (one[::stride, ::stride].mean(axis=2) for one in (old, new))
+    # In quarters, because turns and zooms shift them differently.
+    rows, columns = ((slice(0, size // 2), slice(size // 2, None)) for size in first.shape)
+    shifts = [_shift(first[r, c], second[r, c]) for r in rows for c in columns]
+    return sum(shift > _SHIFT * first.shape[1] for shift in shifts) < 2
 
 
-def _likeness(one: np.ndarray, other: np.ndarray) -> float:
-    """Absolute correlation of two images; 0 where one has no contrast."""
-    one, other = one - one.mean(), other - other.mean()
-    norm = float(np.linalg.norm(one) * np.linalg.norm(other))
-    return abs(float((one * other).sum())) / norm if norm else 0.0
+def _shift(old: np.ndarray, new: np.ndarray) -> int:
+    """Pixels by which (H, W) `new` is shifted against `old`, by phase correlation; anything if they differ."""
+    window = np.outer(*map(np.hanning, old.shape))  # the borders of both are at the same place
+    first, second = (np.fft.rfft2((one - one.mean()) * window) for one in (old, new))
+    cross = first * second.conj()
+    fit = np.abs(
+        np.fft.irfft2(cross / (np.abs(cross) + 1e-6 * np.abs(cross).max() + 1e-9), s=old.shape)
+    )
+    peak = np.unravel_index(fit.argmax(), fit.shape)
+    return max(min(at, size - at) for at, size in zip(peak, fit.shape))

@@ -80,7 +80,7 @@ class _SafeCheckpoints:
         """Write `out_dir/filename_tmpl`, and point `latest.pth` at it.
 
         Args:
-            out_dir: an existing folder.
+            out_dir: a folder, which is made if needed.
             filename_tmpl: with `{}` for the number of epochs done (of iterations, inside an epoch).
             save_optimizer: keep the optimizer's state, which resuming needs.
             meta: plain values to store in addition to the runner's own.
@@ -89,6 +89,7 @@ class _SafeCheckpoints:
         epoch, iteration, inside = self._progress()
         kind, number = ("epoch", epoch) if inside is None else ("iter", iteration)
         path = Path(out_dir) / (filename_tmpl or f"{kind}_{{}}.pth").format(number)
+        path.parent.mkdir(parents=True, exist_ok=True)
         meta = {**(meta or {}), **(self.meta or {})}
         for hook in self.hooks:
             if hasattr(hook, "checkpoint_meta"):
@@ -132,9 +133,10 @@ class _SafeCheckpoints:
         if resume_optimizer:
             self._resume_optimizer(checkpoint, path)
         self._resume_progress(meta, path)
-        for key in ("hook_msgs", "grad_scaler", "run"):
+        for key in ("hook_msgs", "grad_scaler"):
             if key in meta:
                 self.meta[key] = meta[key]
+        self.meta["run"] = meta.get("run")  # None in older files
         self.resumed = Path(path), meta
         self.logger.info("resumed %s: epoch %d, iteration %d", path, self.epoch, self.iter)
 
@@ -186,7 +188,7 @@ class _SafeCheckpoints:
             batch = meta.get("total_batch") or samples * int(
                 meta.get("world_size", self.world_size)
             )
-            self._iter = self._iter_of_samples(done, batch)
+            self._go_to(done * batch // self.batch, meta)
         if self.counts_epochs and meta.get("iter_in_epoch"):
             self.logger.warning(
                 "checkpoint %s was saved %d iterations after the start of epoch %d: that epoch is "
@@ -200,8 +202,13 @@ class _SafeCheckpoints:
             )  # fmt: skip
         self._inner_iter = 0 if self.counts_epochs else self._iter
 
-    def _iter_of_samples(self, iteration, batch):
-        """Number of iterations of this run for those of a checkpoint, which had another `batch`."""
+    def _go_to(self, iteration, meta):
+        """Set epoch and iteration to those of this run after as many samples.
+
+        Args:
+            iteration: of this run, by the samples seen.
+            meta: of the checkpoint.
+        """
         raise NotImplementedError
 
     def _reorder_camera_state(self, checkpoint, path):
@@ -227,8 +234,10 @@ class SafeEpochBasedRunner(_SafeCheckpoints, EpochBasedRunner):
             return self.epoch + (inside == 0), self.iter + 1, inside
         return self.epoch + (self.stage in (None, "after_train_epoch")), self.iter, None
 
-    def _iter_of_samples(self, iteration, batch):
-        return self.epoch * self.epoch_length  # the schedule is one of epochs
+    def _go_to(self, iteration, meta):
+        if meta.get("counted_in") == "iter":
+            self._epoch = iteration // self.epoch_length
+        self._iter = self._epoch * self.epoch_length  # the last batch of an epoch may be smaller
 
 
 class SafeIterBasedRunner(_SafeCheckpoints, IterBasedRunner):
@@ -241,8 +250,8 @@ class SafeIterBasedRunner(_SafeCheckpoints, IterBasedRunner):
         iteration = self.iter + (self.stage in (None, "after_train_iter"))
         return self.epoch, iteration, iteration
 
-    def _iter_of_samples(self, iteration, batch):
-        return iteration * batch // self.batch
+    def _go_to(self, iteration, meta):
+        self._iter = iteration
 
 
 RUNNERS = {"EpochBasedRunner": SafeEpochBasedRunner, "IterBasedRunner": SafeIterBasedRunner}

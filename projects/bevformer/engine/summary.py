@@ -84,17 +84,16 @@ def _images(cfg: Config) -> str:
     on_device = cfg.model.get("data_preprocessor")
     _, options = next(inner_sections(cfg.data.train, "data.train"))
     steps = [step for step in options.get("pipeline") or () if isinstance(step, dict)]
-    scale = (on_device or {}).get("scale", 1.0)
-    text = []
+    scale, text = (on_device or {}).get("scale", 1.0), []
     for step in steps:
         if step.get("type") == "RandomScaleImageMultiViewImage":
-            scale *= step["scales"][0]
-        elif step.get("type") == "CropResizeFlipImage":
-            crop = step["data_aug_conf"]
+            scale *= step.get("scales", [1.0])[0]
+        crop = step.get("data_aug_conf") or {}
+        if {"crop", "reisze"} <= set(crop):
             text.append(f"cut to {tuple(crop['crop'])}, {crop['reisze']} pixels high")
     text.append("full size" if scale == 1 else f"scaled by {scale:g}")
     for step in [on_device] if on_device else steps:
-        if on_device or step.get("type") == "NormalizeMultiviewImage":
+        if {"mean", "std"} <= set(step):
             order = "RGB" if step.get("to_rgb", True) else "BGR"
             text.append(f"{order} minus {list(step['mean'])}, divided by {list(step['std'])}")
     return ", ".join([*text, "on the model's device" if on_device else "by the data workers"])

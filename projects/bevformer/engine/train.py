@@ -13,7 +13,6 @@ import torch
 from mmcv import Config
 from mmcv.runner import (
     BaseRunner,
-    CheckpointHook,
     DistSamplerSeedHook,
     LoggerHook,
     build_optimizer,
@@ -135,7 +134,6 @@ def train(
     cfg.evaluation = cfg.get("evaluation") if validate else None
     runner.batch, runner.epoch_length = loader.batch_size * get_world_size(), len(loader)
     _register_hooks(runner, cfg, device)
-    _log_short_epochs(runner, logger)
     if get_rank() == 0:
         logger.info("training\n%s", run_summary(cfg, detector, loader, device, seed))
 
@@ -147,6 +145,7 @@ def train(
         _say_if_finished(runner, logger)
     elif cfg.get("load_from"):
         _start_from(runner, cfg, logger)
+    _log_short_epochs(runner, logger)
     runner.run([loader], workflow)
 
 
@@ -172,21 +171,21 @@ def _short_run(cfg: Config, max_iters: int, given: Collection[str], logger: logg
             continue
         options = dict(cfg.get(section) or {}, by_epoch=False)
         if in_epochs(section, "interval"):
-            dropped.append(f"{section}.interval = {options.get('interval', 1)}")
+            dropped.append(f"{section}.interval = {options.get('interval', 1)} (now at the end)")
             options.update(interval=max_iters)
             options.pop("start", None)
         cfg[section] = options
     rate = cfg.get("lr_config") or {}
     if "step" in rate and in_epochs("lr_config", "step"):
-        dropped.append(f"lr_config.step = {rate.step}")
+        dropped.append(f"lr_config.step = {rate.step} (now constant)")
         warmup = {key: value for key, value in rate.items() if key.startswith("warmup")}
         cfg.lr_config = {"policy": "fixed", **warmup}
     for section in ("lr_config", "momentum_config"):
         (cfg.get(section) or {}).pop("by_epoch", None)
     if dropped:
         logger.info(
-            "--max-iters %d: %s would count epochs and does not count; a checkpoint and an evaluation "
-            "come at the end. In iterations: --cfg-options checkpoint_config.interval=N",
+            "--max-iters %d: what counts epochs does not apply: %s. To count iterations give it with "
+            "--cfg-options",
             max_iters,
             ", ".join(dropped),
         )
@@ -217,18 +216,19 @@ def _describe_run(cfg: Config, config_name: str, seed: int, logger: logging.Logg
 
 
 def _log_short_epochs(runner: BaseRunner, logger: logging.Logger) -> None:
-    """Let an epoch, or a run of iterations, that is shorter than the log interval end in a line."""
-    length, what = runner.epoch_length, "an epoch"
-    if not runner.counts_epochs:
-        length, what = runner.max_iters, "the run"
-    hooks = [hook for hook in runner.hooks if isinstance(hook, LoggerHook)]
-    short = [hook for hook in hooks if hook.interval > length]
-    for hook in short:
+    """Let an epoch, or the iterations that are left, end in a line where none would be logged."""
+    length = runner.epoch_length if runner.counts_epochs else runner.max_iters
+    what = "each epoch has" if runner.counts_epochs else "the run ends after"
+    silent = [
+        hook
+        for hook in runner.hooks
+        if isinstance(hook, LoggerHook)
+        and (0 if runner.counts_epochs else runner.iter) // hook.interval == length // hook.interval
+    ]
+    for hook in silent:
         hook.interval = length
-    if short:
-        logger.info(
-            "%s is shorter than log_config.interval: logged every %d iterations", what, length
-        )
+    if silent:
+        logger.info("%s %d iterations, before log_config.interval: logged then", what, length)
 
 
 def _say_if_finished(runner: BaseRunner, logger: logging.Logger) -> None:
@@ -278,13 +278,6 @@ def _register_hooks(runner: BaseRunner, cfg: Config, device: torch.device) -> No
             settings.get("log_config"),
             settings.get("momentum_config"),
             custom_hooks_config=settings.get("custom_hooks"),
-        )
-    if not runner.counts_epochs and any(
-        isinstance(hook, CheckpointHook) and hook.by_epoch for hook in runner.hooks
-    ):
-        raise ValueError(
-            "checkpoint_config.by_epoch is True, and a run counted in iterations has no epochs to "
-            "save at: set it to False"
         )
     runner.register_hook(FiniteLossHook(), priority="HIGH")  # before the optimizer hook
     # After mmcv's IterTimerHook, which is LOW too.

@@ -56,7 +56,7 @@ _READ: dict[str, Sequence[str] | Callable] = {
     "auto_scale_lr": ("base_batch_size", "enable"),
     "model.heads.*": ("name", "weight"),
     "*norm_cfg": ("requires_grad",),
-    "*init_cfg*": ("override",),
+    "*init_cfg*": ("override", "name"),
     "ResNet.dcn": ("fallback_on_stride",),
     **{f"{name}.train_cfg": ("pts",) for name in _OUR_DETECTORS},
     **{f"{name}.train_cfg.pts": ("assigner",) for name in _OUR_DETECTORS},
@@ -130,7 +130,7 @@ def _unread(
         known = None if None in arguments else known
         own = not any(one.__module__.startswith(_KNOWN_PACKAGES) for one in classes)
         place = "" if own else str(title)
-    ignored = {key for one in classes for key in ignored_arguments(one)}
+    ignored = {key for one in classes for key in getattr(one, "__published__", ())}
     for key, item in value.items():
         if known is not None and key not in known:
             yield f"{path}.{key}", f"is not read by {title}{_hint(key, known)}"
@@ -171,11 +171,6 @@ def registered(name: Any) -> list[type]:
     return list(dict.fromkeys(found))
 
 
-def ignored_arguments(cls: type) -> frozenset[str]:
-    """Arguments of published configs that a class takes and does not read; see `published`."""
-    return getattr(cls.__init__, "published_arguments", frozenset())
-
-
 @functools.lru_cache(maxsize=None)
 def arguments_of(function: Callable | None) -> frozenset[str] | None:
     """Names of the keyword arguments that a class or function reads.
@@ -189,12 +184,12 @@ def arguments_of(function: Callable | None) -> frozenset[str] | None:
         return frozenset((*_explicit(function)[0], "meta", "filename_tmpl", "create_symlink"))
     names: set[str] = set()
     taken: set[str] = set()  # arguments that a class itself gives to its base
-    for build in _constructors(function):
+    for cls, build in _constructors(function):
         try:
             explicit, keywords = _explicit(build)
         except ValueError:  # written in C
             return None
-        names |= {*explicit, *getattr(build, "published_arguments", ())} - taken
+        names |= {*explicit, *vars(cls).get("__published__", ())} - taken
         if keywords is None:
             break
         use = _use_of_keywords(build, keywords)
@@ -207,11 +202,12 @@ def arguments_of(function: Callable | None) -> frozenset[str] | None:
     return frozenset(name for name in names if name.isidentifier())
 
 
-def _constructors(function: Callable) -> list[Callable]:
-    """The function, or the constructors of a class and its bases in the order of their calls."""
+def _constructors(function: Callable) -> list[tuple[Callable, Callable]]:
+    """The function, or a class and its bases with their constructors, in the order of their calls."""
     if not inspect.isclass(function):
-        return [function]
-    return [vars(cls)["__init__"] for cls in function.__mro__[:-1] if "__init__" in vars(cls)]
+        return [(function, function)]
+    bases = function.__mro__[:-1]
+    return [(cls, vars(cls)["__init__"]) for cls in bases if "__init__" in vars(cls)]
 
 
 def _explicit(function: Callable) -> tuple[list[str], str | None]:

@@ -79,7 +79,7 @@ def vehicle_cell(bev_h: int, bev_w: int, pc_range: Sequence[float]) -> tuple[flo
         (column, row) from the corner of the grid, cells: the middle of a range that is the same on all sides.
     """
     x_min, y_min, _, x_max, y_max, _ = pc_range
-    return -x_min / (x_max - x_min) * bev_w, -y_min / (y_max - y_min) * bev_h
+    return (0.0 - x_min) / (x_max - x_min) * bev_w, (0.0 - y_min) / (y_max - y_min) * bev_h
 
 
 def pillar_points(
