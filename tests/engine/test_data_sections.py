@@ -169,7 +169,7 @@ OFFICIAL = dict(can_bus_quaternion="official", can_bus_message="official")
 
 
 def stamped(train):
-    head = {"bev_h": 50, "bev_w": 50, "transformer": {}}
+    head = {"bev_h": 50, "bev_w": 50, "transformer": {"rotate_center": [25, 25]}}
     return training_stamp(Config({"model": {"pts_bbox_head": head}, "data": {"train": train}}))
 
 
