@@ -45,7 +45,7 @@ _MAX_REDRAWS = 100
 
 
 @DATASETS.register_module(name=["TemporalNuScenesDataset", "CustomNuScenesDataset"])
-@published(ignores=("bev_size",))
+@published(ignores=("bev_size",), only={"overlap_test": False})
 class TemporalNuScenesDataset(NuScenesDataset):
     """nuScenes for a temporal camera model.
 

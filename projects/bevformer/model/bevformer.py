@@ -54,8 +54,24 @@ class QueueBEV(NamedTuple):
     feats: Optional[List[Tensor]] = None
 
 
-@DETECTORS.register_module()
+# The original's detectors have places for a lidar branch and for heads on single images.
+EMPTY_SLOTS = dict.fromkeys(
+    (
+        "pts_voxel_layer",
+        "pts_voxel_encoder",
+        "pts_middle_encoder",
+        "pts_fusion_layer",
+        "pts_backbone",
+        "pts_neck",
+        "img_roi_head",
+        "img_rpn_head",
+    )
+)
+
+
+@DETECTORS.register_module(name=["BEVFormer", "BEVFormer_fp16"])
 @published(ignores=("test_cfg",))
+@published(only=EMPTY_SLOTS, why="this network has cameras and heads on the BEV only")
 class BEVFormer(Base3DDetector):
     """Camera-only 3D detection with a temporal bird's-eye view.
 
