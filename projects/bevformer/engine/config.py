@@ -16,6 +16,7 @@ from mmcv.runner import CheckpointHook
 from mmcv.utils import Registry
 
 from projects.bevformer.engine.optimizer import MergedGroupsConstructor
+from projects.bevformer.engine.plugins import import_parts, missing_part
 
 _REGISTRIES = (  # modules that hold registries
     "mmcv.cnn.bricks.registry",
@@ -28,7 +29,6 @@ _REGISTRIES = (  # modules that hold registries
     "mmdet3d.datasets",
 )
 _SUFFIXES = (".py", ".yml", ".yaml", ".json")
-_ORIGINAL_PLUGIN = "mmdet3d_plugin"  # published BEVFormer configs name it; this project replaces it
 
 
 @contextlib.contextmanager
@@ -49,7 +49,8 @@ def _hint(error: BaseException) -> str:
     """A suggestion for a name that a registry or a constructor does not have."""
     unknown = re.search(r"(\w+) is not in the .+ registry", str(error))
     if unknown:
-        return _did_you_mean(unknown.group(1), _registered_classes())
+        name = unknown.group(1)
+        return _did_you_mean(name, _registered_classes()) + missing_part(name)
     argument = re.search(
         r"(\w+): \S*__init__\(\) got an unexpected keyword argument '(\w+)'", str(error)
     )
@@ -106,7 +107,7 @@ def load_config(
     if Path(path).suffix not in _SUFFIXES:
         raise ValueError(f"{path} is not a config: it must end in {', '.join(_SUFFIXES)}")
     try:
-        cfg = Config.fromfile(str(path))
+        cfg = Config.fromfile(str(path), import_custom_modules=False)
     except OSError:
         raise  # its message names the missing _base_
     except Exception as error:  # a config is code, it can raise anything
@@ -127,7 +128,7 @@ def load_config(
             _move_split(cfg.data[split], str(data_root))
     if cfg.get("optimizer"):
         cfg.optimizer.setdefault("constructor", MergedGroupsConstructor.__name__)
-    _import_plugin_dir(cfg)
+    import_parts(cfg)
     return cfg
 
 
@@ -154,21 +155,6 @@ def _check_spelling(cfg: Config, dotted_key: str) -> None:
                 raise ValueError(f"--cfg-options {dotted_key}: the config has no {part!r}{hint}")
             return
         node = node[part]
-
-
-def _import_plugin_dir(cfg: Config) -> None:
-    """Import the package that a published config names by `plugin=True, plugin_dir=...`."""
-    if not cfg.get("plugin"):
-        return
-    directory = Path(cfg.get("plugin_dir", _ORIGINAL_PLUGIN))
-    if directory.name == _ORIGINAL_PLUGIN:
-        module = "projects.bevformer.plugin"
-    else:
-        module = ".".join(directory.parts)
-    try:
-        importlib.import_module(module)
-    except ImportError as error:
-        raise ValueError(f"plugin_dir {directory}: {error}") from error
 
 
 def resolve_work_dir(

@@ -133,4 +133,9 @@ class SafeIterBasedRunner(_SafeCheckpoints, IterBasedRunner):
         return self.epoch, self.iter + 1, f"iter_{self.iter + 1}.pth"
 
 
-RUNNERS = {"EpochBasedRunner": SafeEpochBasedRunner, "IterBasedRunner": SafeIterBasedRunner}
+RUNNERS = {
+    "EpochBasedRunner": SafeEpochBasedRunner,
+    "IterBasedRunner": SafeIterBasedRunner,
+    # Of the original's mixed-precision recipe: a second network encodes the history there.
+    "EpochBasedRunner_video": SafeEpochBasedRunner,
+}
