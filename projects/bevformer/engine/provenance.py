@@ -12,8 +12,8 @@ from pathlib import Path
 
 from mmcv import Config
 from mmcv.utils import digit_version
+from torch import nn
 
-from projects.bevformer.engine.config import config_errors
 from projects.bevformer.geometry.boxes import BOX_CONVENTION_NEW, BOX_CONVENTION_OLD
 
 STAMP = "trained_with"  # key in a checkpoint's meta
@@ -28,31 +28,30 @@ _OFFICIAL = {
 _NEW_CONVENTION_SINCE = "1.0.0rc0"  # mmdet3d
 
 
-def training_stamp(cfg: Config, split: str = "train") -> dict:
-    """Settings of a config that weights depend on and that do not show in their shapes.
+def training_stamp(cfg: Config, detector: nn.Module, split: str = "train") -> dict:
+    """Settings that weights depend on and that do not show in their shapes.
 
     Args:
         cfg: mmcv.Config of a BEVFormer.
+        detector: the network that was built from it.
         split: key in `data`.
 
     Returns:
-        dict of plain values: box_convention (of the network), rotate_center (column, row),
-        can_bus_quaternion, can_bus_message. Empty for a model without a BEV.
-
-    Raises:
-        ValueError: no model, or a BEV head without a transformer or without its BEV grid.
+        dict of plain values: box_convention (of the network), rotate_center (column, row; left out for
+        a head that does not say what grid it has), can_bus_quaternion, can_bus_message. Empty for a
+        model without a BEV.
     """
-    with config_errors("model"):
-        head = cfg.model.get("pts_bbox_head")
+    head = getattr(detector, "pts_bbox_head", None)
     if head is None:
         return {}
-    with config_errors("model.pts_bbox_head"):
-        centre = head.transformer.get("rotate_center") or (head.bev_w / 2, head.bev_h / 2)
+    centre = getattr(getattr(head, "transformer", None), "rotate_center", None)
+    if centre is None and hasattr(head, "bev_h") and hasattr(head, "bev_w"):
+        centre = (head.bev_w / 2, head.bev_h / 2)
     dataset = cfg.data.get(split, {})
     quirks = {name: dataset.get(name, default) for name, default in _DATASET_QUIRKS.items()}
     return {
         "box_convention": BOX_CONVENTION_OLD,
-        "rotate_center": [float(number) for number in centre],
+        **({"rotate_center": [float(number) for number in centre]} if centre else {}),
         **quirks,
     }
 
@@ -80,7 +79,12 @@ def trained_with(meta: dict) -> tuple[dict, str]:
 
 
 def check_provenance(
-    checkpoint: dict, path: str | Path, cfg: Config, logger: logging.Logger, split: str = "test"
+    checkpoint: dict,
+    path: str | Path,
+    cfg: Config,
+    detector: nn.Module,
+    logger: logging.Logger,
+    split: str = "test",
 ) -> None:
     """Compare a checkpoint with the config that is to run it, before anything runs.
 
@@ -88,24 +92,25 @@ def check_provenance(
         checkpoint: what `load_checkpoint` returned.
         path: its file, for messages.
         cfg: mmcv.Config.
+        detector: the network that was built from it.
         logger: receives one warning per quirk that differs.
         split: key in `data` whose options count.
 
     Raises:
         ValueError: the weights use another box convention.
     """
-    for line in disagreements(checkpoint, path, cfg, split):
+    for line in disagreements(checkpoint, path, cfg, detector, split):
         logger.warning(line)
 
 
 def disagreements(
-    checkpoint: dict, path: str | Path, cfg: Config, split: str = "test"
+    checkpoint: dict, path: str | Path, cfg: Config, detector: nn.Module, split: str = "test"
 ) -> list[str]:
     """The lines that `check_provenance` logs; same arguments and errors."""
     if not any("reg_branches" in name for name in checkpoint["state_dict"]):
         return []  # a backbone
     stamp, origin = trained_with(checkpoint["meta"])
-    wanted = training_stamp(cfg, split)
+    wanted = training_stamp(cfg, detector, split)
     convention = stamp.get("box_convention")
     if wanted and convention not in (None, wanted["box_convention"]):
         raise ValueError(

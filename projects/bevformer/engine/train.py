@@ -31,6 +31,7 @@ from projects.bevformer.engine.determinism import unrepeatable_parts
 from projects.bevformer.engine.distributed import broadcast, get_rank, get_world_size
 from projects.bevformer.engine.hooks import DataWaitHook, FiniteLossHook, TemporalEvalHook
 from projects.bevformer.engine.log import get_run_logger, log_to_file
+from projects.bevformer.engine.plugins import notices
 from projects.bevformer.engine.precision import optimizer_hook, set_compute_format
 from projects.bevformer.engine.provenance import STAMP, check_provenance, training_stamp
 from projects.bevformer.engine.runner import RUNNERS
@@ -97,6 +98,7 @@ def train(
     detector = build_detector(cfg, dataset, pretrained=True)
     if cfg.resume_from is None:
         init_weights(detector, cfg, logger)
+    meta[STAMP] = training_stamp(cfg, detector)
     set_compute_format(detector, cfg, device, logger)
     if deterministic and device.type == "cuda":
         _warn_of_unrepeatable_parts(cfg, detector, logger)
@@ -155,6 +157,8 @@ def _describe_run(cfg: Config, config_name: str, seed: int, logger: logging.Logg
     log_to_file(logger, "environment\n%s", environment)
     config_text = cfg.pretty_text
     log_to_file(logger, "config\n%s", config_text)
+    for line in notices():
+        log_to_file(logger, "%s", line)
     if get_rank() == 0:
         (Path(cfg.work_dir) / config_name).write_text(config_text)
     return {
@@ -162,7 +166,6 @@ def _describe_run(cfg: Config, config_name: str, seed: int, logger: logging.Logg
         "config": config_text,
         "seed": seed,
         "exp_name": config_name,
-        STAMP: training_stamp(cfg),
     }
 
 
@@ -183,7 +186,7 @@ def _resume_from(cfg: Config, auto_resume: bool, logger: logging.Logger) -> str 
 def _start_from(runner: BaseRunner, cfg: Config, logger: logging.Logger) -> None:
     """Load the weights of `load_from`; a function, so that its return frees the file's tensors."""
     checkpoint = runner.load_checkpoint(cfg.load_from)
-    check_provenance(checkpoint, cfg.load_from, cfg, logger, split="train")
+    check_provenance(checkpoint, cfg.load_from, cfg, runner.model.module, logger, split="train")
 
 
 def _warn_of_unrepeatable_parts(cfg: Config, detector: nn.Module, logger: logging.Logger) -> None:
