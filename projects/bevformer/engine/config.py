@@ -50,7 +50,7 @@ def _hint(error: BaseException) -> str:
     unknown = re.search(r"(\w+) is not in the .+ registry", str(error))
     if unknown:
         name = unknown.group(1)
-        return _did_you_mean(name, _registered_classes()) + missing_part(name)
+        return missing_part(name, _did_you_mean(name, _registered_classes()))
     argument = re.search(
         r"(\w+): \S*__init__\(\) got an unexpected keyword argument '(\w+)'", str(error)
     )

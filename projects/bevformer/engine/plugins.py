@@ -77,13 +77,20 @@ def notices() -> list[str]:
     return list(_notices)
 
 
-def missing_part(name: str) -> str:
-    """End of the message for a name that is in no registry: where it is, or how to bring it in."""
+def missing_part(name: str, guess: str) -> str:
+    """End of the message for a name that is in no registry: what to do.
+
+    Args:
+        name: the name.
+        guess: ", did you mean ...?", or "".
+    """
     if name in SUBSTITUTES:
         where = "docs/checkpoint_compatibility.md#names-of-the-original"
         return f"; this part of the original is not here: {SUBSTITUTES[name]} ({where})"
-    replaced = f"; {', '.join(_stood_for)} does not exist, this project's plugin stands for it"
-    return f"; {_BRING_IN}{replaced if _stood_for else ''}"
+    if _stood_for:
+        stood = f"{', '.join(_stood_for)} does not exist, this project's plugin stands for it"
+        return f"{guess}; {stood}; {_BRING_IN}"
+    return guess or f"; {_BRING_IN}"
 
 
 def _as_list(value: Any) -> list:
