@@ -2,20 +2,10 @@
 
 from mmdet.models.utils import LearnedPositionalEncoding
 
-from projects.bevformer.model.detection.bev_attention import GroupMultiheadAttention
-from projects.bevformer.model.detection.head import BEVFormerHead
-from projects.bevformer.model.perception_transformer import PerceptionTransformer
-
 
 def check_model(detector):
-    """Raise ValueError where channels, grid, classes or range of two parts contradict each other.
-
-    A head or a transformer from elsewhere, which need not have these attributes, is not checked.
-    """
+    """Raise ValueError where channels, grid, classes or range of two parts contradict each other."""
     head = detector.pts_bbox_head
-    own = isinstance(head, BEVFormerHead) and isinstance(head.transformer, PerceptionTransformer)
-    if not own:
-        return
     coder, pos, grid = head.bbox_coder, head.positional_encoding, (head.bev_h, head.bev_w)
     width, channels, classes = head.transformer.embed_dims, head.in_channels, head.num_classes
     xy = [[one.pc_range[i] for i in (0, 1, 3, 4)] for one in (coder, head.transformer.encoder)]
@@ -24,11 +14,9 @@ def check_model(detector):
         ("num_classes of the head", classes, "that of its bbox_coder", coder.num_classes),
         ("x and y of pc_range of the bbox_coder", xy[0], "that of the encoder", xy[1]),
     ]
-    for part in head.transformer.decoder.modules():
-        if isinstance(part, GroupMultiheadAttention) and part.group is not None:
-            pairs.append(
-                ("group_detr of the head", head.group_detr, "group of attn_cfgs", part.group)
-            )
+    groups = [getattr(part, "group", None) for part in head.transformer.decoder.modules()]
+    group = next(filter(None, groups), head.group_detr)
+    pairs.append(("group_detr of the head", head.group_detr, "group of attn_cfgs", group))
     if isinstance(pos, LearnedPositionalEncoding):
         cover = (pos.row_embed.num_embeddings, pos.col_embed.num_embeddings)
         cover = tuple(min(side, most) for side, most in zip(grid, cover))

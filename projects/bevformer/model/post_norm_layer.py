@@ -9,7 +9,7 @@ from mmcv.cnn.bricks.transformer import (
 from mmcv.runner import BaseModule, ModuleList
 
 from projects.bevformer.model.deformable import check_heads
-from projects.bevformer.published import merged_config
+from projects.bevformer.published import merged_config, one_per_layer
 
 # The order of the published configs, the only one supported.
 POST_NORM = ("self_attn", "norm", "cross_attn", "norm", "ffn", "norm")
@@ -77,18 +77,6 @@ class PostNormLayer(BaseModule):
 
 
 def build_layers(transformerlayers, num_layers):
-    """The layers of an encoder or decoder.
-
-    Args:
-        transformerlayers: config of every layer, or a list with the config of each.
-        num_layers: how many.
-
-    Raises:
-        ValueError: the list has another length.
-    """
-    configs = transformerlayers
-    if isinstance(configs, dict):
-        configs = [configs] * num_layers
-    if len(configs) != num_layers:
-        raise ValueError(f"num_layers is {num_layers}, transformerlayers a list of {len(configs)}")
+    """The layers of an encoder or decoder, from one config for all or a list with one for each."""
+    configs = one_per_layer(transformerlayers, num_layers)
     return ModuleList([build_transformer_layer(config) for config in configs])
