@@ -42,7 +42,8 @@ def _as_before(monkeypatch, tmp_path):
     yield
     import_parts(Config({}))
     for name in set(sys.modules) - known:
-        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+        module = sys.modules[name]
+        if str(tmp_path) in f"{module.__dict__.get('__file__')} {module.__dict__.get('__path__')}":
             del sys.modules[name]
     for name in ("OwnLoss", "LogCoshLoss"):
         LOSSES.module_dict.pop(name, None)
@@ -170,6 +171,10 @@ def test_a_folder_of_the_original_that_does_not_exist_is_ours(tmp_path, caplog):
             r"'projects\.mmdet3d_plugin', .*parts_fork\.py:1\): the modules of the original are not",
         ),
         (dict(custom_imports=dict(imports=[], allow=True)), "custom_imports has no 'allow'"),
+        (
+            dict(plugin=True, plugin_dir="fork/mmdet3d_plugin"),
+            r"No module named 'detectron0', .*/mmdet3d_plugin/__init__.py:1\): set plugin=False",
+        ),
     ],
     ids=str,
 )
@@ -182,6 +187,8 @@ def test_what_cannot_be_imported_is_one_line_with_reason_and_file(tmp_path, writ
         parts_fork="from projects.mmdet3d_plugin.core.bbox import util",
     )
     (tmp_path / "empty_folder").mkdir()
+    (tmp_path / "fork" / "mmdet3d_plugin").mkdir(parents=True)
+    (tmp_path / "fork" / "mmdet3d_plugin" / "__init__.py").write_text("import detectron0")
     with pytest.raises(ValueError, match=says):
         import_parts(config(tmp_path, **keys))
     assert "OwnLoss" not in LOSSES.module_dict
@@ -232,8 +239,11 @@ def test_the_page_has_every_name_of_the_original():
 
 def test_names_that_are_the_same_thing():
     assert DETECTORS.get("BEVFormer_fp16") is DETECTORS.get("BEVFormer")
-    assert RUNNERS["EpochBasedRunner_video"] is RUNNERS["EpochBasedRunner"]
-    model = torch.nn.Linear(1, 1)
+    model, logger = torch.nn.Linear(1, 1), logging.getLogger()
+    model.train_step = None
+    video = RUNNERS["EpochBasedRunner_video"](model, logger=logger, keys=["img"], max_epochs=3)
+    assert isinstance(video, RUNNERS["EpochBasedRunner"])
+    assert video.max_epochs == 3
     assert isinstance(build_optimizer(model, dict(type="AdamW2", lr=0.1)), torch.optim.AdamW)
     bundle = PIPELINES.build(dict(type="CustomDefaultFormatBundle3D", class_names=["car"]))
     masks = bundle(dict(gt_map_masks=torch.ones(2, 3).numpy()))["gt_map_masks"]

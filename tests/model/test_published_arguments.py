@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from mmcv import ConfigDict
+from mmdet.models.builder import DETECTORS
 from mmdet3d.datasets.builder import DATASETS
 from mmdet3d.models import build_model
 from tiny_bevformer import (
@@ -141,6 +142,11 @@ def test_values_that_change_nothing_are_taken(shapes, path, arguments):
 def test_values_that_cannot_be_honoured_are_refused(path, arguments, says):
     with pytest.raises(ValueError, match=says):
         build(path, **arguments)
+
+
+def test_the_second_version_has_empty_slots_too():
+    with pytest.raises(ValueError, match="set pts_neck=None"):
+        DETECTORS.build(dict(type="BEVFormerV2", pts_neck=dict(type="FPN")))
 
 
 def test_data_sets_score_without_the_overlap_test():

@@ -118,7 +118,7 @@ def _bring_in(what: str, name: str, config: str | None, optional: bool = False) 
     except Exception as error:  # it is code, it can raise anything
         message = f"{what} cannot be imported ({type(error).__name__}: {error}{_place(error)})"
         if not (optional and isinstance(error, ImportError)):
-            raise ValueError(f"{message}{_remedy(error)}") from error
+            raise ValueError(f"{message}{_remedy(error, name)}") from error
         _notice(f"{message}; allow_failed_imports is set")
         return
     if module is None:
@@ -219,7 +219,9 @@ def _place(error: Exception) -> str:
     return f", {of_user[-1].filename}:{of_user[-1].lineno}" if of_user else ""
 
 
-def _remedy(error: Exception) -> str:
+def _remedy(error: Exception, name: str) -> str:
+    if Path(name).name == _ORIGINAL:
+        return ": set plugin=False to run the config with this project's parts only (docs/own_parts.md)"
     if not isinstance(error, ModuleNotFoundError):
         return ""
     if _ORIGINAL in str(error.name):

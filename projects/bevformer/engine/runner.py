@@ -13,6 +13,7 @@ from projects.bevformer.engine.checkpoint import (
     save_checkpoint,
 )
 from projects.bevformer.engine.optimizer import fit_saved_state, match_layouts
+from projects.bevformer.published import published
 
 
 class _SafeCheckpoints:
@@ -133,9 +134,16 @@ class SafeIterBasedRunner(_SafeCheckpoints, IterBasedRunner):
         return self.epoch, self.iter + 1, f"iter_{self.iter + 1}.pth"
 
 
+@published(ignores=("keys",), only={"eval_model": None})
+class _VideoRunner(SafeEpochBasedRunner):
+    """The runner of the original's mixed-precision recipe, where a second network encodes the history.
+
+    Here one network does, and the whole batch goes to it.
+    """
+
+
 RUNNERS = {
     "EpochBasedRunner": SafeEpochBasedRunner,
     "IterBasedRunner": SafeIterBasedRunner,
-    # Of the original's mixed-precision recipe: a second network encodes the history there.
-    "EpochBasedRunner_video": SafeEpochBasedRunner,
+    "EpochBasedRunner_video": _VideoRunner,
 }
