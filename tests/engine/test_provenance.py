@@ -8,6 +8,7 @@ from dummy_task import REPOSITORY
 from mmcv import Config
 from tiny_bevformer import build_detector
 
+from projects.bevformer.engine import provenance
 from projects.bevformer.engine.provenance import (
     STAMP,
     check_provenance,
@@ -46,9 +47,11 @@ def test_the_stamp_holds_effective_values():
         "rotate_center": [100.0, 50.0],
         "can_bus_quaternion": "wxyz",
         "can_bus_message": "same",
+        "replaced_parts": [],
     }
     official = {"can_bus_quaternion": "official", "can_bus_message": "official"}
-    assert training_stamp(config(**official), detector(rotate_center=[100, 100])) == OFFICIAL
+    stamp = training_stamp(config(**official), detector(rotate_center=[100, 100]))
+    assert stamp == {**OFFICIAL, "replaced_parts": []}
     assert training_stamp(config(), SimpleNamespace()) == {}  # a detector without a BEV
 
 
@@ -71,7 +74,7 @@ def test_official_recipes_fit_official_files(name):
     cfg = Config.fromfile(f"{REPOSITORY}/configs/bevformer/bevformer_{name}.py")
     centre = cfg.model.pts_bbox_head.transformer.rotate_center
     own = detector(rotate_center=centre)
-    assert training_stamp(cfg, own) == OFFICIAL
+    assert training_stamp(cfg, own) == {**OFFICIAL, "replaced_parts": []}
     assert disagreements(checkpoint(mmdet3d_version="0.17.1"), "a.pth", cfg, own) == []
 
 
@@ -97,6 +100,14 @@ def test_matching_or_unstamped_weights_do_not_warn():
     backbone = checkpoint({"img_backbone.conv1.weight": torch.zeros(1)}, mmdet3d_version="1.0.0")
     assert disagreements(backbone, "a.pth", config(), detector()) == []
     assert trained_with({}) == ({}, "unknown")
+
+
+def test_parts_of_the_user_that_are_not_there_at_evaluation_are_named(monkeypatch):
+    monkeypatch.setattr(provenance, "REPLACED_TYPES", {"NMSFreeCoder", "BBox3DL1Cost"})
+    trained = checkpoint(**{STAMP: training_stamp(config(), detector())})
+    monkeypatch.undo()
+    (line,) = disagreements(trained, "a.pth", config(), detector())
+    assert "replaced_parts = ['BBox3DL1Cost', 'NMSFreeCoder'], this config has []" in line
 
 
 @pytest.mark.parametrize("version", ["1.0.0rc0", "1.0.0rc6", "1.1.0"])

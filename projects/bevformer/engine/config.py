@@ -55,7 +55,11 @@ def _hint(error: BaseException) -> str:
         r"(\w+): \S*__init__\(\) got an unexpected keyword argument '(\w+)'", str(error)
     )
     if argument:
-        known = inspect.signature(_registered_classes()[argument.group(1)]).parameters
+        classes = {part.__name__: part for part in _registered_classes().values()}
+        part = classes.get(argument.group(1))
+        if part is None:
+            return ""
+        known = [*inspect.signature(part).parameters, *getattr(part, "__published__", ())]
         return _did_you_mean(argument.group(2), known) or f" (it takes {', '.join(known)})"
     while error.__context__ is not None:  # mmcv wraps the error of a nested section at each level
         error = error.__context__

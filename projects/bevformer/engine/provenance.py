@@ -15,6 +15,7 @@ from mmcv.utils import digit_version
 from torch import nn
 
 from projects.bevformer.geometry.boxes import BOX_CONVENTION_NEW, BOX_CONVENTION_OLD
+from projects.bevformer.published import REPLACED_TYPES
 
 STAMP = "trained_with"  # key in a checkpoint's meta
 
@@ -38,8 +39,8 @@ def training_stamp(cfg: Config, detector: nn.Module, split: str = "train") -> di
 
     Returns:
         dict of plain values: box_convention (of the network), rotate_center (column, row; left out for
-        a head that does not say what grid it has), can_bus_quaternion, can_bus_message. Empty for a
-        model without a BEV.
+        a head that does not say what grid it has), can_bus_quaternion, can_bus_message, replaced_parts
+        (types that parts of the user take the place of). Empty for a model without a BEV.
     """
     head = getattr(detector, "pts_bbox_head", None)
     if head is None:
@@ -53,6 +54,7 @@ def training_stamp(cfg: Config, detector: nn.Module, split: str = "train") -> di
         "box_convention": BOX_CONVENTION_OLD,
         **({"rotate_center": [float(number) for number in centre]} if centre else {}),
         **quirks,
+        "replaced_parts": sorted(REPLACED_TYPES),
     }
 
 
