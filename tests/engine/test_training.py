@@ -318,8 +318,6 @@ def test_mixed_precision_trains_and_evaluates(run):
             {"model.pts_bbox_head": dict(bev_h=1, bev_w=1, transformer={}, num_classes=9)},
             "num_classes is 9, but the data set has 10 classes",
         ),
-        ({"model.pts_bbox_head": {}}, "config section `model.pts_bbox_head`.*'transformer'"),
-        ({"model.pts_bbox_head": {"transformer": {}}}, "`model.pts_bbox_head`.*'bev_w'"),
         (
             {"checkpoint_config": {"interwal": 1}},
             "checkpoint_config has no 'interwal', .*'interval'",
