@@ -83,13 +83,7 @@ def main():
         *("tools/create_data.py", "nuscenes", "--root-path", data, "--out-dir", data),
         *("--extra-tag", "synthetic", "--version", "v1.0-mini", "--canbus", data),
     )
-    data_options = [
-        f"{split}.data_root={data}/" for split in ("data.train", "data.val", "data.test")
-    ]
-    data_options += [
-        f"data.{split}.ann_file={data}/synthetic_infos_temporal_{part}.pkl"
-        for split, part in (("train", "train"), ("val", "val"), ("test", "val"))
-    ]
+    data_options = [f"data_root={data}/"]
     train_options = [*data_options, "load_from=None"] if args.from_scratch else data_options
     steps.run(
         "training" + (" from random weights" if args.from_scratch else " from the demo weights"),

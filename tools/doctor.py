@@ -78,13 +78,15 @@ def diagnose_data_and_config(args, environment):
     from projects.bevformer.doctor.config import check_config, info_files_of, read_config
     from projects.bevformer.doctor.data_set import check_data_set
     from projects.bevformer.doctor.info_files import check_info_files
+    from projects.bevformer.engine.data_sections import inner_sections
 
     cfg, data_root, info_files = None, args.data_root, {}
     if args.config is not None:
         cfg, findings = read_config(args.config, parse_options(args.cfg_options), args.data_root)
         yield from findings
         if cfg is not None:
-            data_root = cfg.data.train.get("data_root") or "."
+            _, options = next(inner_sections(cfg.data.train, "data.train"))
+            data_root = options.get("data_root") or "."
             info_files = info_files_of(cfg)
     if data_root is not None:
         for path in sorted(Path(data_root).glob("*_infos_*.pkl")):

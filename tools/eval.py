@@ -2,6 +2,7 @@
 
 Several processes: torchrun --nproc_per_node=8 tools/eval.py CONFIG CHECKPOINT --launcher pytorch
 An existing result file: python tools/eval.py CONFIG --results results_nusc.json
+Without --work-dir, results go into a folder eval_<checkpoint> beside the checkpoint (or result file).
 """
 
 from pathlib import Path
@@ -112,17 +113,20 @@ def evaluate(args, eval_options):
     from mmdet.utils import setup_multi_processes
 
     from projects.bevformer.engine.config import load_config, resolve_work_dir
+    from projects.bevformer.engine.config_checks import check_config
     from projects.bevformer.engine.data_loading import build_test_dataset, workers_per_process
     from projects.bevformer.engine.determinism import make_deterministic
     from projects.bevformer.engine.device import describe_device
     from projects.bevformer.engine.distributed import get_rank, init_process, shut_down
-    from projects.bevformer.engine.evaluate import build_trained_model, predict
+    from projects.bevformer.engine.evaluate import build_trained_model, evaluation_dir, predict
     from projects.bevformer.engine.log import get_run_logger
     from projects.bevformer.engine.report import metrics_table
     from projects.bevformer.engine.seed import choose_seed, set_seed
 
     cfg = load_config(args.config, parse_options(args.cfg_options), args.data_root)
-    work_dir = resolve_work_dir(cfg, args.config, args.work_dir)
+    check_config(cfg)
+    if args.work_dir is not None:
+        resolve_work_dir(cfg, args.config, args.work_dir)  # refuses one that cannot be written
     setup_multi_processes(cfg)
     if args.deterministic:
         make_deterministic()  # before CUDA starts
@@ -132,21 +136,30 @@ def evaluate(args, eval_options):
     logger.info("device %s", describe_device(device))
     set_seed(choose_seed(args.seed), args.deterministic)
 
+    def results_dir():
+        if args.work_dir is not None:
+            return Path(args.work_dir)
+        relevant = ("eval", "scenes", "fraction", "fuse_conv_bn")
+        options = {name: getattr(args, name, None) for name in relevant}
+        return evaluation_dir(cfg, args.config, args.checkpoint or args.results, options)
+
     dataset = build_test_dataset(cfg, "test")
     if args.results is not None:
-        summary = dataset.evaluator.score_file(args.results, str(work_dir), devkit=args.devkit)
+        out_dir = results_dir()
+        summary = dataset.evaluator.score_file(args.results, str(out_dir), devkit=args.devkit)
         print(metrics_table(summary))
-        print(f"results: {Path(work_dir) / 'metrics_summary.json'}")
+        print(f"results: {out_dir / 'metrics_summary.json'}")
         return
     dataset.evaluator.heads_of(args.eval or "bbox")  # refuses unknown metrics before predicting
     detector = build_trained_model(
         cfg, args.checkpoint, dataset, device, logger, fuse=args.fuse_conv_bn
     )
+    rank, out_dir = get_rank(), None
+    if rank == 0:  # before the predictions, which take long
+        out_dir = Path(eval_options.get("jsonfile_prefix") or results_dir())
     results = predict(detector, dataset, device, workers_per_process(cfg))
-    rank = get_rank()
     shut_down()  # drawing can take longer than the others would wait
     if rank == 0:
-        out_dir = Path(eval_options.get("jsonfile_prefix", work_dir))
         report(args, dataset, results, out_dir, args.devkit or eval_options.get("devkit", False))
 
 

@@ -33,10 +33,16 @@ def parse_args(argv=None):
     )
     parser.add_argument("--diff-seed", action="store_true", help="add the rank to the seed")
     parser.add_argument(
-        "--autoscale-lr", action="store_true", help="multiply the learning rate by processes / 8"
+        "--autoscale-lr",
+        action="store_true",
+        help="scale the learning rate by processes x samples x accumulation / the batch that it is for "
+        "(auto_scale_lr.base_batch_size of the config)",
     )
     parser.add_argument(
-        "--max-iters", type=int, help="train this many iterations, then evaluate once"
+        "--max-iters",
+        type=int,
+        help="train this many iterations; intervals of --cfg-options, or with by_epoch=False, count "
+        "iterations, where they count epochs the run saves and evaluates once, at its end",
     )
     parser.add_argument("--gpus", type=int, help="deprecated and ignored: start with torchrun")
     add_options_argument(parser, "--options", "deprecated name of --cfg-options")
@@ -59,7 +65,8 @@ def run(args):
     from projects.bevformer.engine.train import train
 
     options = merge_deprecated(args.cfg_options, args.options, "--options", "--cfg-options")
-    cfg = load_config(args.config, parse_options(options), args.data_root)
+    options = parse_options(options) or {}
+    cfg = load_config(args.config, options, args.data_root)
     if args.resume_from is not None:
         cfg.resume_from = args.resume_from
     resolve_work_dir(cfg, args.config, args.work_dir)
@@ -78,6 +85,7 @@ def run(args):
         auto_resume=args.auto_resume,
         autoscale_lr=args.autoscale_lr,
         max_iters=args.max_iters,
+        given=options,
     )
 
 

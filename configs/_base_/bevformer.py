@@ -1,15 +1,35 @@
 # BEVFormer-base: ResNet-101 with DCNv2, four feature levels, BEV 200x200, six encoder layers.
 _base_ = ["./nuscenes.py"]
 point_cloud_range = {{_base_.point_cloud_range}}
-voxel_size = [0.2, 0.2, 8]
-embed_dims = 256
+class_names = {{_base_.class_names}}
 bev_h = 200
 bev_w = 200
+embed_dims = 256
+num_heads = 8
+num_levels = 4  # of image features
+num_points = 8
+dropout = 0.1
+num_query = 900
+max_num = 300  # boxes per frame
+
+# Detections may lie this far outside of the range.
+margins = [-10, -10, -5, 10, 10, 7]
+post_center_range = [bound + margin for bound, margin in zip(point_cloud_range, margins)]
+# The published configs do not name what is the default of the attentions.
+heads = {} if num_heads == 8 else dict(num_heads=num_heads)
+drop = {} if dropout == 0.1 else dict(dropout=dropout)
+preprocessor = dict(
+    type="ImagePreprocessor",
+    **{{_base_.img_norm_cfg}},
+    **({} if {{_base_.image_scale}} == 1 else dict(scale={{_base_.image_scale}})),
+    size_divisor={{_base_.image_divisor}},
+)
 
 model = dict(
     type="BEVFormer",
     use_grid_mask=True,
     video_test_mode=True,
+    **(dict(data_preprocessor=preprocessor) if {{_base_.images_on_device}} else {}),
     img_backbone=dict(
         type="ResNet",
         depth=101,
@@ -29,15 +49,15 @@ model = dict(
         out_channels=embed_dims,
         start_level=0,
         add_extra_convs="on_output",
-        num_outs=4,
+        num_outs=num_levels,
         relu_before_extra_convs=True,
     ),
     pts_bbox_head=dict(
         type="BEVFormerHead",
         bev_h=bev_h,
         bev_w=bev_w,
-        num_query=900,
-        num_classes=10,
+        num_query=num_query,
+        num_classes=len(class_names),
         in_channels=embed_dims,
         sync_cls_avg_factor=True,
         with_box_refine=True,
@@ -57,21 +77,29 @@ model = dict(
                 transformerlayers=dict(
                     type="BEVFormerLayer",
                     attn_cfgs=[
-                        dict(type="TemporalSelfAttention", embed_dims=embed_dims, num_levels=1),
+                        dict(
+                            type="TemporalSelfAttention",
+                            embed_dims=embed_dims,
+                            num_levels=1,
+                            **heads,
+                            **drop,
+                        ),
                         dict(
                             type="SpatialCrossAttention",
                             pc_range=point_cloud_range,
                             deformable_attention=dict(
                                 type="MSDeformableAttention3D",
                                 embed_dims=embed_dims,
-                                num_points=8,
-                                num_levels=4,
+                                num_points=num_points,
+                                num_levels=num_levels,
+                                **heads,
                             ),
                             embed_dims=embed_dims,
+                            **drop,
                         ),
                     ],
                     feedforward_channels=embed_dims * 2,
-                    ffn_dropout=0.1,
+                    ffn_dropout=dropout,
                     operation_order=("self_attn", "norm", "cross_attn", "norm", "ffn", "norm"),
                 ),
             ),
@@ -85,26 +113,30 @@ model = dict(
                         dict(
                             type="MultiheadAttention",
                             embed_dims=embed_dims,
-                            num_heads=8,
-                            dropout=0.1,
+                            num_heads=num_heads,
+                            dropout=dropout,
                         ),
                         dict(
-                            type="CustomMSDeformableAttention", embed_dims=embed_dims, num_levels=1
+                            type="CustomMSDeformableAttention",
+                            embed_dims=embed_dims,
+                            num_levels=1,
+                            **heads,
+                            **drop,
                         ),
                     ],
                     feedforward_channels=embed_dims * 2,
-                    ffn_dropout=0.1,
+                    ffn_dropout=dropout,
                     operation_order=("self_attn", "norm", "cross_attn", "norm", "ffn", "norm"),
                 ),
             ),
         ),
         bbox_coder=dict(
             type="NMSFreeCoder",
-            post_center_range=[-61.2, -61.2, -10.0, 61.2, 61.2, 10.0],
+            post_center_range=post_center_range,
             pc_range=point_cloud_range,
-            max_num=300,
-            voxel_size=voxel_size,
-            num_classes=10,
+            max_num=min(max_num, num_query * len(class_names)),
+            voxel_size=[0.2, 0.2, point_cloud_range[5] - point_cloud_range[2]],
+            num_classes=len(class_names),
         ),
         positional_encoding=dict(
             type="LearnedPositionalEncoding",

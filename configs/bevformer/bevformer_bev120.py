@@ -2,11 +2,3 @@
 _base_ = ["../config.py"]
 bev_h = 120
 bev_w = 120
-
-model = dict(
-    pts_bbox_head=dict(
-        bev_h=bev_h,
-        bev_w=bev_w,
-        positional_encoding=dict(row_num_embed=bev_h, col_num_embed=bev_w),
-    )
-)

@@ -2,6 +2,7 @@
 # Info files: tools/create_data.py ... --version v1.0-mini
 _base_ = ["./bevformer_bev120.py"]
 
-optimizer = dict(lr=5e-5)  # one sample per step, not eight
+lr = 5e-5  # one sample per step, not eight
+auto_scale_lr = dict(base_batch_size=1)
 lr_config = dict(warmup_iters=200)
 evaluation = dict(interval=4)

@@ -1,13 +1,9 @@
 # ResNet-50 without deformable convolutions, with the encoder and the BEV of base. Not a published
 # recipe, so without the quirks of the original.
 _base_ = ["../config.py"]
+img_norm_cfg = {{_base_.torchvision_statistics}}
 
 model = dict(
-    data_preprocessor=dict(
-        mean={{_base_.torchvision_statistics.mean}},
-        std={{_base_.torchvision_statistics.std}},
-        to_rgb={{_base_.torchvision_statistics.to_rgb}},
-    ),
     pretrained=dict(img="torchvision://resnet50"),
     img_backbone=dict(
         _delete_=True,

@@ -3,19 +3,4 @@
 # weights fit, and the input of the network is that of bevformer_small.py within rounding
 # (tests/integration/test_fast_configs.py).
 _base_ = ["./bevformer_small.py"]
-
-model = dict(
-    data_preprocessor=dict(
-        type="ImagePreprocessor",
-        mean={{_base_.caffe_statistics.mean}},
-        std={{_base_.caffe_statistics.std}},
-        to_rgb={{_base_.caffe_statistics.to_rgb}},
-        scale=0.8,
-        size_divisor=32,
-    ),
-)
-data = dict(
-    train=dict(pipeline={{_base_.byte_train_pipeline}}),
-    val=dict(pipeline={{_base_.byte_test_pipeline}}),
-    test=dict(pipeline={{_base_.byte_test_pipeline}}),
-)
+images_on_device = True

@@ -4,11 +4,12 @@ _base_ = [
     "../_base_/schedule_24e.py",
     "../_base_/default_runtime.py",
 ]
-point_cloud_range = {{_base_.point_cloud_range}}
-embed_dims = {{_base_.embed_dims}}
+img_norm_cfg = {{_base_.torchvision_statistics}}
+image_scale = 0.5
+queue_length = 3
 bev_h = 50
 bev_w = 50
-queue_length = 3
+num_levels = 1
 
 model = dict(
     pretrained=dict(img="torchvision://resnet50"),
@@ -23,65 +24,6 @@ model = dict(
         norm_eval=True,
         style="pytorch",
     ),
-    img_neck=dict(in_channels=[2048], num_outs=1),
-    pts_bbox_head=dict(
-        bev_h=bev_h,
-        bev_w=bev_w,
-        transformer=dict(
-            encoder=dict(
-                num_layers=3,
-                transformerlayers=dict(
-                    attn_cfgs=[
-                        dict(type="TemporalSelfAttention", embed_dims=embed_dims, num_levels=1),
-                        dict(
-                            type="SpatialCrossAttention",
-                            pc_range=point_cloud_range,
-                            deformable_attention=dict(
-                                type="MSDeformableAttention3D",
-                                embed_dims=embed_dims,
-                                num_points=8,
-                                num_levels=1,
-                            ),
-                            embed_dims=embed_dims,
-                        ),
-                    ],
-                ),
-            ),
-        ),
-        positional_encoding=dict(row_num_embed=bev_h, col_num_embed=bev_w),
-    ),
-)
-
-train_pipeline = [
-    {{_base_.steps.load}},
-    {{_base_.steps.distort}},
-    {{_base_.steps.annotations}},
-    {{_base_.steps.in_range}},
-    {{_base_.steps.in_classes}},
-    {{_base_.steps.normalize_torchvision}},
-    {{_base_.steps.half_size}},
-    {{_base_.steps.pad}},
-    {{_base_.steps.format}},
-    {{_base_.steps.collect}},
-]
-test_pipeline = [
-    {{_base_.steps.load}},
-    {{_base_.steps.normalize_torchvision}},
-    dict(
-        type="MultiScaleFlipAug3D",
-        img_scale=(1600, 900),
-        pts_scale_ratio=1,
-        flip=False,
-        transforms=[
-            {{_base_.steps.half_size}},
-            {{_base_.steps.pad}},
-            {{_base_.steps.format_test}},
-            {{_base_.steps.collect_test}},
-        ],
-    ),
-]
-data = dict(
-    train=dict(pipeline=train_pipeline, queue_length=queue_length),
-    val=dict(pipeline=test_pipeline),
-    test=dict(pipeline=test_pipeline),
+    img_neck=dict(in_channels=[2048]),
+    pts_bbox_head=dict(transformer=dict(encoder=dict(num_layers=3))),
 )

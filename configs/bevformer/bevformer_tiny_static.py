@@ -2,6 +2,4 @@
 # in tests. Temporal self-attention becomes deformable self-attention of the BEV queries.
 _base_ = ["./bevformer_tiny.py"]
 queue_length = 1
-
 model = dict(video_test_mode=False)
-data = dict(train=dict(queue_length=queue_length))

@@ -4,10 +4,8 @@
 # file not tried. The published recipe takes the objects of the perspective head from the nuScenes tables,
 # this one from the info file (docs/checkpoint_compatibility.md#bevformer-v2).
 _base_ = ["../_base_/bevformer.py", "../_base_/default_runtime.py"]
-input_modality = {{_base_.input_modality}}
-data_root = "data/nuscenes/"
-embed_dims = {{_base_.embed_dims}}
-voxel_size = [102.4 / 200, 102.4 / 200, 8]
+dataset_type = "CustomNuScenesDatasetV2"
+assert not {{_base_.images_on_device}}, "images_on_device: this recipe cuts float images"
 frames = (0,)
 class_names = [
     "barrier",
@@ -21,18 +19,30 @@ class_names = [
     "trailer",
     "truck",
 ]
-ida_aug_conf = dict(reisze=[640], crop=(0, 260, 1600, 900), H=900, W=1600, rand_flip=False)
+width, height = {{_base_.image_size}}
+cut_height = 640  # the upper rows are cut off
+ida_aug_conf = dict(
+    reisze=[cut_height],
+    crop=(0, height - cut_height, width, height),
+    H=height,
+    W=width,
+    rand_flip=False,
+)
+bev_h = {{_base_.bev_h}}
+bev_w = {{_base_.bev_w}}
+embed_dims = {{_base_.embed_dims}}
+point_cloud_range = {{_base_.point_cloud_range}}
 
 train_pipeline = [
     {{_base_.steps.load}},
     {{_base_.steps.distort}},
     {{_base_.steps.annotations}},
     {{_base_.steps.in_range}},
-    dict(type="ObjectNameFilter", classes=class_names),
+    {{_base_.steps.in_classes}},
     dict(type="CropResizeFlipImage", data_aug_conf=ida_aug_conf, training=True),
-    {{_base_.steps.normalize_caffe}},
+    {{_base_.steps.normalize}},
     {{_base_.steps.pad}},
-    dict(type="DefaultFormatBundle3D", class_names=class_names),
+    {{_base_.steps.format}},
     dict(
         type="CustomCollect3D",
         keys=["gt_bboxes_3d", "gt_labels_3d", "img", "mono_input_dict", "aug_param"],
@@ -42,48 +52,42 @@ train_pipeline = [
 test_pipeline = [
     {{_base_.steps.load}},
     dict(type="CropResizeFlipImage", data_aug_conf=ida_aug_conf, training=False),
-    {{_base_.steps.normalize_caffe}},
+    {{_base_.steps.normalize}},
     {{_base_.steps.pad}},
     dict(
         type="MultiScaleFlipAug3D",
-        img_scale=(1600, 640),
+        img_scale=(width, cut_height),
         pts_scale_ratio=1,
         flip=False,
-        transforms=[
-            dict(type="DefaultFormatBundle3D", class_names=class_names, with_label=False),
-            {{_base_.steps.collect_test}},
-        ],
+        transforms=[{{_base_.steps.format_test}}, {{_base_.steps.collect_test}}],
     ),
 ]
-dataset = dict(
-    type="CustomNuScenesDatasetV2",
-    frames=frames,
-    data_root=data_root,
-    classes=class_names,
-    modality=input_modality,
-    box_type_3d="LiDAR",
-)
-evaluated = dict(
-    _delete_=True,
-    ann_file=data_root + "nuscenes_infos_temporal_val.pkl",
-    pipeline=test_pipeline,
-    test_mode=True,
-    **dataset,
-)
 data = dict(
-    samples_per_gpu=1,
-    workers_per_gpu=4,
     persistent_workers=True,
     train=dict(
         _delete_=True,
-        ann_file=data_root + "nuscenes_infos_temporal_train.pkl",
+        ann_file={{_base_.data.train.ann_file}},
         pipeline=train_pipeline,
         use_valid_flag=True,
         mono_cfg=dict(min_num_lidar_points=3, min_box_visibility=0.2),
-        **dataset,
+        frames=frames,
+        **{{_base_.dataset}},
     ),
-    val=evaluated,
-    test=evaluated,
+    val=dict(frames=frames),
+    test=dict(frames=frames),
+)
+# Width, length and height of each class in metres.
+canonical_sizes = dict(
+    barrier=[2.3524184, 0.5062202, 1.0413622],
+    bicycle=[0.61416006, 1.7016163, 1.3054738],
+    bus=[2.9139307, 10.725025, 3.2832346],
+    car=[1.9751819, 4.641267, 1.74352],
+    construction_vehicle=[2.772134, 6.565072, 3.2474296],
+    motorcycle=[0.7800532, 2.138673, 1.4437162],
+    pedestrian=[0.6667362, 0.7181772, 1.7616143],
+    traffic_cone=[0.40246472, 0.4027083, 1.0084083],
+    trailer=[3.0059454, 12.8197, 4.1213827],
+    truck=[2.4986045, 6.9310856, 2.8382742],
 )
 
 model = dict(
@@ -115,12 +119,18 @@ model = dict(
             encoder={{_base_.model.pts_bbox_head.transformer.encoder}},
             decoder={{_base_.model.pts_bbox_head.transformer.decoder}},
         ),
-        bbox_coder=dict(voxel_size=voxel_size),
+        bbox_coder=dict(
+            voxel_size=[
+                (point_cloud_range[3] - point_cloud_range[0]) / bev_w,
+                (point_cloud_range[4] - point_cloud_range[1]) / bev_h,
+                point_cloud_range[5] - point_cloud_range[2],
+            ]
+        ),
         loss_bbox=dict(_delete_=True, type="SmoothL1Loss", loss_weight=0.75, beta=1.0),
     ),
     fcos3d_bbox_head=dict(
         type="NuscenesDD3D",
-        num_classes=10,
+        num_classes=len(class_names),
         in_channels=embed_dims,
         strides=[8, 16, 32, 64, 128],
         fcos2d_cfg=dict(
@@ -146,19 +156,7 @@ model = dict(
             predict_allocentric_rot=True,
             scale_depth_by_focal_lengths=True,
             scale_depth_by_focal_lengths_factor=500.0,
-            # Width, length, height in metres, in the order of class_names.
-            canon_box_sizes=[
-                [2.3524184, 0.5062202, 1.0413622],
-                [0.61416006, 1.7016163, 1.3054738],
-                [2.9139307, 10.725025, 3.2832346],
-                [1.9751819, 4.641267, 1.74352],
-                [2.772134, 6.565072, 3.2474296],
-                [0.7800532, 2.138673, 1.4437162],
-                [0.6667362, 0.7181772, 1.7616143],
-                [0.40246472, 0.4027083, 1.0084083],
-                [3.0059454, 12.8197, 4.1213827],
-                [2.4986045, 6.9310856, 2.8382742],
-            ],
+            canon_box_sizes=[canonical_sizes[name] for name in class_names],
         ),
         target_assign_cfg=dict(
             center_sample=True,
@@ -171,12 +169,14 @@ model = dict(
 )
 
 load_from = "ckpts/fcos_r50_coco_2mmdet.pth"
+lr = 4e-4
 optimizer = dict(
     type="AdamW",
-    lr=4e-4,
+    lr=lr,
     paramwise_cfg=dict(custom_keys={"img_backbone": dict(lr_mult=0.5)}),
     weight_decay=0.01,
 )
+auto_scale_lr = dict(base_batch_size=8)
 optimizer_config = dict(grad_clip=dict(max_norm=35, norm_type=2))
 lr_config = dict(
     policy="step",

@@ -12,7 +12,7 @@ from projects.bevformer.cli.arguments import (
 
 WORDS = [
     "a=1", "b.c=2.5", "d=true", "e=None", "f=text", "g=1,2", "h=[1,2]", "i=(1,2)",
-    "j=[(a,1),(b,2)]", "k=x=y", "l='quoted'", "m=", "n=[]", "o=1e-3", "p=./data/a b.pkl",
+    "j=[(a,1),(b,2)]", "k=x=y", "l='quoted'", "m=", "n=[]", "o=1e-3",
 ]  # fmt: skip
 
 
@@ -31,6 +31,21 @@ def test_options_are_those_of_mmcvs_dict_action(parser):
     assert parse_options(parser.parse_args(words).cfg_options) == expected
     assert [type(value) for value in expected.values()][:5] == [int, float, bool, type(None), str]
     assert parse_options(parser.parse_args([]).cfg_options) is None
+
+
+def test_blanks_within_a_text_stay():
+    words = ["a=./my data/b.pkl", "b=[traffic cone, car]", "c=(1, 2)", 'd=["a b",[c d,e]]']
+    assert parse_options(words) == {
+        "a": "./my data/b.pkl",
+        "b": ["traffic cone", "car"],
+        "c": (1, 2),
+        "d": ["a b", ["c d", "e"]],
+    }
+
+
+def test_several_flags_add_up_and_the_last_word_of_a_key_counts(parser):
+    args = parser.parse_args(["--cfg-options", "a=1", "b=2", "--cfg-options", "c=3", "a=4"])
+    assert list(parse_options(args.cfg_options).items()) == [("b", 2), ("c", 3), ("a", 4)]
 
 
 @pytest.mark.parametrize("word", ["a", "=1"])

@@ -81,11 +81,16 @@ def test_a_config_that_cannot_be_read(tmp_path, text, says):
             dict(data__val__queue_length=0), "broken", "data.val", "queue_length must be 1 or more",
         ),
         (
-            dict(data__test__classes=["car"]), "broken", "data.*.classes", "differ",
+            dict(data__test__classes=["car"]), "broken", "data.test.classes",
+            r"is \['car'\], data\.train\.classes is \['car', 'truck', ",
         ),
         (
             dict(model__pts_bbox_head__num_classes=3), "broken",
-            "model.pts_bbox_head.num_classes", "is 3, but data.train.classes has 10",
+            "model.pts_bbox_head.num_classes", r"is 3, len\(data\.train\.classes\) is 10",
+        ),
+        (
+            dict(optimizer__paramwise_cfg=dict(custom_keys=dict(img_bone=dict(lr_mult=0.1)))),
+            "broken", "config", "has 'img_bone', which is in the name of no parameter",
         ),
         (
             dict(model__img_neck__type="FNP"), "broken", "config", "FNP is not in the",

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from projects.bevformer.engine.config import load_config
+from projects.bevformer.engine.train import train
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 HELPERS = REPOSITORY / "tests" / "helpers"
 
@@ -59,6 +62,20 @@ def config_path(tmp_path):
         )
     )
     return path
+
+
+@pytest.fixture
+def run(config_path, quick, tmp_path):
+    """Train the dummy config with overrides; returns the work dir."""
+
+    def run(options=None, work_dir="work", **arguments):
+        cfg = load_config(config_path, options)
+        cfg.work_dir = str(tmp_path / work_dir)
+        os.makedirs(cfg.work_dir, exist_ok=True)
+        train(cfg, torch.device("cpu"), "dummy.py", **{"seed": 0, **arguments})
+        return tmp_path / work_dir
+
+    return run
 
 
 @pytest.fixture

@@ -4,11 +4,11 @@ from collections import OrderedDict
 import pytest
 import torch
 from dummy_task import REPOSITORY
-from mmcv import Config
 from test_tools import load_tool
 
 from projects.bevformer import compat  # noqa: F401  (makes mmdet3d importable)
 from projects.bevformer.engine.checkpoint_summary import compare, describe
+from projects.bevformer.engine.config import load_config
 
 
 def official_weights(model):
@@ -23,7 +23,7 @@ def official_checkpoint(model, **meta):
 
 @pytest.fixture
 def tiny_config():
-    return Config.fromfile(str(REPOSITORY / "configs" / "bevformer" / "bevformer_tiny.py"))
+    return load_config(REPOSITORY / "configs" / "bevformer" / "bevformer_tiny.py")
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_official_checkpoint_against_its_own_and_another_recipe(tiny_config):
         "643 of 643 weights of the model are in the file"
     ]
     tiny_config.model.pts_bbox_head.transformer.rotate_center = None
-    tiny_config.class_names = ["car"]
+    tiny_config.data.test.classes = ["car"]
     lines = compare(official_checkpoint("small", CLASSES=["car", "bus"]), "a.pth", tiny_config)
     assert any("bev_embedding.weight is (22500, 256)" in line for line in lines)
     assert "trained for the classes ['car', 'bus'], the config has ['car']" in lines

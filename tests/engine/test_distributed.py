@@ -8,6 +8,7 @@ import torch
 from dummy_task import REPOSITORY, DummyDetector
 from test_tools import load_tool
 from tiny_bevformer import build_detector
+from tool_runs import free_port
 
 from projects.bevformer import compat
 from projects.bevformer.engine import distributed, training_model
@@ -67,9 +68,9 @@ def test_single_process_is_rank_zero():
     assert distributed.broadcast("a") == "a"
 
 
-def torchrun(arguments, environment, port, timeout=240):
+def torchrun(arguments, environment, timeout=240):
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}",
+        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}",
         *map(str, arguments),
     ]  # fmt: skip
     done = subprocess.run(
@@ -84,7 +85,7 @@ def torchrun(arguments, environment, port, timeout=240):
 def test_two_processes_stay_bit_equal(tmp_path, tool_environment):
     here = os.path.dirname(os.path.abspath(__file__))
     script = os.path.join(here, "two_process_training.py")
-    torchrun([script, tmp_path / "report.json"], tool_environment, port=29641)
+    torchrun([script, tmp_path / "report.json"], tool_environment)
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["backend"] == "gloo"
     assert report["gradients_equal"] == [True] * 20
@@ -95,13 +96,19 @@ def test_two_processes_stay_bit_equal(tmp_path, tool_environment):
     for message in report["nan_messages"]:
         assert "loss is not finite" in message
         assert "samples s0f1)" in message
+    # Both read what only the folder of rank 0 has, and both name its broken file.
+    for rank, (found, epoch, same, files, message) in enumerate(report["resumed"]):
+        assert (found, epoch, same) == ("work/epoch_1.pth", 1, True)
+        assert files == ([] if rank else ["epoch_1.pth"])
+        assert "broken.pth" in message
+        assert "truncated or not a torch file" in message
 
 
 @pytest.mark.slow
 def test_activation_checkpoints_work_with_two_processes(tmp_path, tool_environment):
     here = os.path.dirname(os.path.abspath(__file__))
     script = os.path.join(here, "two_process_checkpoints.py")
-    torchrun([script, tmp_path / "report.json"], tool_environment, port=29644)
+    torchrun([script, tmp_path / "report.json"], tool_environment)
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["parameters"] > 100
     assert report["same_on_both_ranks"]
@@ -138,10 +145,10 @@ def test_tools_in_two_processes_give_the_result_file_of_one(
     launcher, cpu = ["--launcher", "pytorch"], ["--device", "cpu"]  # a machine may have one GPU
     one_epoch = ["--cfg-options", "total_epochs=1", "runner.max_epochs=1"]
     arguments = [config_path, *launcher, *cpu, "--seed", 0, *one_epoch]
-    torchrun([train, *arguments], tool_environment, port=29642)
+    torchrun([train, *arguments], tool_environment)
 
     flags = [config_path, tmp_path / "work" / "epoch_1.pth", *cpu, "--work-dir"]
-    torchrun([evaluate, *flags, tmp_path / "two", *launcher], tool_environment, port=29643)
+    torchrun([evaluate, *flags, tmp_path / "two", *launcher], tool_environment)
     monkeypatch.setattr("sys.argv", [evaluate, *map(str, flags), str(tmp_path / "one")])
     load_tool("eval").main()
     files = [

@@ -101,9 +101,33 @@ def test_save_best_accepts_the_names_users_write(name, key):
         ({"metric": "segm"}, "'segm' cannot be evaluated: this data set has bbox"),
         ({"metric": []}, "cannot be evaluated"),
         ({"save_best": "mIoU"}, "save_best is 'mIoU'"),
+        ({"save_best": "NDS", "rule": "less"}, "rule is 'less': of NDS, greater is better"),
+        ({"save_best": "mAP", "rule": "most"}, "rule is 'most'"),
+        ({"out_dir": "best"}, "out_dir='best' of TemporalEvalHook is not supported"),
+        ({"broadcast_bn_buffer": False}, "broadcast_bn_buffer=False of .* is not supported"),
         ({"save_best": "map_head/iou"}, "save_best is 'map_head/iou'.*evaluation.metric names"),
     ],
 )
 def test_unknown_metrics_are_refused_before_training(options, message):
     with pytest.raises(ValueError, match=message):
         TemporalEvalHook(DummyDataset(), torch.device("cpu"), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        ({"save_best": "auto"}, "greater"),
+        ({"save_best": "mATE"}, "less"),
+        ({"save_best": "number/mean"}, "greater"),
+        ({"save_best": "number/loss_mean"}, "less"),
+        ({"save_best": "number/mean", "less_keys": ["mean"]}, "less"),
+        ({"save_best": "number/loss", "greater_keys": "loss"}, "greater"),
+        ({"save_best": "number/mean", "rule": "less", "gpu_collect": True, "tmpdir": "t"}, "less"),
+    ],
+)
+def test_the_rule_says_which_checkpoint_is_best(options, rule):
+    evaluator = SimpleNamespace(heads_of=lambda metric: ["pts_bbox", "number"])
+    dataset = SimpleNamespace(evaluator=evaluator)
+    hook = TemporalEvalHook(dataset, torch.device("cpu"), **options)
+    assert hook.rule == rule
+    assert hook.best.sign == (-1 if rule == "less" else 1)

@@ -9,6 +9,7 @@ from mmcv import Config
 from tiny_bevformer import build_detector
 
 from projects.bevformer.engine import provenance
+from projects.bevformer.engine.config import load_config
 from projects.bevformer.engine.provenance import (
     STAMP,
     check_provenance,
@@ -71,7 +72,7 @@ def test_the_grid_is_that_of_the_network():
 
 @pytest.mark.parametrize("name", ["tiny", "small", "base"])
 def test_official_recipes_fit_official_files(name):
-    cfg = Config.fromfile(f"{REPOSITORY}/configs/bevformer/bevformer_{name}.py")
+    cfg = load_config(f"{REPOSITORY}/configs/bevformer/bevformer_{name}.py")
     centre = cfg.model.pts_bbox_head.transformer.rotate_center
     own = detector(rotate_center=centre)
     assert training_stamp(cfg, own) == {**OFFICIAL, "replaced_parts": []}

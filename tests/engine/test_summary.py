@@ -6,6 +6,7 @@ import pytest
 import torch
 from dummy_task import DummyDataset
 from mmdet.datasets import RepeatDataset
+from tiny_bevformer import build_detector
 
 from projects.bevformer.engine.build import unwrapped
 from projects.bevformer.engine.config import load_config
@@ -22,12 +23,12 @@ class Loader(list):
         self.dataset = SimpleNamespace(dataset=dataset)
 
 
-def summary(config_path, dataset, **changes):
+def summary(config_path, dataset, detector=None, **changes):
     cfg = load_config(config_path)
     cfg.work_dir, cfg.runner = "work", {"type": "EpochBasedRunner", "max_epochs": 2}
     for key, value in changes.items():
         cfg[key] = value
-    detector = torch.nn.Linear(2, 2)
+    detector = detector or torch.nn.Linear(2, 2)
     detector.CLASSES = ["car"]
     return run_summary(cfg, detector, Loader(dataset), torch.device("cpu"), seed=0)
 
@@ -54,3 +55,48 @@ def test_data_sets_without_records_are_counted(config_path):
 )
 def test_schedules_may_leave_things_out(config_path, changes, text):
     assert text in summary(config_path, DummyDataset(), **changes)
+
+
+SCALED = dict(type="RandomScaleImageMultiViewImage", scales=[0.5])
+STATISTICS = dict(mean=[1.0, 2.0, 3.0], std=[4.0, 5.0, 6.0])
+NORMALISED = dict(type="NormalizeMultiviewImage", **STATISTICS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        (
+            {"data.train.pipeline": [SCALED, NORMALISED]},
+            "scaled by 0.5, RGB minus [1.0, 2.0, 3.0], divided by [4.0, 5.0, 6.0], by the data workers",
+        ),
+        (
+            {"model.data_preprocessor": dict(scale=0.8, to_rgb=False, **STATISTICS)},
+            "scaled by 0.8, BGR minus [1.0, 2.0, 3.0], divided by [4.0, 5.0, 6.0], on the model's device",
+        ),
+        (
+            {"auto_scale_lr.base_batch_size": 2, "optimizer.lr": 0.5},
+            "AdamW, lr 0.5 (img_backbone x 0.1)",
+        ),
+        (
+            {"evaluation.interval": 3, "evaluation.start": 6},
+            "evaluation every 3 epochs from 6 on, log",
+        ),
+        (
+            {"checkpoint_config.by_epoch": False},
+            "checkpoint every 1 iteration, evaluation every 1 epoch",
+        ),
+    ],
+)
+def test_values_are_those_that_count(config_path, changes, text):
+    cfg = load_config(config_path)
+    cfg.merge_from_dict(changes)
+    assert text in summary(config_path, DummyDataset(), **cfg._cfg_dict)
+
+
+def test_range_and_grid_are_those_of_the_network(config_path):
+    detector = build_detector()
+    head = detector.pts_bbox_head
+    text = summary(config_path, DummyDataset(), detector)
+    low, high = head.bbox_coder.pc_range[0], head.bbox_coder.pc_range[3]
+    assert f"range      x {low:g} to {high:g}, y " in text
+    assert f"{head.bev_h} x {head.bev_w} BEV cells; at most {head.bbox_coder.max_num} boxes" in text

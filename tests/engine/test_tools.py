@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 
 import mmcv
 import pytest
@@ -56,8 +57,37 @@ def test_eval_prints_the_table_and_writes_the_files(
     printed = capsys.readouterr().out
     assert "| mAP" in printed
     assert "traffic_cone" in printed
-    assert (checkpoint.parent / "results_nusc.json").exists()
-    assert "nd_score" in json.loads((checkpoint.parent / "metrics_summary.json").read_text())
+    results = checkpoint.parent / "eval_epoch_2"
+    assert (results / "results_nusc.json").exists()
+    assert "nd_score" in json.loads((results / "metrics_summary.json").read_text())
+
+
+def test_evaluations_do_not_overwrite_each_other(
+    call, eval_tool, config_path, checkpoint, tmp_path
+):
+    def new_results(*arguments):
+        before = set(tmp_path.rglob("metrics_summary.json"))
+        call(eval_tool, *arguments)
+        return [path.parent.name for path in set(tmp_path.rglob("metrics_summary.json")) - before]
+
+    link = checkpoint.with_name("latest.pth")
+    other = config_path.with_name("other.py")
+    other.write_text(config_path.read_text())
+    assert new_results(config_path, link) == ["eval_epoch_2"]  # the epoch, not `latest`
+    assert new_results(config_path, checkpoint) == []  # the same again
+    assert new_results(other, checkpoint) == ["eval_epoch_2_2"]
+    frames = ("--cfg-options", "data.test.frames_per_scene=[2,3]")
+    assert new_results(config_path, checkpoint, *frames) == ["eval_epoch_2_3"]
+    assert new_results(config_path, checkpoint.with_name("epoch_1.pth")) == ["eval_epoch_1"]
+    os.utime(checkpoint, (1, 1))  # saved by another training
+    assert new_results(config_path, checkpoint) == ["eval_epoch_2_4"]
+    folder = checkpoint.parent / "eval_epoch_2"
+    assert new_results(config_path, "--results", folder / "results_nusc.json") == [
+        "eval_results_nusc"
+    ]
+    assert new_results(config_path, checkpoint, "--work-dir", tmp_path / "mine") == ["mine"]
+    call(eval_tool, config_path, checkpoint.with_name("epoch_1.pth"), "--work-dir", folder)
+    assert (folder / "dummy.py").exists()
 
 
 def test_eval_out_format_only_and_prefix(call, eval_tool, config_path, checkpoint, tmp_path):
@@ -71,10 +101,11 @@ def test_eval_out_format_only_and_prefix(call, eval_tool, config_path, checkpoin
 
 def test_eval_of_a_result_file(call, eval_tool, config_path, checkpoint, tmp_path, capsys):
     call(eval_tool, config_path, checkpoint)
-    expected = json.loads((checkpoint.parent / "metrics_summary.json").read_text())
+    results = checkpoint.parent / "eval_epoch_2"
+    expected = json.loads((results / "metrics_summary.json").read_text())
     capsys.readouterr()
     call(
-        eval_tool, config_path, "--results", checkpoint.parent / "results_nusc.json",
+        eval_tool, config_path, "--results", results / "results_nusc.json",
         "--work-dir", tmp_path / "again",
     )  # fmt: skip
     assert f"{expected['nd_score']:.4f}" in capsys.readouterr().out
@@ -111,7 +142,7 @@ def test_eval_passes_the_devkit_flag(call, eval_tool, config_path, checkpoint, m
     monkeypatch.setattr(DatasetEvaluator, "score_file", score_file)
     call(eval_tool, config_path, checkpoint)
     call(eval_tool, config_path, checkpoint, "--devkit")
-    call(eval_tool, config_path, "--results", "r.json", "--devkit")
+    call(eval_tool, config_path, "--results", "r.json", "--devkit", "--work-dir", checkpoint.parent)
     call(eval_tool, config_path, checkpoint, "--eval", "bbox", "--eval-options", "devkit=True")
     assert handed == [("bbox", False), ("bbox", True), True, (["bbox"], True)]
 

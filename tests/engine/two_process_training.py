@@ -1,15 +1,21 @@
 """Run by test_distributed.py under torchrun: trains on two processes, reports what they have in common."""
 
 import json
+import logging
+import os
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 from dummy_task import DummyDataset, DummyDetector
+from mmcv import Config
 from mmcv.parallel import collate
 
+from projects.bevformer.engine.checkpoint import load_checkpoint, save_checkpoint
 from projects.bevformer.engine.distributed import all_gather, get_rank, init_process, shut_down
 from projects.bevformer.engine.hooks import FiniteLossHook
+from projects.bevformer.engine.resume import checkpoint_to_resume, read_on_all_ranks
 from projects.bevformer.engine.training_model import TrainingModel
 
 
@@ -50,6 +56,7 @@ def main():
         "parameters_equal": same_on_all_ranks(detector.parameters()),
         "gradient_is_the_mean_over_ranks": is_mean_over_ranks(start, first_gradients),
         "nan_messages": all_gather(message_of_nan_loss(model)),
+        "resumed": all_gather(resume_without_a_shared_folder(detector, Path(sys.argv[1]).parent)),
     }
     if get_rank() == 0:
         with open(sys.argv[1], "w") as file:
@@ -83,6 +90,26 @@ def message_of_nan_loss(model):
     except FloatingPointError as error:
         return str(error)
     return "no error"
+
+
+def resume_without_a_shared_folder(detector, folder):
+    """What each rank reads where only rank 0 has the file, and the error of a broken one."""
+    own = folder / f"node_{get_rank()}"
+    (own / "work").mkdir(parents=True)
+    os.chdir(own)
+    if get_rank() == 0:
+        save_checkpoint("work/epoch_1.pth", detector, meta={"epoch": 1})
+        Path("broken.pth").write_bytes(b"PK")
+    cfg, logger = Config({"work_dir": "work"}), logging.getLogger("two")
+    found = checkpoint_to_resume(cfg, True, logger, counts_epochs=True)
+    checkpoint = read_on_all_ranks(load_checkpoint, found, logger)
+    try:
+        read_on_all_ranks(load_checkpoint, "broken.pth", logger)
+    except ValueError as error:
+        message = str(error)
+    weight = checkpoint["state_dict"]["head.weight"]
+    same = torch.equal(weight, detector.head.weight)
+    return found, checkpoint["meta"]["epoch"], same, sorted(os.listdir("work")), message
 
 
 if __name__ == "__main__":

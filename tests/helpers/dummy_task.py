@@ -125,7 +125,7 @@ def summary(nds):
 class DummyDetector(BaseModule):
     """A linear model; at test time its score depends on all earlier frames of the scene."""
 
-    def __init__(self, width=4, train_cfg=None, test_cfg=None, pretrained=None):
+    def __init__(self, width=4, pts_bbox_head=None, train_cfg=None, test_cfg=None, pretrained=None):
         super().__init__()
         self.img_backbone = nn.Linear(3, width)
         self.norm = nn.BatchNorm1d(width)

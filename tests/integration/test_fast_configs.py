@@ -10,6 +10,7 @@ from projects.bevformer import compat  # noqa: F401
 from projects.bevformer.datasets.samplers import SampleKey
 from projects.bevformer.engine.bev_inputs import build_preprocessor
 from projects.bevformer.engine.config import load_config
+from projects.bevformer.engine.config_keys import READ_KEYS
 from projects.bevformer.engine.data_loading import build_test_dataset, build_train_dataset
 from projects.bevformer.engine.seed import SeededDataset
 
@@ -67,10 +68,12 @@ def test_test_input_is_equal(recipes):
 
 
 def test_everything_else_is_equal(recipes):
-    published, fast = (cfg._cfg_dict.to_dict() for cfg in recipes)
+    published, fast = (
+        {key: value for key, value in cfg._cfg_dict.to_dict().items() if key in READ_KEYS}
+        for cfg in recipes
+    )
     assert fast["model"].pop("data_preprocessor")
     for settings in (published, fast):
         for split in ("train", "val", "test"):
             del settings["data"][split]["pipeline"]
-        del settings["train_pipeline"], settings["test_pipeline"]
     assert fast == published

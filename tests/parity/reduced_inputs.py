@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mmcv import Config
 from parity_inputs import camera_matrix, parity_weights
 
 from projects.bevformer import plugin  # noqa: F401
+from projects.bevformer.engine.config import load_config
 from projects.bevformer.geometry.can_bus import CAN_SIZE
 from projects.bevformer.nuscenes.spec import CAMERAS
 
@@ -30,7 +30,7 @@ PADDED_HW = (96, 128)
 
 def reduced_config(size):
     """Config of a published network with the small grid."""
-    cfg = Config.fromfile(str(CONFIGS / f"bevformer_{size}.py"))
+    cfg = load_config(CONFIGS / f"bevformer_{size}.py")
     head = cfg.model.pts_bbox_head
     head.bev_h, head.bev_w = BEV_HW
     head.positional_encoding.row_num_embed, head.positional_encoding.col_num_embed = BEV_HW

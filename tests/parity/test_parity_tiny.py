@@ -6,9 +6,9 @@ import numpy as np
 import parity_inputs
 import pytest
 import torch
-from mmcv import Config
 
 from projects.bevformer import plugin  # noqa: F401
+from projects.bevformer.engine.config import load_config
 from projects.bevformer.geometry.boxes import old_to_new_boxes
 
 from mmdet3d.core.bbox import LiDARInstance3DBoxes  # isort: skip
@@ -30,7 +30,7 @@ def expected():
 
 @pytest.fixture(scope="module")
 def model():
-    cfg = Config.fromfile(str(CONFIG))
+    cfg = load_config(CONFIG)
     model = build_model(cfg.model, train_cfg=cfg.get("train_cfg"), test_cfg=cfg.get("test_cfg"))
     model.load_state_dict(parity_inputs.parity_weights(model.state_dict()), strict=True)
     return model.eval()

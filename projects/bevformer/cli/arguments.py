@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import Any, Sequence
 
+_BLANK = re.compile(r"(?<=[^\s,=\[\](]) (?=[^\s,=\[\])])")  # within a text
 LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
 
 
@@ -36,7 +38,10 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of training and evaluation: those of mmdet3d's tools, and `--device`."""
     add_config_arguments(parser)
-    parser.add_argument("--work-dir", help="folder for logs and results [work_dirs/<config>]")
+    parser.add_argument(
+        "--work-dir",
+        help="folder for logs and results [work_dirs/<config>; of an evaluation beside its checkpoint]",
+    )
     parser.add_argument("--seed", type=int, help="random seed; drawn and logged if not given")
     parser.add_argument("--deterministic", action="store_true", help="repeatable algorithms")
     parser.add_argument("--launcher", choices=LAUNCHERS, default="none")
@@ -54,18 +59,21 @@ def add_options_argument(parser: argparse.ArgumentParser, flag: str, what: str) 
 
 
 class _KeepWords(argparse.Action):
-    """Keeps KEY=VALUE words unparsed: mmcv, which reads the values, is slow to import."""
+    """Keeps KEY=VALUE words of all its flags unparsed: mmcv, which reads them, is slow to import."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
         for word in values:
             key, equals, _ = word.partition("=")
             if not (key and equals):
                 parser.error(f"{option_string} {word}: it must be KEY=VALUE")
-        setattr(namespace, self.dest, values)
+        setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or []), *values])
 
 
 def parse_options(words: Sequence[str] | None) -> dict | None:
     """The dict of KEY=VALUE words, with the values that mmcv's DictAction reads.
+
+    Blanks within a text stay, which mmcv drops. The last word of a key counts, and has its place in
+    the order of the words.
 
     Raises:
         ValueError: unbalanced brackets.
@@ -74,12 +82,20 @@ def parse_options(words: Sequence[str] | None) -> dict | None:
         return None
     from mmcv import DictAction
 
+    last = {word.partition("=")[0]: number for number, word in enumerate(words)}
+    words = [_BLANK.sub("\0", words[number]) for number in sorted(last.values())]
     namespace = argparse.Namespace()
     try:
         DictAction(["--options"], "options")(None, namespace, words)
     except AssertionError as error:
         raise ValueError(f"options {' '.join(words)}: {error}") from error
-    return namespace.options
+    return {key: _with_blanks(value) for key, value in namespace.options.items()}
+
+
+def _with_blanks(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_with_blanks, value))
+    return value.replace("\0", " ") if isinstance(value, str) else value
 
 
 def merge_deprecated(current: Any, deprecated: Any, flag: str, replacement: str) -> Any:

@@ -5,6 +5,7 @@ from functools import partial
 
 from projects.bevformer.doctor.environment import SHM_REMEDY
 from projects.bevformer.doctor.findings import broken, error_line, ok, warning
+from projects.bevformer.engine.data_sections import info_files, inner_sections
 
 PREFETCHED_BATCHES = 2  # by each data worker: the default of torch's DataLoader
 
@@ -24,9 +25,15 @@ def read_config(path, options=None, data_root=None):
         return None, [broken(str(path), error_line(error), "check the path")]
     except Exception as error:  # a config is code, it can raise anything
         return None, [broken(str(path), error_line(error), "mend the config")]
-    for split, options in splits.items():
-        if "ann_file" not in options:
-            return None, [broken(f"data.{split}", "has no ann_file", "mend the config")]
+    try:
+        inner = [
+            pair for split in splits for pair in inner_sections(splits[split], f"data.{split}")
+        ]
+    except ValueError as error:
+        return None, [broken(str(path), error_line(error), "mend the config")]
+    for key, options in inner:
+        if not info_files(options):
+            return None, [broken(key, "has no ann_file", "mend the config")]
     return cfg, [ok(str(path), "can be read")]
 
 
@@ -34,9 +41,11 @@ def info_files_of(cfg):
     """Config key -> info file, each file once."""
     files = {}
     for split in ("train", "val", "test"):
-        path = cfg.data[split].ann_file
-        if path not in files.values():
-            files[f"data.{split}"] = path
+        for key, options in inner_sections(cfg.data[split], f"data.{split}"):
+            paths = info_files(options)
+            for i, path in enumerate(paths):
+                if path not in files.values():
+                    files[key if len(paths) == 1 else f"{key}.ann_file.{i}"] = path
     return files
 
 
@@ -56,7 +65,7 @@ def check_config(cfg, gpu_mib=None, shm_mib=None, processes=1):
 
     findings = _check_weights(cfg)
     data_sets = partial(_check_data_sets, shm_mib=shm_mib, processes=processes)
-    for check in (_check_classes, data_sets, _check_network):
+    for check in (_check_values, data_sets, _check_network):
         try:
             findings += check(cfg)
         except Exception as error:  # a wrong key can raise anything anywhere
@@ -95,25 +104,10 @@ def _check_weights(cfg):
     return findings
 
 
-def _check_classes(cfg):
-    classes = {split: cfg.data[split].get("classes") for split in ("train", "val", "test")}
-    if len({str(names) for names in classes.values()}) > 1:
-        return [
-            broken(
-                "data.*.classes", "differ between train, val and test", "use one list for all three"
-            )
-        ]
-    names = classes["train"]
-    number = cfg.model.get("pts_bbox_head", {}).get("num_classes")
-    if names is not None and number is not None and len(names) != number:
-        return [
-            broken(
-                "model.pts_bbox_head.num_classes",
-                f"is {number}, but data.train.classes has {len(names)} names",
-                "make them agree",
-            )
-        ]
-    return []
+def _check_values(cfg):
+    from projects.bevformer.engine.config_checks import config_problems
+
+    return [broken(key, what, "mend the config") for key, what in config_problems(cfg)]
 
 
 def _check_data_sets(cfg, shm_mib, processes):
@@ -121,7 +115,8 @@ def _check_data_sets(cfg, shm_mib, processes):
 
     findings = []
     for split in ("train", "val", "test"):
-        if not osp.isfile(cfg.data[split].ann_file):
+        sections = dict(inner_sections(cfg.data[split], f"data.{split}")).values()
+        if not all(osp.isfile(path) for options in sections for path in info_files(options)):
             continue  # a finding of its own
         try:
             if split == "train":
@@ -175,8 +170,11 @@ def _tensor_bytes(value):
 
 def _check_network(cfg):
     from projects.bevformer.engine.build import build_detector
+    from projects.bevformer.engine.optimizer import check_parameter_options
 
-    millions = sum(weight.numel() for weight in build_detector(cfg).parameters()) / 1e6
+    detector = build_detector(cfg)
+    check_parameter_options(cfg.get("optimizer") or {}, detector)
+    millions = sum(weight.numel() for weight in detector.parameters()) / 1e6
     return [ok("model", f"builds; {millions:.1f} million parameters")]
 
 

@@ -62,8 +62,9 @@ def _check_origin(
     """What a file of another split, or of another project, lacks."""
     from projects.bevformer.nuscenes.evaluation.ground_truth import has_ground_truth
 
-    split, used_as = metadata.get("split"), label.rpartition(".")[2]
-    if used_as in ("train", "val") and split not in (None, used_as):
+    split = metadata.get("split")
+    used_as = next((name for name in ("train", "val") if label.startswith(f"data.{name}")), split)
+    if split not in (None, used_as):
         text = f"{path} is of the split {split}"
         yield warning(label, text, "check data.*.ann_file of the config")
     if "can_bus_motion_after" not in infos[0]:

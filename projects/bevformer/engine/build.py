@@ -53,16 +53,19 @@ def build_detector(
     return detector
 
 
-def unwrapped(dataset: Any) -> Any:
-    """The data set inside wrappers such as RepeatDataset and CBGSDataset; the first of several."""
-    while not hasattr(dataset, "data_infos"):
+def data_sets_inside(dataset: Any) -> list[Any]:
+    """The data sets inside wrappers such as RepeatDataset, CBGSDataset and ConcatDataset."""
+    if not hasattr(dataset, "data_infos"):
         if getattr(dataset, "datasets", None):
-            dataset = dataset.datasets[0]
-        elif hasattr(dataset, "dataset"):
-            dataset = dataset.dataset
-        else:
-            break
-    return dataset
+            return [inner for part in dataset.datasets for inner in data_sets_inside(part)]
+        if hasattr(dataset, "dataset"):
+            return data_sets_inside(dataset.dataset)
+    return [dataset]
+
+
+def unwrapped(dataset: Any) -> Any:
+    """The first of `data_sets_inside`."""
+    return data_sets_inside(dataset)[0]
 
 
 def init_weights(detector: nn.Module, cfg: Config, logger: logging.Logger) -> None:

@@ -16,6 +16,7 @@ import torch
 from mmcv.runner import weights_to_cpu
 from torch import nn
 
+from projects.bevformer.engine.optimizer import saved_state
 from projects.bevformer.io import atomic_write, load_torch_file
 from projects.bevformer.nuscenes.spec import CAMERAS
 
@@ -60,6 +61,7 @@ def save_checkpoint(
     detector: nn.Module,
     optimizer: torch.optim.Optimizer | None = None,
     meta: dict | None = None,
+    raw_weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Write a checkpoint atomically.
 
@@ -68,6 +70,7 @@ def save_checkpoint(
         detector: the bare model; its CLASSES and CAMERAS, where it has them, go into the meta.
         optimizer: saved with its state if given.
         meta: dict of plain values.
+        raw_weights: `state_dict` with which training goes on, where `detector` has an average.
 
     Raises:
         TypeError: meta holds other objects.
@@ -82,7 +85,9 @@ def save_checkpoint(
     weights = weights_to_cpu(detector.state_dict())
     checkpoint = {"meta": to_plain(meta), "state_dict": weights}
     if optimizer is not None:
-        checkpoint["optimizer"] = optimizer.state_dict()
+        checkpoint["optimizer"] = saved_state(optimizer, detector)
+    if raw_weights is not None:
+        checkpoint["raw_weights"] = raw_weights
 
     _write(path, checkpoint)
 
@@ -95,7 +100,7 @@ def _write(path: Path, checkpoint: dict) -> None:
 def publish_weights(source: str | Path, target: str | Path, half: bool = False) -> None:
     """Write the weights of a checkpoint without what only a training run needs.
 
-    The optimizer state is dropped; of the meta data the class and camera names, the config, the
+    The optimizer state and, beside an average, the raw weights are dropped; of the meta data the class and camera names, the config, the
     seed and the progress stay.
 
     Args:
@@ -322,26 +327,63 @@ def load_weights(
         logger.warning("%s: %s", path, line)
 
 
-def find_latest_checkpoint(work_dir: str | Path, logger: logging.Logger) -> Path | None:
-    """Newest checkpoint of a training run that loads.
+def find_latest_checkpoint(
+    work_dir: str | Path,
+    logger: logging.Logger,
+    counts_epochs: bool = True,
+    links_latest: bool = True,
+) -> Path | None:
+    """Newest checkpoint that loads, of a training run that counts epochs (or iterations).
+
+    What `latest.pth` names comes first, then `epoch_N.pth` (or `iter_N.pth`) by falling number;
+    numbers above that of `latest.pth` are of an earlier run and come after the others.
 
     Args:
-        work_dir: folder with `epoch_N.pth` or `iter_N.pth`.
-        logger: receives a warning about each broken file, which is skipped.
+        work_dir: folder of the checkpoints.
+        logger: receives a warning about each broken file, which is skipped, and a line with the
+            files that are passed over.
+        counts_epochs: the kind of run.
+        links_latest: whether the runs keep `latest.pth` up to date.
 
     Returns:
         its path, or None.
     """
-    numbered = []
-    for path in Path(work_dir).glob("*.pth"):
-        match = re.fullmatch(r"(epoch|iter)_(\d+)\.pth", path.name)
-        if match:
-            numbered.append((int(match.group(2)), path))
-    for _, path in sorted(numbered, reverse=True):
+    kind, other = ("epoch", "iter") if counts_epochs else ("iter", "epoch")
+    numbered, others = (checkpoint_numbers(work_dir, prefix) for prefix in (kind, other))
+    latest = Path(work_dir, "latest.pth")
+    named = Path(work_dir, os.readlink(latest)) if links_latest and latest.is_symlink() else None
+    newest = numbered.get(named, max(numbered.values(), default=0))
+    order = sorted(numbered, key=lambda path: (numbered[path] <= newest, numbered[path]))[::-1]
+    order += sorted(others, key=others.get, reverse=True)  # an epoch's middle is called iter_N too
+    if named is not None and named.exists():
+        order = [named, *(path for path in order if path != named)]
+    found, passed = None, []
+    for path in order:
+        if found is not None:
+            passed += [path] * (path in others or numbered[path] > newest)
+            continue
         try:
-            load_checkpoint(path)
+            meta = load_checkpoint(path)["meta"]
         except (ValueError, OSError) as error:
             logger.warning("--auto-resume skips %s: %s", path.name, error)
+            continue
+        if meta.get("counted_in", path.name.partition("_")[0]) == other:
+            passed.append(path)
         else:
-            return path
-    return None
+            found = path
+    if passed:
+        logger.info(
+            "--auto-resume passes over %s: of another run than %s",
+            ", ".join(sorted(path.name for path in passed)),
+            "this one" if found is None else found.name,
+        )
+    return found
+
+
+def checkpoint_numbers(work_dir: str | Path, kind: str) -> dict[Path, int]:
+    """Number in the name of each `{kind}_N.pth` of a folder."""
+    matches = {
+        path: re.fullmatch(rf"{kind}_(\d+)\.pth", path.name)
+        for path in Path(work_dir).glob("*.pth")
+    }
+    return {path: int(match.group(1)) for path, match in matches.items() if match}

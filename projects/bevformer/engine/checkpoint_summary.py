@@ -43,6 +43,10 @@ def describe(checkpoint: dict, path: str | Path) -> list[tuple[str, str]]:
         ("classes", ", ".join(meta.get("CLASSES") or ["not stamped"])),
         ("cameras", ", ".join(meta.get("CAMERAS") or ["not stamped"])),
     ]
+    if "raw_weights" in checkpoint:
+        rows.insert(
+            3, ("average", "the weights are one; the raw ones of the training are beside it")
+        )
     return rows + _architecture(weights)
 
 
@@ -66,7 +70,9 @@ def compare(checkpoint: dict, path: str | Path, cfg: Config) -> list[str]:
     lines = [f"{len(fit.fitting)} of {len(own)} weights of the model are in the file"]
     lines += fit.left_over()
     lines += fit.alarming()
-    classes, trained_for = cfg.get("class_names"), checkpoint["meta"].get("CLASSES")
+    test = (cfg.get("data") or {}).get("test") or {}
+    classes = test.get("classes") if isinstance(test, dict) else None
+    trained_for = checkpoint["meta"].get("CLASSES")
     if classes and trained_for and list(classes) != list(trained_for):
         lines.append(f"trained for the classes {list(trained_for)}, the config has {list(classes)}")
     try:

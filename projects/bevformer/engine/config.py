@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 import inspect
 import re
 import traceback
 from pathlib import Path
-from typing import Any, Iterable, Iterator, Mapping
+from typing import Any, Iterator, Mapping
 
 from mmcv import Config, ConfigDict
-from mmcv.runner import CheckpointHook
 from mmcv.utils import Registry
 
+from projects.bevformer.engine.config_files import SUFFIXES
+from projects.bevformer.engine.config_keys import did_you_mean
+from projects.bevformer.engine.config_options import read_config
+from projects.bevformer.engine.data_sections import info_files, inner_sections
 from projects.bevformer.engine.optimizer import MergedGroupsConstructor
 from projects.bevformer.engine.plugins import import_parts, missing_part
 
@@ -28,7 +30,6 @@ _REGISTRIES = (  # modules that hold registries
     "mmdet.datasets",
     "mmdet3d.datasets",
 )
-_SUFFIXES = (".py", ".yml", ".yaml", ".json")
 
 
 @contextlib.contextmanager
@@ -50,7 +51,7 @@ def _hint(error: BaseException) -> str:
     unknown = re.search(r"(\w+) is not in the .+ registry", str(error))
     if unknown:
         name = unknown.group(1)
-        return missing_part(name, _did_you_mean(name, _registered_classes()))
+        return missing_part(name, did_you_mean(name, _registered_classes()))
     argument = re.search(
         r"(\w+): \S*__init__\(\) got an unexpected keyword argument '(\w+)'", str(error)
     )
@@ -60,7 +61,7 @@ def _hint(error: BaseException) -> str:
         if part is None:
             return ""
         known = [*inspect.signature(part).parameters, *getattr(part, "__published__", ())]
-        return _did_you_mean(argument.group(2), known) or f" (it takes {', '.join(known)})"
+        return did_you_mean(argument.group(2), known) or f" (it takes {', '.join(known)})"
     while error.__context__ is not None:  # mmcv wraps the error of a nested section at each level
         error = error.__context__
     if isinstance(error, AssertionError) and not str(error):
@@ -77,11 +78,6 @@ def _registered_classes() -> dict[str, type]:
         if isinstance(registry, Registry)
         for name, registered in registry.module_dict.items()
     }
-
-
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.8)
-    return f", did you mean {close[0]!r}?" if close else ""
 
 
 def load_config(
@@ -108,28 +104,15 @@ def load_config(
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"config {path} does not exist")
-    if Path(path).suffix not in _SUFFIXES:
-        raise ValueError(f"{path} is not a config: it must end in {', '.join(_SUFFIXES)}")
-    try:
-        cfg = Config.fromfile(str(path), import_custom_modules=False)
-    except OSError:
-        raise  # its message names the missing _base_
-    except Exception as error:  # a config is code, it can raise anything
-        reason = error if str(error) else error.__context__  # mmcv raises a bare ImportError
-        name = type(error).__name__
-        raise ValueError(f"config {path} cannot be read ({name}): {reason}") from error
-    if options:
-        for key in options:
-            _check_spelling(cfg, key)
-        try:
-            cfg.merge_from_dict(options)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"--cfg-options does not fit the config: {error}") from error
+    if Path(path).suffix not in SUFFIXES:
+        raise ValueError(f"{path} is not a config: it must end in {', '.join(SUFFIXES)}")
+    cfg = read_config(path, options or {})
     if data_root is not None:
         if not Path(data_root).is_dir():
             raise FileNotFoundError(f"--data-root {data_root} is not a folder")
         for split in {"train", "val", "test"} & set(cfg.data):
-            _move_split(cfg.data[split], str(data_root))
+            for _, options in inner_sections(cfg.data[split], f"data.{split}"):
+                _move_split(options, str(data_root))
     if cfg.get("optimizer"):
         cfg.optimizer.setdefault("constructor", MergedGroupsConstructor.__name__)
     import_parts(cfg)
@@ -138,27 +121,15 @@ def load_config(
 
 def _move_split(options: ConfigDict, data_root: str) -> None:
     """Point a section of `data` to another root."""
-    old_root, ann_file = options.get("data_root"), options.get("ann_file")
-    if old_root and ann_file and not Path(ann_file).is_file():
+    old_root, files = options.get("data_root"), info_files(options)
+    for i, path in enumerate(files):
         with contextlib.suppress(ValueError):  # it does not lie below the old root
-            moved = Path(data_root) / Path(ann_file).relative_to(old_root)
-            if moved.is_file():
-                options.ann_file = str(moved)
+            moved = Path(data_root) / Path(path).relative_to(old_root or data_root)
+            if moved.is_file() and not Path(path).is_file():
+                files[i] = str(moved)
+    if files:
+        options.ann_file = files if isinstance(options.ann_file, (list, tuple)) else files[0]
     options.data_root = data_root
-
-
-def _check_spelling(cfg: Config, dotted_key: str) -> None:
-    """Refuse a new key that looks like an existing one."""
-    node = cfg
-    for part in dotted_key.split("."):
-        if not isinstance(node, (dict, Config)):
-            return
-        if part not in node:
-            hint = _did_you_mean(part, node)
-            if hint:
-                raise ValueError(f"--cfg-options {dotted_key}: the config has no {part!r}{hint}")
-            return
-        node = node[part]
 
 
 def resolve_work_dir(
@@ -213,24 +184,3 @@ def runner_settings(cfg: Config, max_iters: int | None = None) -> ConfigDict:
             "each other: set both (--cfg-options total_epochs=N runner.max_epochs=N)"
         )
     return runner.copy()
-
-
-def check_checkpoint_config(checkpoint_config: Mapping[str, Any] | None) -> None:
-    """Refuse unknown keys of `checkpoint_config` now; mmcv fails only when it first saves.
-
-    Args:
-        checkpoint_config: the config's dict, or None.
-
-    Raises:
-        ValueError: a key that mmcv's CheckpointHook does not take.
-    """
-    options = dict(checkpoint_config or {})
-    if options.pop("type", "CheckpointHook") != "CheckpointHook":
-        return
-    parameters = inspect.signature(CheckpointHook).parameters.values()
-    known = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
-    known += ["meta", "filename_tmpl", "create_symlink"]  # for the runner
-    for key in options:
-        if key not in known:
-            hint = _did_you_mean(key, known) or f" (it takes {', '.join(known)})"
-            raise ValueError(f"checkpoint_config has no {key!r}{hint}")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any, Sequence
+
 from mmcv import Config
 from mmdet3d.datasets import build_dataset
 from torch.utils.data import DataLoader, Dataset
 
 from projects.bevformer.datasets.samplers import EpochShuffleSampler, SceneSampler
 from projects.bevformer.engine.batch import collate_samples
+from projects.bevformer.engine.build import data_sets_inside
 from projects.bevformer.engine.config import config_errors
+from projects.bevformer.engine.data_sections import info_files, inner_sections, one_file_each
 from projects.bevformer.engine.distributed import get_rank, get_world_size
-from projects.bevformer.engine.seed import SeededDataset
+from projects.bevformer.engine.seed import SeededDataset, seeded
 
 _TRAIN_SAMPLERS = ("DistributedGroupSampler", "DistributedSampler", "GroupSampler")
 
@@ -19,11 +23,22 @@ def build_train_dataset(cfg: Config) -> Dataset:
     """The data set of `data.train`.
 
     Raises:
-        ValueError: a config key is wrong, or the data set is empty.
+        ValueError: a config key is wrong, a data set is empty, or those to be joined do not fit each other.
     """
-    with config_errors("data.train"):
-        dataset = build_dataset(cfg.data.train)
-    return _not_empty(dataset, "data.train", cfg.data.train)
+    section = cfg.data.train
+    sections = dict(inner_sections(section, "data.train"))  # refuses keys that a wrapper drops
+    # CBGSDataset draws its samples while it is built: the same in every process and after a resume.
+    with config_errors("data.train"), seeded(0):
+        try:
+            dataset = build_dataset(one_file_each(section))
+        except ZeroDivisionError as error:
+            raise ValueError(
+                "data.train balances classes with CBGSDataset, but some class has no object in "
+                f"{', '.join(map(str, sum(map(info_files, sections.values()), [])))}: leave it out of "
+                "`classes`, or train without CBGSDataset"
+            ) from error
+    _check_alike(data_sets_inside(dataset))
+    return _not_empty(dataset, "data.train", section)
 
 
 def build_test_dataset(cfg: Config, split: str = "test") -> Dataset:
@@ -34,17 +49,37 @@ def build_test_dataset(cfg: Config, split: str = "test") -> Dataset:
     Raises:
         ValueError: a config key is wrong, or the data set is empty.
     """
-    options = cfg.data[split].copy()
+    options = one_file_each(cfg.data[split])
+    if not isinstance(options, dict) or {"dataset", "datasets"} & set(options):
+        raise ValueError(
+            f"data.{split} joins or wraps data sets: only one info file can be scored, with a plain "
+            f"data set; name it with data.{split}.ann_file, and evaluate others one by one"
+        )
     options.pop("samples_per_gpu", None)
     with config_errors(f"data.{split}"):
         dataset = build_dataset(options, {"test_mode": True})
     return _not_empty(dataset, f"data.{split}", options)
 
 
-def _not_empty(dataset: Dataset, key: str, options: dict) -> Dataset:
+def _check_alike(parts: Sequence[Any]) -> None:
+    """Labels are numbers and images are stacked by camera: parts of a joined data set must agree."""
+    for name in ("CLASSES", "cameras", "queue_length"):
+        values = [getattr(part, name, None) for part in parts]
+        first, *others = (tuple(v) if isinstance(v, list) else v for v in values)
+        for part, value in zip(parts[1:], others):
+            if first != value:
+                raise ValueError(
+                    f"data.train joins data sets whose {name.lower()} differ: {first} in "
+                    f"{getattr(parts[0], 'ann_file', parts[0])} and {value} in "
+                    f"{getattr(part, 'ann_file', part)}"
+                )
+
+
+def _not_empty(dataset: Dataset, key: str, section: Any) -> Dataset:
     if len(dataset) == 0:
+        files = sum((info_files(options) for _, options in inner_sections(section, key)), [])
         raise ValueError(
-            f"{key} has no samples ({options.get('ann_file')}): does the info file belong to this "
+            f"{key} has no samples ({', '.join(map(str, files))}): does the info file belong to this "
             "split, and was it made from the right version?"
         )
     return dataset

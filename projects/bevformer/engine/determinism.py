@@ -10,6 +10,7 @@ from mmcv.ops import ModulatedDeformConv2d
 from torch import nn
 
 from projects.bevformer import compat
+from projects.bevformer.engine.data_sections import inner_sections
 from projects.bevformer.model.mm.deform_conv import TorchvisionDCNv2
 from projects.bevformer.ops.backends import ENVIRONMENT_VARIABLE, PREFERENCE, get_backend
 
@@ -43,9 +44,10 @@ def unrepeatable_parts(cfg: Config, detector: nn.Module) -> list[str]:
     backend = _attention_backend(cfg)
     if not get_backend(backend, ENVIRONMENT_VARIABLE).repeatable:  # a config was checked before
         parts.append(f"deformable attention by {backend!r} (`lean` repeats exactly)")
-    for step in cfg.data.train.get("pipeline", []):
-        if step["type"] == "GlobalRotScaleTransImage" and step.get("only_gt"):
-            parts.append("the turned BEV of GlobalRotScaleTransImage with only_gt")
+    data_sets = [options for _, options in inner_sections(cfg.data.train, "data.train")]
+    steps = [step for options in data_sets for step in options.get("pipeline", [])]
+    if any(step["type"] == "GlobalRotScaleTransImage" and step.get("only_gt") for step in steps):
+        parts.append("the turned BEV of GlobalRotScaleTransImage with only_gt")
     return parts
 
 

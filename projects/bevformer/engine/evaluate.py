@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from pathlib import Path
+from typing import Any, Mapping
 
 import torch
+from mmcv import Config
 from mmcv.cnn import fuse_conv_bn
 
 from projects.bevformer.engine.batch import test_sample_tokens, to_device
@@ -17,6 +20,56 @@ from projects.bevformer.engine.precision import set_compute_format
 from projects.bevformer.engine.provenance import check_provenance
 from projects.bevformer.nuscenes.evaluation.results import check_samples
 from projects.bevformer.nuscenes.info_list import column
+
+
+def evaluation_dir(
+    cfg: Config, config_path: str | Path, source: str | Path, options: Mapping[str, Any]
+) -> Path:
+    """Make the folder for the results of an evaluation, beside the evaluated file.
+
+    It is `eval_<name of the file>`, or with a number where that folder holds another evaluation:
+    of another config, other options, or of a file that has been replaced. The config is kept in it.
+
+    Args:
+        cfg: mmcv.Config, with overrides.
+        config_path: its file.
+        source: checkpoint or result file; for a link such as `latest.pth` the name of its target
+            counts.
+        options: what else the results depend on.
+
+    Raises:
+        FileNotFoundError: no such source.
+        OSError: the folder cannot be made.
+    """
+    if not os.path.exists(source):
+        raise FileNotFoundError(
+            f"{source} is not a file here, beside which results could go: choose a folder for them "
+            "with --work-dir"
+        )
+    status, name = os.stat(source), Path(source).resolve().name
+    given = {key: value for key, value in sorted(options.items()) if value}
+    text = (
+        f"# of {name}: {status.st_size} bytes, {status.st_mtime_ns}; options {given}\n"
+        f"{cfg.pretty_text}"
+    )
+    first = Path(source).parent / f"eval_{Path(name).stem}"
+    number = 1
+    while True:
+        folder = first if number == 1 else first.with_name(f"{first.name}_{number}")
+        kept = folder / f"{Path(config_path).stem}.py"
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            if kept.is_file() and kept.read_text() == text:
+                return folder
+            number += 1
+        except OSError as error:
+            raise OSError(
+                f"{folder} cannot be made ({error}): choose a folder with --work-dir"
+            ) from error
+        else:
+            kept.write_text(text)
+            return folder
 
 
 def build_trained_model(cfg, checkpoint_path, dataset, device, logger, fuse=False):

@@ -1,7 +1,7 @@
 """Hooks of a training run: stop at a loss that is not finite, warn about slow data, evaluate."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional, Sequence, Union
 
@@ -9,12 +9,22 @@ import torch
 from mmcv.runner import HOOKS, Hook, LoggerHook
 
 from projects.bevformer.engine.batch import train_sample_tokens
-from projects.bevformer.engine.distributed import all_gather, barrier, broadcast_buffers, get_rank
+from projects.bevformer.engine.best import BestCheckpoint, lost_evaluation
+from projects.bevformer.engine.distributed import (
+    all_gather,
+    barrier,
+    broadcast,
+    broadcast_buffers,
+    get_rank,
+)
 from projects.bevformer.engine.evaluate import predict
 from projects.bevformer.engine.report import headline_metrics, metrics_table
 from projects.bevformer.nuscenes.evaluation.scoring import write_metrics
+from projects.bevformer.nuscenes.spec import TP_ERRORS
+from projects.bevformer.published import published
 
 _NUSCENES = "pts_bbox_NuScenes/"
+_RULES = {"NDS": "greater", "mAP": "greater", **dict.fromkeys(TP_ERRORS.values(), "less")}
 
 
 @HOOKS.register_module()
@@ -90,12 +100,24 @@ class DataWaitHook(Hook):
 
 
 @HOOKS.register_module()
+@published(
+    # The pipeline of data.val counts; results are always gathered from all processes, without files.
+    ignores=("pipeline", "gpu_collect", "tmpdir", "logger"),
+    only={
+        **{"broadcast_bn_buffer": True, "show": False, "out_dir": None, "jsonfile_prefix": None},
+        **{"test_fn": None, "dynamic_intervals": None, "file_client_args": None},
+    },
+)
 @dataclass(eq=False, repr=False)
 class TemporalEvalHook(Hook):
     """Evaluates during training; frames of a scene stay in order and on one process.
 
-    Results go to `<work_dir>/eval/epoch_N` (or `iter_N`), the newest `metrics_summary.json` also to the work
+    Its arguments are those of mmdet's EvalHook. Results go to `<work_dir>/eval/epoch_N` (or
+    `iter_N`), the newest `metrics_summary.json` also to the work
     dir.
+
+    Where the weights are averaged (`AverageHook`), the average is evaluated. An evaluation that a
+    stopped run did not finish is made when the run is resumed.
 
     Args:
         dataset: the validation set, test mode.
@@ -105,11 +127,15 @@ class TemporalEvalHook(Hook):
         start: first epoch that may be evaluated; None for `interval`.
         by_epoch: whether the runner counts epochs.
         metric: see `DatasetEvaluator.score`.
-        save_best: "NDS", "mAP" or "auto" (NDS) keeps the best checkpoint as `best_NDS_epoch_N.pth`;
-            "<head>/<name>" does so for a metric of another head, where higher is better.
+        save_best: "NDS", "mAP", an error such as "mATE", or "auto" (NDS) keeps the best checkpoint as
+            `best_NDS_epoch_N.pth`; "<head>/<name>" does so for a metric of another head.
+        rule: "greater" or "less" is better; by default known for nuScenes' metrics, and as the next two say
+            for others.
+        less_keys, greater_keys: lower is better for a metric with one of the former in its name and none of
+            the latter.
 
     Raises:
-        ValueError: an impossible interval, or an unknown `metric` or `save_best`.
+        ValueError: an impossible interval, an unknown `metric` or `save_best`, or a `rule` against it.
     """
 
     dataset: Any
@@ -120,6 +146,10 @@ class TemporalEvalHook(Hook):
     by_epoch: bool = True
     metric: Union[str, Sequence[str]] = "bbox"
     save_best: Optional[str] = None
+    rule: Optional[str] = None
+    less_keys: Union[str, Sequence[str]] = ("loss",)
+    greater_keys: Union[str, Sequence[str]] = ()
+    due: Optional[str] = field(default=None, init=False)  # the evaluation that comes next
 
     def __post_init__(self):
         if self.interval < 1:
@@ -132,37 +162,76 @@ class TemporalEvalHook(Hook):
             name = save_best[len(_NUSCENES) :] if save_best.startswith(_NUSCENES) else save_best
             self.best_key = "NDS" if name == "auto" else name
             head = self.best_key.partition("/")[0]
-            if head not in (*heads, *(("NDS", "mAP") if "pts_bbox" in heads else ())):
+            if head not in (*heads, *(_RULES if "pts_bbox" in heads else ())):
                 raise ValueError(
-                    f"evaluation.save_best is {save_best!r}: it must be NDS, mAP or auto, or <head>/<name>, "
-                    f"of a head that evaluation.metric names ({self.metric!r})"
+                    f"evaluation.save_best is {save_best!r}: it must be {', '.join(_RULES)} or auto, or "
+                    f"<head>/<name>, of a head that evaluation.metric names ({self.metric!r})"
                 )
+            self.rule = self._rule_of_best()
+            self.best = BestCheckpoint(self.best_key, self.rule)
+
+    def _rule_of_best(self):
+        known = _RULES.get(self.best_key)
+        if self.rule not in (None, "greater", "less") or (known and self.rule not in (None, known)):
+            raise ValueError(
+                f"evaluation.rule is {self.rule!r}: of {self.best_key}, {known or 'greater or less'} is better"
+            )
+        less, greater = (
+            any(key in self.best_key for key in ([keys] if isinstance(keys, str) else keys or ()))
+            for keys in (self.less_keys, self.greater_keys)
+        )
+        return known or self.rule or ("less" if less and not greater else "greater")
 
     def _is_due(self, done):
         return done >= self.start and (done - self.start) % self.interval == 0
 
+    def before_run(self, runner):
+        if self.best_key is not None and get_rank() == 0:
+            self.best.recall(runner)
+        due = broadcast(lost_evaluation(runner) if get_rank() == 0 else None)
+        if due is not None:
+            runner.logger.info("the run was stopped before the evaluation of %s: made now", due)
+            self._evaluate(runner, due)
+            runner.log_buffer.clear()
+
+    def before_train_epoch(self, runner):
+        if self.by_epoch:
+            self.due = self._name_if_due(runner.epoch + 1)
+
+    def before_train_iter(self, runner):
+        if not self.by_epoch:
+            self.due = self._name_if_due(runner.iter + 1)
+
+    def _name_if_due(self, done):
+        return f"{'epoch' if self.by_epoch else 'iter'}_{done}" if self._is_due(done) else None
+
+    def checkpoint_meta(self):
+        """For a checkpoint that is saved before its evaluation."""
+        return {"evaluation_due": self.due}
+
     def after_train_epoch(self, runner):
-        if self.by_epoch and self._is_due(runner.epoch + 1):
-            self._evaluate(runner, f"epoch_{runner.epoch + 1}")
+        if self.by_epoch and self.due:
+            self._evaluate(runner, self.due)
 
     def after_train_iter(self, runner):
-        if self.by_epoch or not self._is_due(runner.iter + 1):
+        if self.by_epoch or not self.due:
             return
         # The loggers come after this hook: let them write the training losses first.
         for hook in runner.hooks:
             if isinstance(hook, LoggerHook):
                 hook.after_train_iter(runner)
         runner.log_buffer.clear()
-        self._evaluate(runner, f"iter_{runner.iter + 1}")
+        self._evaluate(runner, self.due)
 
     def _evaluate(self, runner, name):
         detector = runner.model.module
-        broadcast_buffers(detector)
-        results = predict(detector, self.dataset, self.device, self.workers)
+        with runner.scored_weights():
+            broadcast_buffers(detector)
+            results = predict(detector, self.dataset, self.device, self.workers)
+        self.due = None
         if get_rank() == 0:
             out_dir = Path(runner.work_dir) / "eval" / name
             summary = self.dataset.evaluator.score(results, str(out_dir), self.metric)
-            write_metrics(summary, "summary", runner.work_dir)
             runner.logger.info("evaluation after %s\n%s", name, metrics_table(summary))
             headline = headline_metrics(summary)
             runner.log_buffer.output["eval_iter_num"] = len(self.dataset)
@@ -174,19 +243,6 @@ class TemporalEvalHook(Hook):
                         f"evaluation.save_best is {self.best_key!r}, but the metrics are "
                         f"{', '.join(headline)}"
                     )
-                self._keep_best(runner, headline[self.best_key])
+                self.best.keep(runner, headline[self.best_key], name)
+            write_metrics(summary, "summary", runner.work_dir)  # last: see `lost_evaluation`
         barrier()
-
-    def _keep_best(self, runner, value):
-        messages = runner.meta.setdefault("hook_msgs", {})
-        if value <= messages.get("best_score", -math.inf):
-            return
-        previous = messages.get("best_ckpt")
-        epoch, iteration, _ = runner._progress()
-        number = f"epoch_{epoch}" if self.by_epoch else f"iter_{iteration}"
-        name = f"best_{self.best_key.replace('/', '_')}_{number}.pth"
-        messages.update(best_score=value, best_ckpt=name)
-        runner.save_checkpoint(runner.work_dir, filename_tmpl=name, create_symlink=False)
-        if previous not in (None, name):
-            (Path(runner.work_dir) / previous).unlink(missing_ok=True)
-        runner.logger.info("best %s so far %.4f, saved as %s", self.best_key, value, name)

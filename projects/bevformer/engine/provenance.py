@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from mmcv import Config
 from mmcv.utils import digit_version
 from torch import nn
 
+from projects.bevformer.engine.data_sections import inner_sections
 from projects.bevformer.geometry.boxes import BOX_CONVENTION_NEW, BOX_CONVENTION_OLD
 from projects.bevformer.published import REPLACED_TYPES
 
@@ -41,6 +43,9 @@ def training_stamp(cfg: Config, detector: nn.Module, split: str = "train") -> di
         dict of plain values: box_convention (of the network), rotate_center (column, row; left out for
         a head that does not say what grid it has), can_bus_quaternion, can_bus_message, replaced_parts
         (types that parts of the user take the place of). Empty for a model without a BEV.
+
+    Raises:
+        ValueError: data sets inside the split disagree.
     """
     head = getattr(detector, "pts_bbox_head", None)
     if head is None:
@@ -48,14 +53,29 @@ def training_stamp(cfg: Config, detector: nn.Module, split: str = "train") -> di
     centre = getattr(getattr(head, "transformer", None), "rotate_center", None)
     if centre is None and hasattr(head, "bev_h") and hasattr(head, "bev_w"):
         centre = (head.bev_w / 2, head.bev_h / 2)
-    dataset = cfg.data.get(split, {})
-    quirks = {name: dataset.get(name, default) for name, default in _DATASET_QUIRKS.items()}
     return {
         "box_convention": BOX_CONVENTION_OLD,
         **({"rotate_center": [float(number) for number in centre]} if centre else {}),
-        **quirks,
+        **_dataset_quirks(cfg.data.get(split, {}), f"data.{split}"),
         "replaced_parts": sorted(REPLACED_TYPES),
     }
+
+
+def _dataset_quirks(section: Any, key: str) -> dict:
+    """Those of the data sets inside a section of `data`, which must agree."""
+    quirks = {
+        inner: {name: options.get(name, default) for name, default in _DATASET_QUIRKS.items()}
+        for inner, options in inner_sections(section, key)
+    }
+    (first_key, first), *others = quirks.items()
+    for other_key, other in others:
+        for name in first:
+            if first[name] != other[name]:
+                raise ValueError(
+                    f"{first_key}.{name} is {first[name]!r} and {other_key}.{name} is "
+                    f"{other[name]!r}: the data sets that a network trains on must agree"
+                )
+    return first
 
 
 def trained_with(meta: dict) -> tuple[dict, str]:

@@ -5,22 +5,29 @@ from __future__ import annotations
 import copy
 import logging
 import time
+import uuid
 from pathlib import Path
+from typing import Collection
 
 import torch
 from mmcv import Config
-from mmcv.runner import BaseRunner, DistSamplerSeedHook, build_optimizer
+from mmcv.runner import (
+    BaseRunner,
+    CheckpointHook,
+    DistSamplerSeedHook,
+    LoggerHook,
+    build_optimizer,
+)
 from mmdet3d.utils import collect_env
 from torch import nn
 
 from projects.bevformer import compat
 from projects.bevformer.engine.build import build_detector, init_weights
-from projects.bevformer.engine.checkpoint import find_latest_checkpoint
 from projects.bevformer.engine.config import (
-    check_checkpoint_config,
     config_errors,
     runner_settings,
 )
+from projects.bevformer.engine.config_checks import check_config
 from projects.bevformer.engine.data_loading import (
     build_test_dataset,
     build_train_dataset,
@@ -28,12 +35,14 @@ from projects.bevformer.engine.data_loading import (
     workers_per_process,
 )
 from projects.bevformer.engine.determinism import unrepeatable_parts
-from projects.bevformer.engine.distributed import broadcast, get_rank, get_world_size
+from projects.bevformer.engine.distributed import get_rank, get_world_size
 from projects.bevformer.engine.hooks import DataWaitHook, FiniteLossHook, TemporalEvalHook
 from projects.bevformer.engine.log import get_run_logger, log_to_file
+from projects.bevformer.engine.optimizer import check_parameter_options, fit_rate
 from projects.bevformer.engine.plugins import notices
 from projects.bevformer.engine.precision import optimizer_hook, set_compute_format
 from projects.bevformer.engine.provenance import STAMP, check_provenance, training_stamp
+from projects.bevformer.engine.resume import checkpoint_to_resume
 from projects.bevformer.engine.runner import RUNNERS
 from projects.bevformer.engine.seed import choose_seed, set_seed
 from projects.bevformer.engine.summary import run_summary
@@ -51,6 +60,7 @@ def train(
     auto_resume: bool = False,
     autoscale_lr: bool = False,
     max_iters: int | None = None,
+    given: Collection[str] = (),
 ) -> None:
     """Train the model of a config.
 
@@ -62,9 +72,10 @@ def train(
         seed: random seed; None draws one, which is logged.
         diff_seed: add the rank to the seed of this process.
         deterministic: repeatable algorithms, see `make_deterministic`.
-        auto_resume: resume the newest checkpoint of the work dir that loads.
-        autoscale_lr: multiply the learning rate by processes / 8.
-        max_iters: train this many iterations, then save and evaluate once.
+        auto_resume: resume the newest checkpoint of the work dir that loads, see `engine.resume`.
+        autoscale_lr: scale the learning rate to the total batch, see `fit_rate`.
+        max_iters: train this many iterations, see `_short_run`.
+        given: dotted keys of the config that the command line overrides.
 
     Raises:
         ValueError: something in the config or a checkpoint is wrong; says what and where.
@@ -74,7 +85,10 @@ def train(
     work_dir = Path(cfg.work_dir)
     timestamp = time.strftime("%Y%m%d_%H%M%S")
     logger = get_run_logger(work_dir / f"{timestamp}.log", cfg.get("log_level", "INFO"))
-    cfg = _short_run(cfg, max_iters) if max_iters is not None else copy.deepcopy(cfg)
+    check_config(cfg)
+    cfg = copy.deepcopy(cfg)
+    if max_iters is not None:
+        _short_run(cfg, max_iters, given, logger)
     cfg.runner = runner_settings(cfg)
     if cfg.runner.get("type") not in RUNNERS:
         raise ValueError(
@@ -94,7 +108,8 @@ def train(
 
     dataset = build_train_dataset(cfg)
     loader = build_train_loader(cfg, dataset, seed, pin_memory=device.type == "cuda")
-    cfg.resume_from = _resume_from(cfg, auto_resume, logger)
+    runner_class = RUNNERS[cfg.runner.type]
+    cfg.resume_from = checkpoint_to_resume(cfg, auto_resume, logger, runner_class.counts_epochs)
     detector = build_detector(cfg, dataset, pretrained=True)
     if cfg.resume_from is None:
         init_weights(detector, cfg, logger)
@@ -109,17 +124,19 @@ def train(
         broadcast_buffers=cfg.get("broadcast_buffers", False),
     )
     with config_errors("optimizer"):
-        if autoscale_lr:
-            cfg.optimizer.lr *= get_world_size() / 8
+        fit_rate(cfg, loader.batch_size, autoscale_lr, logger)
+        check_parameter_options(cfg.optimizer, detector)
         optimizer = build_optimizer(detector, cfg.optimizer)
     options = dict(cfg.runner)
-    runner_class = RUNNERS[options.pop("type")]
+    del options["type"]
     with config_errors("runner"):
         runner = runner_class(
             model, optimizer=optimizer, work_dir=cfg.work_dir, logger=logger, meta=meta, **options
         )
     runner.timestamp = timestamp  # one name for .log and .log.json
-    _register_hooks(runner, cfg, device, validate)
+    cfg.evaluation = cfg.get("evaluation") if validate else None
+    runner.batch, runner.epoch_length = loader.batch_size * get_world_size(), len(loader)
+    _register_hooks(runner, cfg, device)
     if get_rank() == 0:
         logger.info("training\n%s", run_summary(cfg, detector, loader, device, seed))
 
@@ -128,23 +145,55 @@ def train(
         if not runner.counts_epochs:  # mmcv would start the first epoch again
             epoch, batches = divmod(runner.iter, len(loader))
             loader.sampler.start_at(epoch, batches * loader.batch_size)
+        _say_if_finished(runner, logger)
     elif cfg.get("load_from"):
         _start_from(runner, cfg, logger)
+    _log_short_epochs(runner, logger)
     runner.run([loader], workflow)
 
 
-def _short_run(cfg: Config, max_iters: int) -> Config:
-    """The config of a run of `max_iters` iterations that saves and evaluates at its end."""
-    cfg = copy.deepcopy(cfg)
+def _short_run(cfg: Config, max_iters: int, given: Collection[str], logger: logging.Logger) -> None:
+    """Make the config one of a run of `max_iters` iterations.
+
+    Intervals that count iterations stay: those of the command line, and those of a config that says
+    `by_epoch=False` or has an IterBasedRunner. Where they count epochs the run saves and evaluates at
+    its end, and a rate that changes by steps stays constant. One line names what does not count.
+    """
+    by_epoch = (cfg.get("runner") or {}).get("type") != "IterBasedRunner"
     cfg.total_epochs = None
     cfg.runner = runner_settings(cfg, max_iters)
-    checkpoint_config = cfg.get("checkpoint_config") or {}
-    cfg.checkpoint_config = {**checkpoint_config, "interval": max_iters, "by_epoch": False}
-    if cfg.get("evaluation"):
-        cfg.evaluation = {**cfg.evaluation, "interval": max_iters, "start": None}
+
+    def in_epochs(section: str, key: str) -> bool:
+        if f"{section}.{key}" in given and f"{section}.by_epoch" not in given:
+            return False
+        return (cfg.get(section) or {}).get("by_epoch", by_epoch)
+
+    dropped = []
+    for section in ("checkpoint_config", "evaluation"):
+        if section == "evaluation" and not cfg.get(section):
+            continue
+        options = dict(cfg.get(section) or {}, by_epoch=False)
+        if in_epochs(section, "interval"):
+            dropped.append(f"{section}.interval = {options.get('interval', 1)} (now at the end)")
+            options.update(interval=max_iters)
+            options.pop("start", None)
+        cfg[section] = options
+    rate = cfg.get("lr_config") or {}
+    if "step" in rate and in_epochs("lr_config", "step"):
+        dropped.append(f"lr_config.step = {rate.step} (now constant)")
+        warmup = {key: value for key, value in rate.items() if key.startswith("warmup")}
+        cfg.lr_config = {"policy": "fixed", **warmup}
+    for section in ("lr_config", "momentum_config"):
+        (cfg.get(section) or {}).pop("by_epoch", None)
+    if dropped:
+        logger.info(
+            "--max-iters %d: what counts epochs does not apply: %s. To count iterations give it with "
+            "--cfg-options",
+            max_iters,
+            ", ".join(dropped),
+        )
     if cfg.get("log_config"):
-        cfg.log_config = {**cfg.log_config, "interval": min(cfg.log_config.interval, max_iters)}
-    return cfg
+        cfg.log_config.interval = min(cfg.log_config.interval, max_iters)
 
 
 def _describe_run(cfg: Config, config_name: str, seed: int, logger: logging.Logger) -> dict:
@@ -166,21 +215,32 @@ def _describe_run(cfg: Config, config_name: str, seed: int, logger: logging.Logg
         "config": config_text,
         "seed": seed,
         "exp_name": config_name,
+        "run": uuid.uuid4().hex,  # stays when the run is resumed
     }
 
 
-def _resume_from(cfg: Config, auto_resume: bool, logger: logging.Logger) -> str | None:
-    """Checkpoint to resume, the same on all ranks, or None."""
-    if cfg.get("resume_from"):
-        return cfg.resume_from
-    if not auto_resume:
-        return None
-    found = find_latest_checkpoint(cfg.work_dir, logger) if get_rank() == 0 else None
-    found = broadcast(found)
-    if found is None:
-        logger.info("--auto-resume: no checkpoint in %s, training starts anew", cfg.work_dir)
-        return None
-    return str(found)
+def _log_short_epochs(runner: BaseRunner, logger: logging.Logger) -> None:
+    """Let an epoch, or the iterations that are left, end in a line where none would be logged."""
+    length = runner.epoch_length if runner.counts_epochs else runner.max_iters
+    what = "each epoch has" if runner.counts_epochs else "the run ends after"
+    silent = [
+        hook
+        for hook in runner.hooks
+        if isinstance(hook, LoggerHook)
+        and (0 if runner.counts_epochs else runner.iter) // hook.interval == length // hook.interval
+    ]
+    for hook in silent:
+        hook.interval = length
+    if silent:
+        logger.info("%s %d iterations, before log_config.interval: logged then", what, length)
+
+
+def _say_if_finished(runner: BaseRunner, logger: logging.Logger) -> None:
+    done, planned, what = runner.iter, runner.max_iters, "iterations"
+    if runner.counts_epochs:
+        done, planned, what = runner.epoch, runner.max_epochs, "epochs"
+    if done >= planned:
+        logger.info("nothing left to train: %d of %d %s are done", done, planned, what)
 
 
 def _start_from(runner: BaseRunner, cfg: Config, logger: logging.Logger) -> None:
@@ -210,11 +270,10 @@ def _remedy_for_slow_data(cfg: Config) -> str:
     return f"{remedy} (docs/performance.md#data)"
 
 
-def _register_hooks(runner: BaseRunner, cfg: Config, device: torch.device, validate: bool) -> None:
+def _register_hooks(runner: BaseRunner, cfg: Config, device: torch.device) -> None:
     # mmcv edits the dicts that it builds hooks from.
     settings = copy.deepcopy(cfg._cfg_dict)
     dtype = runner.model.module.autocast_dtype
-    check_checkpoint_config(settings.get("checkpoint_config"))
     with config_errors("optimizer_config, lr_config, checkpoint_config, log_config, custom_hooks"):
         runner.register_training_hooks(
             settings.get("lr_config"),
@@ -224,20 +283,26 @@ def _register_hooks(runner: BaseRunner, cfg: Config, device: torch.device, valid
             settings.get("momentum_config"),
             custom_hooks_config=settings.get("custom_hooks"),
         )
+    if not runner.counts_epochs and any(
+        isinstance(hook, CheckpointHook) and hook.by_epoch for hook in runner.hooks
+    ):
+        raise ValueError(
+            "checkpoint_config.by_epoch is True, and a run counted in iterations has no epochs to "
+            "save at: set it to False"
+        )
     runner.register_hook(FiniteLossHook(), priority="HIGH")  # before the optimizer hook
     # After mmcv's IterTimerHook, which is LOW too.
     runner.register_hook(DataWaitHook(_remedy_for_slow_data(cfg)), priority="LOW")
     if runner.counts_epochs:
         runner.register_hook(DistSamplerSeedHook())
-    if validate and settings.get("evaluation"):
-        options = settings.evaluation
-        options.pop("pipeline", None)  # the pipeline of data.val counts
-        with config_errors("evaluation"):
-            hook = TemporalEvalHook(
-                build_test_dataset(cfg, "val"),
-                device,
-                workers=workers_per_process(cfg),
-                by_epoch=runner.counts_epochs,
-                **options,
+    if settings.get("evaluation"):
+        options = {"by_epoch": runner.counts_epochs, **settings.evaluation}
+        dataset, trained = build_test_dataset(cfg, "val"), runner.model.module.CLASSES
+        if list(dataset.CLASSES) != list(trained):
+            raise ValueError(
+                f"data.train has the classes {list(trained)}, data.val {list(dataset.CLASSES)}: names and "
+                "order must agree"
             )
+        with config_errors("evaluation"):
+            hook = TemporalEvalHook(dataset, device, workers=workers_per_process(cfg), **options)
         runner.register_hook(hook, priority="LOW")

@@ -1,0 +1,69 @@
+"""Top-level names of configs: which of them are read, and what a misspelt one may mean."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, Iterable, Mapping
+
+SECTIONS = frozenset(  # dicts
+    "model data optimizer optimizer_config lr_config momentum_config runner checkpoint_config "
+    "evaluation log_config fp16 custom_imports train_cfg test_cfg auto_scale_lr".split()
+)
+READ_KEYS = (
+    SECTIONS
+    | frozenset(  # tests/engine/test_config_values.py compares them with the code
+        "broadcast_buffers channels_last cudnn_benchmark custom_hooks deform_attn_backend "
+        "find_unused_parameters load_from log_level mp_start_method opencv_num_threads plugin plugin_dir "
+        "resume_from tf32 total_epochs work_dir workflow".split()
+    )
+)
+# Keys of published configs that nothing reads, here and mostly there; files may have them.
+UNREAD_KEYS = frozenset({"dist_params", "file_client_args", "gpu_ids", "seed", "sync_bn"})
+# What every config can be asked for in short.
+SHORT_NAMES = {
+    "samples_per_gpu": "data.samples_per_gpu",
+    "workers_per_gpu": "data.workers_per_gpu",
+    "lr": "optimizer.lr",
+}
+
+
+def look_alike(name: str, known: Iterable[str]) -> str | None:
+    """The known name that `name` probably is a misspelling of."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.8)), None)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`, did you mean 'x'?`, or nothing where no known name is near."""
+    near = look_alike(name, known)
+    return f", did you mean {near!r}?" if near else ""
+
+
+def nearest_key(name: str, config: Mapping[str, Any]) -> str:
+    """The key of a config that is the most like `name`: of its first level, or a dotted one."""
+    keys = {key: key for key in (*sorted(READ_KEYS), *config, *SHORT_NAMES)}
+    for key, _ in nested_values({key: config[key] for key in config if key in READ_KEYS}):
+        if not key.split(".")[-1].isdigit():
+            keys.setdefault(key.split(".")[-1], key)
+    return keys[difflib.get_close_matches(name, list(keys), n=1, cutoff=0.0)[0]]
+
+
+def nested_values(value: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """(dotted key, value) of all that a dict or list holds, at any depth."""
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, part in items:
+        yield f"{prefix}{key}", part
+        if isinstance(part, (dict, list)):
+            yield from nested_values(part, f"{prefix}{key}.")
+
+
+def places_of(name: str, value: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted key -> value of what is read where a variable of this name and value belongs.
+
+    The keys that end in the name, and those that hold the same list or text.
+    """
+    telling = isinstance(value, (list, tuple, str)) and bool(value)
+    return {
+        key: held
+        for key, held in nested_values({key: config[key] for key in config if key in READ_KEYS})
+        if key.split(".")[-1] == name.strip("_") or (telling and held == value)
+    }
