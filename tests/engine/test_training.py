@@ -336,6 +336,12 @@ def test_mixed_precision_trains_and_evaluates(run):
     assert (work_dir / "eval" / "epoch_2" / "metrics_summary.json").exists()
 
 
+def test_a_runner_of_the_user_is_not_used_in_silence(run, monkeypatch):
+    monkeypatch.setattr("projects.bevformer.engine.train.REPLACED_TYPES", {"EpochBasedRunner"})
+    with pytest.raises(ValueError, match="'EpochBasedRunner': .* of this project, others are not"):
+        run()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -47,6 +47,7 @@ from projects.bevformer.engine.runner import RUNNERS
 from projects.bevformer.engine.seed import choose_seed, set_seed
 from projects.bevformer.engine.summary import run_summary
 from projects.bevformer.engine.training_model import TrainingModel
+from projects.bevformer.published import REPLACED_TYPES
 
 
 def train(
@@ -90,9 +91,10 @@ def train(
     if max_iters is not None:
         _short_run(cfg, max_iters, given, logger)
     cfg.runner = runner_settings(cfg)
-    if cfg.runner.get("type") not in RUNNERS:
+    if cfg.runner.get("type") not in RUNNERS.keys() - REPLACED_TYPES:
         raise ValueError(
-            f"runner.type is {cfg.runner.get('type')!r}: it must be one of {list(RUNNERS)}"
+            f"runner.type is {cfg.runner.get('type')!r}: it must be one of {list(RUNNERS)} of this "
+            "project, others are not used; what a run does besides is the place of custom_hooks"
         )
     workflow = [tuple(phase) for phase in cfg.get("workflow", [("train", 1)])]
     if [phase for phase, _ in workflow] != ["train"]:
