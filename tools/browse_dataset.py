@@ -43,6 +43,7 @@ def main():
 
 
 def browse(args):
+    from projects.bevformer.engine.build import data_sets_inside
     from projects.bevformer.engine.config import load_config
     from projects.bevformer.engine.data_loading import build_test_dataset, build_train_dataset
     from projects.bevformer.engine.pictures import draw_network_inputs, spaced
@@ -54,9 +55,12 @@ def browse(args):
         dataset = build_train_dataset(cfg)
     else:
         dataset = build_test_dataset(cfg, args.split)
-    drawn = draw_network_inputs(cfg, dataset, args.samples, args.out)
-    print(f"{3 * len(drawn)} pictures in {args.out}")
-    skipped = len(spaced(len(dataset), args.samples)) - len(drawn)
+    drawn, chosen = 0, 0
+    for part in data_sets_inside(dataset):  # --samples of each, where data.train joins several
+        drawn += len(draw_network_inputs(cfg, part, args.samples, args.out))
+        chosen += len(spaced(len(part), args.samples))
+    print(f"{3 * drawn} pictures in {args.out}")
+    skipped = chosen - drawn
     if skipped:
         print(f"{skipped} samples have no object left: training draws another one for them")
 

@@ -10,10 +10,12 @@ import bootstrap  # noqa: F401
 
 from projects.synthetic_nuscenes.cameras import NUSCENES_RIG, camera_ring
 from projects.synthetic_nuscenes.data_set import (
+    MINI_VAL,
     VERSIONS,
     create_data_set,
     create_tables_only,
     scene_names,
+    scenes_of_splits,
 )
 
 
@@ -48,7 +50,11 @@ def parse_args():
         "--scenes", nargs="+", metavar="scene-NNNN",
         help="only these scenes; a number is the same as --num-scenes",
     )  # fmt: skip
-    group.add_argument("--num-scenes", type=int, help="the first scenes of the version's splits")
+    group.add_argument(
+        "--num-scenes", type=int,
+        help="the first scenes of the version's splits: one in five, and of two or more at least one, is "
+        f"of val ({' and '.join(MINI_VAL)} in v1.0-mini, whose other scenes are train)",
+    )  # fmt: skip
     parser.add_argument(
         "--cameras", type=int, metavar="N",
         help="a ring of N cameras around the vehicle; nuScenes' six if not given",
@@ -68,6 +74,7 @@ def main():
     if scenes and len(scenes) == 1 and scenes[0].isdigit():
         scenes, count = None, int(scenes[0])
     try:
+        scenes = scenes or scene_names(version, count)
         create = create_tables_only
         if not args.tables_only:
             cameras = NUSCENES_RIG if args.cameras is None else camera_ring(args.cameras)
@@ -77,13 +84,21 @@ def main():
             version=version,
             seed=args.seed,
             frames_per_scene=args.frames_per_scene,
-            scenes=scenes or scene_names(version, count),
+            scenes=scenes,
             workers=args.workers,
             force=args.force,
         )
     except (ValueError, FileExistsError) as error:
         sys.exit(f"create_synthetic: {error}")
     print(f"wrote {root}")
+    for split, names in scenes_of_splits(version, scenes).items():
+        more = ", ..." if len(names) > 10 else ""
+        print(f"{len(names)} scenes of {split}{': ' * bool(names)}{', '.join(names[:10])}{more}")
+        if not names:
+            print(
+                f"warning: the info file of {split} will hold no frames, and training with evaluation "
+                "needs both: take --num-scenes 2 or more, or name scenes of both splits"
+            )
 
 
 if __name__ == "__main__":

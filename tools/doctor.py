@@ -100,6 +100,7 @@ def diagnose_data_and_config(args, environment):
             progress=lambda images, total: tqdm(
                 images, "images", total, unit="image", disable=not args.deep
             ),
+            info_files=list(info_files.values()),
         )
         yield from check_info_files(info_files, data_root)
     if cfg is not None:

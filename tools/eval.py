@@ -2,6 +2,7 @@
 
 Several processes: torchrun --nproc_per_node=8 tools/eval.py CONFIG CHECKPOINT --launcher pytorch
 An existing result file: python tools/eval.py CONFIG --results results_nusc.json
+A part of the split: python tools/eval.py CONFIG CHECKPOINT --scenes scene-0103 | --fraction 0.1
 Without --work-dir, results go into a folder eval_<checkpoint> beside the checkpoint (or result file).
 """
 
@@ -41,6 +42,15 @@ def parse_args(argv=None):
         action="store_true",
         help="score with the nuScenes devkit: slower, needs the tables, draws curves into plots/",
     )
+    parser.add_argument(
+        "--scenes", nargs="+", metavar="SCENE", help="evaluate these scenes only: names or tokens"
+    )
+    parser.add_argument(
+        "--fraction",
+        type=float,
+        metavar="F",
+        help="evaluate this share of the scenes only, evenly spaced and always the same ones, e.g. 0.1",
+    )
     parser.add_argument("--out", help="also keep the raw results, a .pkl file")
     parser.add_argument("--show", action="store_true", help="not supported: use --show-dir")
     parser.add_argument("--show-dir", help="folder for <token>_bev.png and <token>_camera.png")
@@ -78,6 +88,10 @@ def check(args):
                 )
         if args.launcher != "none":
             raise ValueError("--results is scored by one process: leave --launcher out")
+    if args.scenes and args.fraction is not None:
+        raise ValueError("--scenes and --fraction exclude each other: both choose the scenes")
+    if args.fraction is not None and not 0 < args.fraction <= 1:
+        raise ValueError(f"--fraction {args.fraction}: it must be above 0 and at most 1")
     if args.devkit and args.format_only:
         raise ValueError(
             "--devkit and --format-only exclude each other: --format-only scores nothing"
@@ -112,6 +126,7 @@ def main():
 def evaluate(args, eval_options):
     from mmdet.utils import setup_multi_processes
 
+    from projects.bevformer.datasets.scenes import keep_scenes
     from projects.bevformer.engine.config import load_config, resolve_work_dir
     from projects.bevformer.engine.config_checks import check_config
     from projects.bevformer.engine.data_loading import build_test_dataset, workers_per_process
@@ -144,13 +159,17 @@ def evaluate(args, eval_options):
         return evaluation_dir(cfg, args.config, args.checkpoint or args.results, options)
 
     dataset = build_test_dataset(cfg, "test")
+    if args.scenes or args.fraction is not None:
+        logger.info(keep_scenes(dataset, args.scenes, args.fraction))
     if args.results is not None:
         out_dir = results_dir()
         summary = dataset.evaluator.score_file(args.results, str(out_dir), devkit=args.devkit)
         print(metrics_table(summary))
         print(f"results: {out_dir / 'metrics_summary.json'}")
         return
-    dataset.evaluator.heads_of(args.eval or "bbox")  # refuses unknown metrics before predicting
+    devkit = args.devkit or eval_options.get("devkit", False)
+    if not args.format_only:  # before predicting, which takes long
+        dataset.evaluator.check(args.eval or "bbox", devkit)
     detector = build_trained_model(
         cfg, args.checkpoint, dataset, device, logger, fuse=args.fuse_conv_bn
     )
@@ -160,7 +179,7 @@ def evaluate(args, eval_options):
     results = predict(detector, dataset, device, workers_per_process(cfg))
     shut_down()  # drawing can take longer than the others would wait
     if rank == 0:
-        report(args, dataset, results, out_dir, args.devkit or eval_options.get("devkit", False))
+        report(args, dataset, results, out_dir, devkit)
 
 
 def report(args, dataset, results, out_dir, devkit):

@@ -50,7 +50,10 @@ def visualize(args):
     cfg = load_config(args.config, parse_options(args.cfg_options), args.data_root)
     dataset = build_test_dataset(cfg)
     infos = dataset.data_infos
-    results = None if args.ground_truth_only else load_results(args.results, infos, dataset.CLASSES)
+    results = None
+    if not args.ground_truth_only:
+        own = getattr(dataset, "own_benchmark", None)
+        results = load_results(args.results, infos, dataset.CLASSES, own)
     indices = choose_samples(infos, results, args.samples, args.num_samples)
     found = {i: results[infos[i]["token"]] if results is not None else None for i in indices}
     draw_samples(dataset, found, args.out_dir, args.score_thr)

@@ -65,11 +65,14 @@ float_test_pipeline = [
 train_pipeline = byte_train_pipeline if images_on_device else float_train_pipeline
 test_pipeline = byte_test_pipeline if images_on_device else float_test_pipeline
 
+# How classes that are not nuScenes' are scored (docs/own_data.md); None for those of nuScenes.
+benchmark = None
 info_files = f"{data_root.rstrip('/')}/{info_prefix}_infos_temporal_"
 dataset = dict(
     type=dataset_type,
     data_root=data_root,
     classes={{_base_.class_names}},
+    benchmark=benchmark,
     modality=input_modality,
     box_type_3d="LiDAR",
 )

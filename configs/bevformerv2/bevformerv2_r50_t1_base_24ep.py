@@ -73,8 +73,9 @@ data = dict(
         frames=frames,
         **{{_base_.dataset}},
     ),
-    val=dict(frames=frames),
-    test=dict(frames=frames),
+    # Velocities of the original's result files.
+    val=dict(frames=frames, result_velocity="official"),
+    test=dict(frames=frames, result_velocity="official"),
 )
 # Width, length and height of each class in metres.
 canonical_sizes = dict(

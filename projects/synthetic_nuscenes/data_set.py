@@ -31,25 +31,35 @@ def scene_names(version, count=None):
     Args:
         version: one of VERSIONS.
         count: how many; None for all 10 of v1.0-mini, and for 10 of v1.0-trainval. One in
-            _VAL_EVERY comes from the val split.
+            _VAL_EVERY comes from the val split, of two or more scenes at least one.
 
     Raises:
         ValueError: unknown version, or more scenes than it has.
     """
     if version not in VERSIONS:
         raise ValueError(f"version {version!r} is not one of {', '.join(VERSIONS)}")
-    train, val = MINI_TRAIN, MINI_VAL
-    if version == "v1.0-trainval":
-        from nuscenes.utils import splits  # takes seconds to import
-
-        train, val = splits.train, splits.val
+    train, val = _splits(version)
     available = len(train) + len(val)
     count = 10 if count is None else count
     if not 1 <= count <= available:
         raise ValueError(f"num_scenes is {count}; {version} has 1 to {available} scenes")
-    val_count = min(len(val), count // _VAL_EVERY)
+    val_count = min(len(val), max(count // _VAL_EVERY, int(count > 1)))
     train_count = min(len(train), count - val_count)
     return tuple(train[:train_count]) + tuple(val[: count - train_count])
+
+
+def scenes_of_splits(version, scenes):
+    """{"train": names, "val": names} of the scenes that are in a split of the version."""
+    splits = zip(("train", "val"), map(set, _splits(version)))
+    return {split: [name for name in scenes if name in members] for split, members in splits}
+
+
+def _splits(version):
+    if version == "v1.0-mini":
+        return MINI_TRAIN, MINI_VAL
+    from nuscenes.utils import splits  # takes seconds to import
+
+    return splits.train, splits.val
 
 
 def create_data_set(

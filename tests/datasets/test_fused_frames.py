@@ -106,8 +106,7 @@ def test_frames_share_augmentation_and_items_do_not(make_dataset, make_info, col
 
 def test_metas_without_augmentation(make_dataset, make_info):
     metas = metas_of(make_dataset([make_info()], frames=(0,))[0])
-    assert metas[0]["bev_augmentation"] is None
-    assert metas[0]["image_flip"] is False
+    assert not {"bev_augmentation", "image_flip"} & set(metas[0])
 
 
 def test_frame_without_visible_objects_is_redrawn(make_dataset, two_scenes, collect):
@@ -127,7 +126,7 @@ def test_model_without_can_bus_needs_no_warning(make_dataset, two_scenes, caplog
     for info in two_scenes:
         del info["can_bus_motion_after"]
     make_dataset(two_scenes)
-    assert "can_bus" not in caplog.text
+    assert "can_bus takes" not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import logging
+import sys
 from copy import deepcopy
 
 import cv2
@@ -8,6 +9,7 @@ import pytest
 import torch
 from mmdet3d.core.bbox import LiDARInstance3DBoxes
 from mmdet3d.datasets.builder import PIPELINES
+from mmdet3d.datasets.pipelines import Compose
 
 from projects.bevformer.datasets.pipelines import with_own_steps
 
@@ -102,6 +104,85 @@ def test_load_refuses_images_that_do_not_fit_the_camera_matrix(tmp_path):
         with pytest.raises(ValueError, match=f"1.png is {message}"):
             step("LoadCameraImages")(results)
     step("LoadCameraImages")({"img_filename": paths, "cam2img": [fits, fits]})
+
+
+@pytest.mark.parametrize("recorded", [(200, 113), (161, 90), (90, 160)])
+def test_load_refuses_images_of_another_size_than_recorded(tmp_path, recorded):
+    paths = write_images(tmp_path, [(90, 160, 3)] * 2)
+    results = {"img_filename": paths, "cam2img": [np.eye(3)] * 2, "image_size": [(160, 90)] * 2}
+    step("LoadCameraImages")(dict(results))
+    results["image_size"][1] = recorded
+    with pytest.raises(
+        ValueError, match="1.png is 160 x 90, but the info file says {} x {}:".format(*recorded)
+    ):
+        step("LoadCameraImages")(results)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (dict(backend="petrel", path_mapping={}), "disk.* or dict.*lmdb.*no other backend"),
+        (dict(backend="disk", path_mapping={}), "no other backend or argument"),
+        (dict(backend="lmdb", db_path="."), "package is missing: pip install lmdb"),
+    ],
+)
+def test_other_file_clients_are_refused_when_built(monkeypatch, options, says):
+    monkeypatch.setitem(sys.modules, "lmdb", None)
+    pipeline = [dict(type="LoadMultiViewImageFromFiles", file_client_args=options)]
+    with pytest.raises(ValueError, match=says):
+        Compose(with_own_steps(pipeline, logging.getLogger("steps")))
+
+
+@pytest.fixture
+def lmdb(tmp_path, monkeypatch):
+    """A package lmdb that takes a folder of files, named by their keys, for a database."""
+    source = """
+import contextlib, pathlib
+def open(path, readonly, lock, readahead):
+    return Environment(pathlib.Path(path))
+class Environment:
+    def __init__(self, folder):
+        self.folder = folder
+    def begin(self, write):
+        return contextlib.nullcontext(self)
+    def get(self, key):
+        path = self.folder / key.decode().replace("/", "+")
+        return path.read_bytes() if path.is_file() else None
+"""
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "lmdb.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path / "packages"))
+    yield tmp_path / "database"
+    sys.modules.pop("lmdb", None)
+
+
+@pytest.mark.parametrize("key", ["/root/samples/CAM/0.png", "samples/CAM/0.png"])
+def test_load_from_lmdb(tmp_path, lmdb, key):
+    lmdb.mkdir()
+    (path,) = write_images(tmp_path, [(4, 6, 3)])
+    options = dict(backend="lmdb", db_path=str(lmdb))
+    load = step("LoadCameraImages", file_client_args=options)
+    name = "/root/samples/CAM/0.png"
+    with pytest.raises(FileNotFoundError, match=f"image {name} is not in {lmdb}, .*'samples/CAM"):
+        load({"img_filename": [name]})
+    record = lmdb / key.replace("/", "+")
+    with open(path, "rb") as file:
+        record.write_bytes(file.read())
+    np.testing.assert_array_equal(
+        load({"img_filename": [name]})["img"],
+        step("LoadCameraImages")({"img_filename": [path]})["img"],
+    )
+    record.write_bytes(b"not an image")
+    with pytest.raises(ValueError, match=f"image {name} in {lmdb} cannot be decoded"):
+        load({"img_filename": [name]})
+    with pytest.raises(ValueError, match="db_path '/gone' does not exist"):
+        step("LoadCameraImages", file_client_args=dict(backend="lmdb", db_path="/gone"))
+
+
+def test_disk_is_the_default_file_client(tmp_path):
+    paths = write_images(tmp_path, [(4, 6, 3)])
+    for options in (None, {}, dict(backend="disk")):
+        step("LoadCameraImages", file_client_args=options)({"img_filename": paths})
 
 
 def test_load_names_the_missing_file(tmp_path):

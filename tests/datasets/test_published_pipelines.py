@@ -96,7 +96,8 @@ def test_training_batch(build):
     np.testing.assert_allclose(meta["lidar2img"][2][:2] * 2, raw["lidar2img"][2][:2], rtol=1e-2)
     for meta_of_frame in batch["img_metas"].data[0][0].values():
         # MultiScaleFlipAug3D sets "flip", the queue "prev_bev_exists".
-        assert set(meta_of_frame) == {*META_KEYS, "prev_bev_exists"} - {"flip"}
+        expected = {*META_KEYS, "lidar2ego", "prev_bev_exists"} - {"flip"}
+        assert set(meta_of_frame) == expected
     boxes = batch["gt_bboxes_3d"].data[0][0]
     assert len(boxes) == len(batch["gt_labels_3d"].data[0][0]) > 0
     assert boxes.tensor[:, :2].abs().max() < 51.2
@@ -109,7 +110,7 @@ def test_test_batch(build):
     (meta,) = batch["img_metas"][0].data[0]
     height, width, _ = meta["ori_shape"][0]
     assert batch["img"][0].data[0].shape == (1, 6, 3, padded(height), padded(width))
-    assert set(meta) == set(META_KEYS)
+    assert set(meta) == {*META_KEYS, "lidar2ego"}
     assert meta["flip"] is False
     assert meta["sample_idx"] == dataset.data_infos[0]["token"]
 

@@ -1,20 +1,26 @@
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from dummy_task import REPOSITORY
 from mmcv.parallel import DataContainer, collate
 from mmdet3d.core.bbox import LiDARInstance3DBoxes
-from mmdet3d.datasets.builder import DATASETS
+from mmdet3d.datasets.builder import DATASETS, PIPELINES
+from mmdet3d.datasets.pipelines import RandomFlip3D
 
 from projects.bevformer.datasets import TemporalNuScenesDataset
-from projects.bevformer.datasets.temporal_nuscenes import relative_metas
+from projects.bevformer.datasets.motion import relative_metas
+from projects.bevformer.datasets.pipelines import check_steps
+from projects.bevformer.engine.config import load_config
 from projects.bevformer.geometry.can_bus import (
     CAN_ORIENTATION,
     CAN_POSITION,
     CAN_YAW_DEG,
     CAN_YAW_RAD,
 )
+from projects.bevformer.model import BEVState, Frame
 from projects.bevformer.nuscenes.spec import CAMERAS, CLASSES
 
 
@@ -266,7 +272,8 @@ def test_queue_of_different_sizes_is_refused(make_dataset, two_scenes):
     def pipeline(frame):
         image = torch.zeros(6, 3, 4 if frame["sample_idx"] == "scene_a_2" else 2, 2)
         labels = DataContainer(torch.zeros(1))
-        metas = DataContainer(dict(can_bus=frame["can_bus"], scene_token=frame["scene_token"]))
+        metas = {key: frame[key] for key in ("can_bus", "scene_token", "sample_idx")}
+        metas = DataContainer(dict(metas, filename=frame["img_filename"]))
         return {"img": DataContainer(image), "img_metas": metas, "gt_labels_3d": labels}
 
     dataset.pipeline = pipeline
@@ -324,7 +331,15 @@ def test_missing_info_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"queue_length": 0}, {"can_bus_quaternion": "xyzw"}, {"can_bus_message": "next"}]
+    "options",
+    [
+        {"queue_length": 0},
+        {"can_bus_quaternion": "xyzw"},
+        {"can_bus_message": "next"},
+        {"can_bus_heading": "radians"},
+        {"lidar_axes": "ego"},
+        {"result_velocity": "none"},
+    ],
 )
 def test_unknown_options(make_dataset, two_scenes, options):
     with pytest.raises(ValueError, match=next(iter(options))):
@@ -363,3 +378,128 @@ def test_correct_paths_are_unchanged(make_dataset, two_scenes, tmp_path):
         info["cams"][CAMERAS[0]]["data_path"] = str(picture)
     dataset = make_dataset(two_scenes, data_root=str(tmp_path / "here"))
     assert dataset.get_data_info(0)["img_filename"][0] == str(picture)
+
+
+# Motion, and steps that move something
+
+
+def heading_north(make_info):
+    """Two frames of a scene; the heading goes from 359.9 to 0.1 degrees."""
+    infos = [make_info(frame=i) for i in range(2)]
+    for info, yaw_deg in zip(infos, (359.9, 0.1)):
+        half = np.deg2rad(yaw_deg) / 2
+        info["ego2global_rotation"] = [np.cos(half), 0.0, 0.0, np.sin(half)]
+    return infos
+
+
+@pytest.mark.parametrize(("option", "turn"), [("wrapped", 0.2), ("official", -359.8)])
+def test_a_turn_past_north_is_the_same_in_queues_and_streams(make_dataset, make_info, option, turn):
+    infos = heading_north(make_info)
+    np.random.seed(0)
+    queue = make_dataset(infos, queue_length=2, can_bus_heading=option)[1]["img_metas"].data
+    assert queue[1]["can_bus"][CAN_YAW_DEG] == pytest.approx(turn)
+    stream = make_dataset(infos, test_mode=True, can_bus_heading=option)
+    metas = [dict(stream[i]["img_metas"].data, img_shape=[(2, 2, 3)] * 6) for i in range(2)]
+    state = BEVState().updated([metas[0]], torch.zeros(1, 4, 2))
+    frame = Frame.from_metas([metas[1]], state.read([metas[1]])[1])
+    assert frame.can_bus[0, CAN_YAW_DEG].item() == pytest.approx(turn)
+    assert frame.motion.turn_deg.item() == pytest.approx(turn)
+
+
+def test_lidar_axes_are_those_of_the_info_file_unless_official(make_dataset, two_scenes):
+    """The pipeline of these data sets collects neither key."""
+    for options in ({"queue_length": 1}, {"test_mode": True}):
+        meta = metas_of(make_dataset(two_scenes, **options)[1])
+        np.testing.assert_allclose(meta["lidar2ego"][:2, 3], [0.9, 0.0])
+        np.testing.assert_allclose(meta["lidar2ego"][:2, :2], [[0, 1], [-1, 0]], atol=1e-12)
+        assert "lidar2ego" not in metas_of(
+            make_dataset(two_scenes, lidar_axes="official", **options)[1]
+        )
+
+
+def metas_of(example):
+    meta = example["img_metas"].data
+    return meta.get(0, meta)
+
+
+def test_the_lidars_place_and_axes_reach_the_network(make_dataset, two_scenes):
+    """A lidar that looks ahead, 2 m left of the ego origin: y grows to the left."""
+    for info in two_scenes:
+        info.update(lidar2ego_rotation=[1, 0, 0, 0], lidar2ego_translation=[0, 2.0, 1.8])
+    np.random.seed(0)
+    (_, meta) = make_dataset(two_scenes, queue_length=2)[2]["img_metas"].data.values()
+    frame = Frame.from_metas([dict(meta, img_shape=[(2, 2, 3)] * 6)])
+    turn, yaw = np.deg2rad(meta["can_bus"][CAN_YAW_DEG]), meta["can_bus"][CAN_YAW_RAD]
+    dx, dy, _ = meta["can_bus"][CAN_POSITION]
+    ahead, left = np.cos(yaw) * dx + np.sin(yaw) * dy, np.cos(yaw) * dy - np.sin(yaw) * dx
+    expected = [ahead - 2 * np.sin(turn), left + 2 - 2 * np.cos(turn)]
+    np.testing.assert_allclose(frame.motion.delta_xy_lidar()[0], expected, atol=1e-9)
+
+
+def test_draws_that_move_pixels_are_made_once_per_queue(make_dataset, two_scenes, collect):
+    conf = {"reisze": [2, 3, 4], "crop": (0, 0, 4, 4), "H": 4, "W": 4, "rand_flip": True}
+    step = PIPELINES.build(dict(type="CropResizeFlipImage", data_aug_conf=conf))
+
+    def load_and_crop(frame):
+        shapes = [np.zeros((4, 4, 3), np.float32)] * 6
+        return collect(step(dict(frame, img=shapes)))
+
+    dataset, seen = make_dataset(two_scenes, pipeline=[load_and_crop]), set()
+    for seed in range(20):
+        np.random.seed(seed)
+        queue = dataset[2]["img_metas"].data
+        cameras = {tuple(np.ravel(meta["lidar2img"])) for meta in queue.values()}
+        flips = {meta["image_flip"] for meta in queue.values()}
+        assert len(cameras) == len(flips) == 1
+        seen |= flips
+    assert seen == {True, False}
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        dict(type="RandomFlip3D", flip_ratio_bev_horizontal=1.0),
+        dict(type="GlobalRotScaleTrans"),
+        dict(type="MultiViewWrapper", transforms=[dict(type="Resize", img_scale=(8, 8))]),
+        dict(type="mmdet.RandomCrop", crop_size=(2, 2)),
+        dict(type="Pad", size_divisor=32),
+        dict(type="GlobalRotScaleTransImage"),
+        dict(type="MirroredByASubclass"),
+    ],
+    ids=lambda step: step["type"],
+)
+def test_steps_that_the_rest_does_not_follow_are_refused_by_name(make_dataset, two_scenes, step):
+    name = step.get("transforms", [step])[0]["type"]
+    with pytest.raises(ValueError, match=f"pipeline step {name}.*do not.*follow.*remove it"):
+        make_dataset(two_scenes, pipeline=[step])
+
+
+@PIPELINES.register_module()
+class MirroredByASubclass(RandomFlip3D):
+    """Of a fork."""
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        dict(flip=True),
+        dict(pcd_vertical_flip=True),
+        dict(pts_scale_ratio=[0.9, 1.1]),
+        dict(pts_scale_ratio=1.1),
+        dict(img_scale=[(1600, 900), (800, 450)]),
+        dict(flip_direction=["horizontal", "vertical"]),
+    ],
+)
+def test_versions_of_a_test_frame_are_refused(make_dataset, two_scenes, option):
+    step = dict(type="MultiScaleFlipAug3D", transforms=[], img_scale=(1600, 900), pts_scale_ratio=1)
+    make_dataset(two_scenes, pipeline=[dict(step, flip=False, pts_scale_ratio=[1.0])])
+    (name,) = option
+    with pytest.raises(ValueError, match=rf"MultiScaleFlipAug3D\({name}=.*tests each frame once"):
+        make_dataset(two_scenes, pipeline=[dict(step, **option)])
+
+
+def test_every_published_recipe_has_steps_that_are_followed():
+    for path in sorted(Path(REPOSITORY, "configs").glob("bevformer*/*.py")):
+        for part in load_config(str(path)).data.values():
+            if isinstance(part, dict) and "pipeline" in part:
+                check_steps(part["pipeline"], part["type"], "V2" in part["type"])

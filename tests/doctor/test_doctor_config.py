@@ -85,6 +85,10 @@ def test_a_config_that_cannot_be_read(tmp_path, text, says):
             r"is \['car'\], data\.train\.classes is \['car', 'truck', ",
         ),
         (
+            dict(data__train__pipeline=[dict(type="RandomFlip3D")]), "broken", "data.train",
+            "pipeline step RandomFlip3D",
+        ),
+        (
             dict(model__pts_bbox_head__num_classes=3), "broken",
             "model.pts_bbox_head.num_classes", r"is 3, len\(data\.train\.classes\) is 10",
         ),

@@ -255,6 +255,16 @@ def old_boxes(content):
             "broken",
             "synthetic_infos_temporal_val.pkl: can_bus of frame 0 .* write the file again",
         ),
+        (
+            change_infos(lambda i: i.pop("valid_flag")),
+            "warning",
+            "synthetic_infos_temporal_val.pkl: 4 of 4 frames have no valid_flag",
+        ),
+        (
+            change_infos(lambda i: i["gt_boxes"].__setitem__((..., 6), i["gt_boxes"][:, 6] + 3)),
+            "broken",
+            "point 17. degrees away from the velocities",
+        ),
         (change_infos(gone_paths), "broken", "24 of 24 images do not exist.*samples/gone"),
     ],
 )

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 from mmcv import ConfigDict
-from scipy.spatial.transform import Rotation
 
 from projects.bevformer import plugin  # noqa: F401
 from projects.bevformer.datasets import TemporalNuScenesDataset
@@ -19,8 +18,9 @@ from projects.bevformer.engine.bev_inputs import (
     network_input,
     seen_cells,
 )
+from projects.bevformer.geometry.poses import inverse_poses
 from projects.bevformer.nuscenes.create_infos import create_nuscenes_infos
-from projects.bevformer.nuscenes.records import lidar2img_of_camera
+from projects.bevformer.nuscenes.records import lidar2global_of, lidar2img_of_camera
 from projects.bevformer.nuscenes.spec import CAMERAS, CLASSES
 
 NORM = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
@@ -127,14 +127,10 @@ def test_track_matches_the_tables(dataset, sample):
     positions, yaws = ego_track(sample.frames)
     assert len(positions) == len(sample.frames)
     last = infos[sample.frames[-1].token]
-    w, x, y, z = last["ego2global_rotation"]
-    to_ego = Rotation.from_quat((x, y, z, w)).inv()
+    to_last = inverse_poses(lidar2global_of(last))
     for frame, position in zip(sample.frames, positions):
-        step = np.subtract(
-            infos[frame.token]["ego2global_translation"], last["ego2global_translation"]
-        )
-        ahead, left, _ = to_ego.apply(step)
-        np.testing.assert_allclose(position, [-left, ahead], atol=0.02)
+        moved = to_last @ lidar2global_of(infos[frame.token])
+        np.testing.assert_allclose(position, moved[:2, 3], atol=0.02)
     np.testing.assert_array_equal(positions[-1], [0, 0])
     assert np.linalg.norm(positions[0]) > 0.5
 

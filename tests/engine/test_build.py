@@ -73,6 +73,18 @@ def test_num_cams_of_the_config_must_agree_with_the_data(config):
     build_detector(config)  # without data nothing is compared
 
 
+def test_the_official_centre_needs_the_vehicle_in_the_middle(config):
+    head = config.model.pts_bbox_head
+    head.transformer.rotate_center = [100, 100]
+    build_detector(config)
+    head.transformer.encoder.pc_range = head.bbox_coder.pc_range = [-8.0, 0.0, -2.0, 8.0, 12.0, 2.0]
+    with pytest.raises(ValueError, match=r"rotate_center is \[100, 100\], .*\(2.5, 0.0\).*leave"):
+        build_detector(config)
+    for centre in (None, [2.5, 0]):
+        head.transformer.rotate_center = centre
+        build_detector(config)
+
+
 def test_classes_and_cameras_are_stamped_into_checkpoints(config, tmp_path):
     meta = load_checkpoint(save(tmp_path / "a.pth", config, FIVE))["meta"]
     assert meta["CAMERAS"] == list(FIVE)
@@ -108,14 +120,18 @@ def test_weights_without_camera_names_have_nuscenes_order(config, tmp_path):
         (FIVE, True, (*FIVE[:4], "TOP"), r"BACK_RIGHT\), the data set has 5 \(.*TOP\)"),
     ],
 )
-@pytest.mark.parametrize("complete", [True, False])
-def test_weights_of_other_cameras_are_refused(
-    config, tmp_path, saved, stamp, cameras, message, complete
+def test_weights_of_other_cameras_are_a_start_only(
+    config, tmp_path, caplog, saved, stamp, cameras, message
 ):
     path = save(tmp_path / "a.pth", config, saved, stamp)
     detector = build_detector(config, dataset(cameras))
     with pytest.raises(ValueError, match=message):
-        load_weights(detector, load_checkpoint(path), path, LOGGER, complete)
+        load_weights(detector, load_checkpoint(path), path, LOGGER)
+    before = embeddings(detector)
+    load_weights(detector, load_checkpoint(path), path, LOGGER, complete=False)
+    assert embeddings(detector) == before
+    wanted = ", ".join(cameras)
+    assert f"with other cameras than {wanted}: their embeddings start anew" in caplog.text
 
 
 def test_resume_reorders_the_optimizer_state_too(config, tmp_path):

@@ -5,6 +5,7 @@ import logging
 
 import pytest
 from dummy_task import REPOSITORY
+from test_tools import load_tool
 
 from projects.bevformer import compat  # noqa: F401
 from projects.bevformer.cli.arguments import parse_options
@@ -271,9 +272,30 @@ def test_options_without_effect_are_refused_in_one_line(words, says):
 
 
 @pytest.mark.parametrize(
+    ("tool", "arguments"),
+    [
+        ("train", []),
+        ("eval", ["weights.pth"]),
+        ("visualize", ["--ground-truth-only", "--out-dir", "pictures"]),
+        ("browse_dataset", ["--out", "pictures"]),
+    ],
+)
+def test_every_tool_refuses_them(monkeypatch, tool, arguments):
+    words = ["tool.py", str(TINY), *arguments, "--cfg-options", "lr=1", "--cfg-options", "bev_hh=3"]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit, match=r"^error[^\n]*bev_hh: [^\n]*'bev_h'[^\n]*$"):
+        load_tool(tool).main()
+
+
+@pytest.mark.parametrize(
     ("recipe", "name", "says"),
     [
         (V2, "queue_length = 7", "child.py: queue_length differs .*no key that is read has"),
+        (
+            TINY,
+            "queue_length = 7\ndata = dict(train=dict(queue_length=8))",
+            r"queue_length differs from .* nothing is made of it: set data\.train\.queue_length$",
+        ),
         (TINY, "caffe_statistics = dict(to_rgb=True)", "caffe_statistics differs"),
         (
             DEMO,
@@ -328,6 +350,7 @@ def test_of_a_short_name_and_its_key_the_last_counts(config_path, recipe, order,
         ("lr = {{_base_.lr}} * 2", {}, "optimizer.lr", 4e-4),
         ("lr = {{_base_.lr}} * 2", {"lr": 1.0}, "optimizer.lr", 1.0),
         ("bev_h = 30\nbev_w = bev_h", {"bev_h": 20}, f"{HEAD}.bev_w", 20),
+        ("queue_length = 7\ndata = dict(train=dict(queue_length=7))", {}, "data.train.queue_length", 7),
         ("queue_length = 1\nqueue_length = 2", {}, "data.train.queue_length", 2),
         ("queue_length, bev_h = 1, 2", {"bev_h": 3}, f"{HEAD}.bev_h", 3),
         ("img_norm_cfg = dict(to_rgb=False)", {}, f"{TRAIN}.5.mean", [123.675, 116.28, 103.53]),

@@ -2,6 +2,7 @@
 
 import pickle
 
+import mmcv
 import numpy as np
 import pytest
 import torch
@@ -10,12 +11,15 @@ from mmcv import Config
 
 from projects.bevformer import compat  # noqa: F401
 from projects.bevformer.engine.data_loading import (
+    build_test_dataset,
     build_test_loader,
     build_train_dataset,
     build_train_loader,
 )
 from projects.bevformer.nuscenes.create_infos import create_nuscenes_infos
 from projects.bevformer.nuscenes.spec import CLASSES
+
+from mmdet3d.datasets.builder import PIPELINES  # isort: skip
 
 PIPELINE = [
     dict(type="LoadMultiViewImageFromFiles"),
@@ -167,3 +171,148 @@ def test_test_frames_are_pinned_for_a_gpu(pinned):
     for pin_memory in (False, True):
         for batch in build_test_loader(dataset, workers=0, pin_memory=pin_memory):
             assert (batch["img"][0].data[0].data_ptr() in pinned) == pin_memory
+
+
+# Steps of a user's own
+
+
+class OwnStep:
+    """Changes a frame by `change`, now and then or always."""
+
+    geometry_follows = False
+
+    def __init__(self, change, probability=1.0):
+        self.change, self.probability = change, probability
+
+    def __call__(self, results):
+        if np.random.rand() < self.probability:
+            getattr(self, self.change)(results)
+        return results
+
+    def colours(self, results):
+        results["img"] = [255 - image // 2 for image in results["img"]]
+
+    def hidden_parts(self, results):
+        results["img"] = [image.copy() for image in results["img"]]
+        for image in results["img"]:
+            image[::4, ::4] = image[40:110, 60:200] = 0
+
+    def noise(self, results):
+        noise = np.random.randint(0, 60, results["img"][0].shape, dtype=np.uint8)
+        results["img"] = [image // 2 + noise for image in results["img"]]
+
+    def padding(self, results):
+        results["img"] = [np.pad(image, ((0, 7), (0, 3), (0, 0))) for image in results["img"]]
+        results["img_shape"] = [image.shape for image in results["img"]]
+
+    def padding_unnoted(self, results):
+        results["img"] = [np.pad(image, ((0, 7), (0, 3), (0, 0))) for image in results["img"]]
+
+    def fewer_boxes(self, results):
+        results["gt_bboxes_3d"] = results["gt_bboxes_3d"][:1]
+
+    def mirrored_boxes(self, results):
+        results["gt_bboxes_3d"] = results["gt_bboxes_3d"].clone()
+        results["gt_bboxes_3d"].flip("horizontal")
+
+    def smaller_images(self, results):
+        results["img"] = [image[::2, ::2] for image in results["img"]]
+
+    def mirrored_images(self, results):
+        results["img"] = [image[:, ::-1] // 2 for image in results["img"]]
+
+    def shifted_images(self, results):
+        results["img"] = [np.roll(image, 15, axis=1) for image in results["img"]]
+
+    def zoomed_images(self, results):
+        images, (height, width) = results["img"], results["img"][0].shape[:2]
+        y, x = height // 10, width // 10
+        cut = [image[y:-y, x:-x] for image in images]
+        results["img"] = [mmcv.imresize(image, (width, height)) for image in cut]
+
+    def one_shifted_image(self, results):
+        results["img"] = [np.roll(results["img"][0], 15, axis=0), *results["img"][1:]]
+
+    def moved_cameras(self, results):
+        results["lidar2img"] = [np.diag([2.0, 2, 1, 1]) @ camera for camera in results["lidar2img"]]
+
+    def scaled(self, results, factor=0.5):
+        self.smaller_images(results)
+        scaling = np.diag([factor, factor, 1, 1])
+        results["lidar2img"] = [scaling @ camera for camera in results["lidar2img"]]
+        results["img_shape"] = [image.shape for image in results["img"]]
+
+    def wrongly_scaled(self, results):
+        self.scaled(results, 2.0)
+
+
+@PIPELINES.register_module()
+class TriedStep(OwnStep):
+    pass
+
+
+@PIPELINES.register_module()
+class TrustedStep(OwnStep):
+    geometry_follows = True
+
+
+def own(change, name="TriedStep", **options):
+    return [*PIPELINE[:4], dict(type=name, change=change, **options), *PIPELINE[4:]]
+
+
+def train_config(ann_file, root, pipeline):
+    inner = dict(
+        type="TemporalNuScenesDataset",
+        data_root=f"{root}/",
+        ann_file=ann_file,
+        pipeline=pipeline,
+        classes=CLASSES,
+        queue_length=1,
+    )
+    return Config({"data": {"train": dict(type="RepeatDataset", times=1, dataset=inner)}})
+
+
+@pytest.mark.parametrize(
+    "change", ["colours", "hidden_parts", "noise", "padding", "fewer_boxes", "scaled"]
+)
+def test_own_steps_that_keep_everything_in_place_are_taken(ann_file, synthetic_root, change):
+    before = np.random.get_state()[1].copy()
+    build_train_dataset(train_config(ann_file, synthetic_root, own(change)))
+    np.testing.assert_array_equal(np.random.get_state()[1], before)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ("mirrored_boxes", "moves or adds boxes"),
+        ("smaller_images", "moves images or cameras"),
+        ("mirrored_images", "moves images or cameras"),
+        ("shifted_images", "moves images or cameras"),
+        ("zoomed_images", "moves images or cameras"),
+        ("one_shifted_image", "moves images or cameras"),
+        ("moved_cameras", "moves images or cameras"),
+        ("wrongly_scaled", "moves images or cameras"),
+    ],
+)
+def test_own_steps_that_move_one_thing_alone_are_refused(ann_file, synthetic_root, change, what):
+    pipeline = own(change, probability=0.5)
+    with pytest.raises(ValueError, match=f"^data.train: pipeline step TriedStep {what}"):
+        build_train_dataset(train_config(ann_file, synthetic_root, pipeline))
+    build_train_dataset(train_config(ann_file, synthetic_root, own(change, "TrustedStep")))
+
+
+def test_own_steps_that_do_not_note_the_size_are_refused(ann_file, synthetic_root):
+    pipeline = own("padding_unnoted")
+    with pytest.raises(
+        ValueError, match=r"images are \(232, 403\), but img_shape.* is \(225, 400\)"
+    ):
+        build_train_dataset(train_config(ann_file, synthetic_root, pipeline))
+
+
+def test_own_steps_of_test_pipelines_are_tried(ann_file, synthetic_root):
+    steps = [PIPELINE[0], dict(type="TriedStep", change="mirrored_images")]
+    inner = dict(type="MultiScaleFlipAug3D", img_scale=(1, 1), pts_scale_ratio=1, transforms=steps)
+    cfg = train_config(ann_file, synthetic_root, [inner])
+    cfg.data.test = cfg.data.train.dataset
+    with pytest.raises(ValueError, match="^data.test: pipeline step TriedStep moves"):
+        build_test_dataset(cfg)

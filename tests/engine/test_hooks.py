@@ -126,7 +126,9 @@ def test_unknown_metrics_are_refused_before_training(options, message):
     ],
 )
 def test_the_rule_says_which_checkpoint_is_best(options, rule):
-    evaluator = SimpleNamespace(heads_of=lambda metric: ["pts_bbox", "number"])
+    evaluator = SimpleNamespace(
+        check=lambda metric: ["pts_bbox", "number"], overall_names=("NDS", "mAP")
+    )
     dataset = SimpleNamespace(evaluator=evaluator)
     hook = TemporalEvalHook(dataset, torch.device("cpu"), **options)
     assert hook.rule == rule

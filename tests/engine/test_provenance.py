@@ -24,16 +24,20 @@ OFFICIAL = {
     "rotate_center": [100.0, 100.0],
     "can_bus_quaternion": "official",
     "can_bus_message": "official",
+    "can_bus_heading": "official",
+    "lidar_axes": "official",
 }
+RANGE = [-51.2, -51.2, -5.0, 51.2, 51.2, 3.0]
 
 
 def config(**dataset):
     return Config({"data": {"train": dataset, "test": dataset}})
 
 
-def detector(bev_h=50, bev_w=50, rotate_center=None):
+def detector(bev_h=50, bev_w=50, rotate_center=None, pc_range=RANGE):
     """What the stamp reads of a network."""
-    transformer = SimpleNamespace(rotate_center=rotate_center)
+    encoder = SimpleNamespace(pc_range=pc_range)
+    transformer = SimpleNamespace(rotate_center=rotate_center, encoder=encoder)
     head = SimpleNamespace(bev_h=bev_h, bev_w=bev_w, transformer=transformer)
     return SimpleNamespace(pts_bbox_head=head)
 
@@ -48,9 +52,13 @@ def test_the_stamp_holds_effective_values():
         "rotate_center": [100.0, 50.0],
         "can_bus_quaternion": "wxyz",
         "can_bus_message": "same",
+        "can_bus_heading": "wrapped",
+        "lidar_axes": "lidar2ego",
         "replaced_parts": [],
     }
-    official = {"can_bus_quaternion": "official", "can_bus_message": "official"}
+    ahead = detector(bev_h=100, bev_w=100, pc_range=[-51.2, 0.0, -5.0, 51.2, 102.4, 3.0])
+    assert training_stamp(config(), ahead)["rotate_center"] == [50.0, 0.0]
+    official = {name: "official" for name in OFFICIAL if name.startswith(("can_bus", "lidar"))}
     stamp = training_stamp(config(**official), detector(rotate_center=[100, 100]))
     assert stamp == {**OFFICIAL, "replaced_parts": []}
     assert training_stamp(config(), SimpleNamespace()) == {}  # a detector without a BEV
@@ -87,8 +95,10 @@ def test_each_differing_quirk_is_one_line(caplog):
     assert [record.getMessage().split(" (docs")[0] for record in caplog.records] == [
         f"checkpoint a.pth was trained with {difference}"
         for difference in (
+            "can_bus_heading = official, this config has wrapped",
             "can_bus_message = official, this config has same",
             "can_bus_quaternion = official, this config has wxyz",
+            "lidar_axes = official, this config has lidar2ego",
             "rotate_center = [100.0, 100.0], this config has [25.0, 25.0]",
         )
     ]

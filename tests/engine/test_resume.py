@@ -174,7 +174,7 @@ def test_checkpoints_within_an_epoch(run):
 
 
 def test_epochs_of_a_run_of_iterations_are_refused(run):
-    with pytest.raises(ValueError, match="by_epoch is True, and a run counted in iterations"):
+    with pytest.raises(ValueError, match="by_epoch is True, but runner.type is IterBasedRunner"):
         run({"checkpoint_config.by_epoch": True, "runner.type": "IterBasedRunner"}, validate=False)
 
 

@@ -274,3 +274,41 @@ def test_flags_of_mmdet3d_are_accepted(train_tool, eval_tool):
     )
     assert parse_options(args.eval_options) == {"b": 2}
     assert chosen_gpu(args) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "scenes", "samples"),
+    [
+        (["--scenes", "s2", "s0"], ["s0", "s2"], 7),
+        (["--fraction", "0.1"], ["s1"], 2),
+        (["--fraction", "0.7"], ["s0", "s2"], 7),
+    ],
+)
+def test_eval_of_some_scenes(
+    call, eval_tool, config_path, checkpoint, tmp_path, capsys, arguments, scenes, samples
+):
+    call(eval_tool, config_path, checkpoint, "--work-dir", tmp_path / "all")
+    whole = json.loads((tmp_path / "all" / "results_nusc.json").read_text())["results"]
+    call(eval_tool, config_path, checkpoint, *arguments, "--work-dir", tmp_path / "part")
+    part = json.loads((tmp_path / "part" / "results_nusc.json").read_text())["results"]
+    assert list(part) == [token for token in whole if token[:2] in scenes]
+    assert len(part) == samples
+
+
+def test_eval_of_all_scenes_is_not_a_part(call, eval_tool, config_path, checkpoint, tmp_path):
+    call(eval_tool, config_path, checkpoint, "--fraction", "1", "--work-dir", tmp_path / "all")
+    assert len(json.loads((tmp_path / "all" / "results_nusc.json").read_text())["results"]) == 9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--scenes", "s7", "s0"], "scene s7 is not in dummy.pkl, which has s0, s1, s2"),
+        (["--scenes", "s0", "--fraction", "0.5"], "--scenes and --fraction exclude each other"),
+        (["--fraction", "0"], "--fraction 0.0: it must be above 0"),
+        (["--fraction", "1.5"], "--fraction 1.5: .* at most 1"),
+    ],
+)
+def test_scenes_that_cannot_be_chosen(call, eval_tool, config_path, checkpoint, arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        call(eval_tool, config_path, checkpoint, *arguments)

@@ -42,15 +42,17 @@ def test_mirror_by_hand():
     torch.testing.assert_close(warped, cell_values({(3, 0): 1.0}))
 
 
-def naive_warp(bev, matrix):
+def naive_warp(bev, matrix, pc_range):
     """One sample, with loops over cells and their neighbours."""
     height, width = BEV_HW
+    x_min, y_min, _, x_max, y_max, _ = pc_range
+    cell_x, cell_y = (x_max - x_min) / width, (y_max - y_min) / height
     inverse = np.linalg.inv(matrix)
     out = np.zeros_like(bev)
     for row in range(height):
         for column in range(width):
-            x, y = inverse @ [column + 0.5 - 2.0, row + 0.5 - 3.0]
-            at_column, at_row = x + 2.0 - 0.5, y + 3.0 - 0.5
+            x, y = inverse @ [x_min + (column + 0.5) * cell_x, y_min + (row + 0.5) * cell_y]
+            at_column, at_row = (x - x_min) / cell_x - 0.5, (y - y_min) / cell_y - 0.5
             for i in (math.floor(at_row), math.floor(at_row) + 1):
                 for j in (math.floor(at_column), math.floor(at_column) + 1):
                     if 0 <= i < height and 0 <= j < width:
@@ -59,13 +61,14 @@ def naive_warp(bev, matrix):
     return out
 
 
-def test_each_sample_of_a_batch_equals_a_loop():
+@pytest.mark.parametrize("pc_range", [PC_RANGE, [-1.0, 0.0, -1.0, 4.0, 4.5, 1.0]])
+def test_each_sample_of_a_batch_equals_a_loop(pc_range):
     rng = np.random.RandomState(0)
     bev = rng.normal(size=(2, 24, 3)).astype(np.float32)
     matrices = np.stack([turn(25)[0].numpy() * 1.05, turn(-70)[0].numpy() @ np.diag([-0.95, 0.95])])
-    warped = warp_bev(torch.from_numpy(bev), torch.from_numpy(matrices), BEV_HW, PC_RANGE)
+    warped = warp_bev(torch.from_numpy(bev), torch.from_numpy(matrices), BEV_HW, pc_range)
     for sample in range(2):
-        expected = naive_warp(bev[sample], matrices[sample])
+        expected = naive_warp(bev[sample], matrices[sample], pc_range)
         np.testing.assert_allclose(warped[sample].numpy(), expected, atol=1e-5)
 
 

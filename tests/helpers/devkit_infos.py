@@ -35,7 +35,9 @@ def devkit_info(nusc, sample, can_bus_folder, max_sweeps=0):
         path, _, intrinsic = nusc.get_sample_data(token)
         cams[name] = _sensor(nusc, token)
         cams[name]["data_path"] = str(Path(path).relative_to(nusc.dataroot))
+        data = nusc.get("sample_data", token)
         cams[name].update(_to_lidar(cams[name], lidar), cam_intrinsic=intrinsic)
+        cams[name].update(width=data["width"], height=data["height"])
     can_bus, motion_after = _can_bus(nusc, sample, can_bus_folder)
     info = {
         "lidar_path": str(Path(lidar_path).relative_to(nusc.dataroot)),

@@ -146,9 +146,8 @@ def make_dataset(write_infos):
     """Factory of datasets over handmade infos that open no file."""
 
     def make(infos, **options):
-        options = {"queue_length": 3, "data_root": "root", "classes": CLASSES, **options}
-        return TemporalNuScenesDataset(
-            write_infos(infos), pipeline=[collect_without_images], **options
-        )
+        defaults = {"queue_length": 3, "data_root": "root", "classes": CLASSES}
+        options = {"pipeline": [collect_without_images], **defaults, **options}
+        return TemporalNuScenesDataset(write_infos(infos), **options)
 
     return make

@@ -408,7 +408,10 @@ IMAGES = {
         rewrite(lambda c: HALVE(c, ".jpg")),
         f"{FRONT} is .*all cameras of a frame must have one size",
     ),
-    "all of another size": (halve_all, r"samples/CAM_\w+/\S+.jpg is 200 x 113, but cam_intrinsic"),
+    "all of another size": (
+        halve_all,
+        r"samples/CAM_\w+/\S+.jpg is 200 x 113, but the info file says 400 x 225",
+    ),
     "grey": (rewrite(lambda c: GREY(c, ".jpg")), rf"{FRONT} is \(225, 400\) uint8, not"),
     "RGBA": (rewrite(lambda c: RGBA(c, ".png")), rf"{FRONT} is \(225, 400, 4\) uint8, not"),
     "16 bits": (
@@ -504,3 +507,13 @@ def test_pictures_are_found_with_an_info_file_of_another_machine(data, browse, r
     )  # fmt: skip
     assert line is None
     assert len(list((tmp_path / "drawn").iterdir())) == 2
+
+
+def test_samples_of_each_info_file_are_drawn(data, run, tmp_path):
+    files = ",".join(str(data.root / VAL.replace("val", split)) for split in ("train", "val"))
+    line = run(
+        "browse_dataset", DEMO, "--split", "train", "--samples", 1, "--out", tmp_path / "out",
+        "--cfg-options", f"data.train.ann_file=[{files}]", f"data.train.data_root={data.root}/",
+    )  # fmt: skip
+    assert line is None
+    assert len(list((tmp_path / "out").iterdir())) == 6

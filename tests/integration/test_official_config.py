@@ -180,6 +180,17 @@ def test_it_trains_and_evaluates(official_config, synthetic_infos, tmp_path):
     assert "nd_score" in json.loads((tmp_path / "metrics_summary.json").read_text())
 
 
+def test_its_variables_can_be_overridden(official_config):
+    options = {"queue_length": 5, "bev_h_": 30, "_ffn_dim_": 64, "samples_per_gpu": 2, "lr": 1e-4}
+    cfg = load_config(official_config, {**options, "img_norm_cfg.to_rgb": True})
+    head = cfg.model.pts_bbox_head
+    assert (head.bev_h, head.positional_encoding.row_num_embed, head.bev_w) == (30, 30, 20)
+    assert head.transformer.encoder.transformerlayers.feedforward_channels == 64
+    assert (cfg.data.train.queue_length, cfg.data.samples_per_gpu, cfg.optimizer.lr) == (5, 2, 1e-4)
+    assert cfg.data.train.pipeline[5].to_rgb
+    assert cfg.data.test.pipeline[1].to_rgb
+
+
 @pytest.mark.parametrize(
     ("compiled", "layer"), [(False, TorchvisionDCNv2), (True, ModulatedDeformConv2dPack)]
 )

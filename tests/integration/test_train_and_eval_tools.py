@@ -67,6 +67,8 @@ def test_training_leaves_checkpoint_log_and_metrics(trained):
         "rotate_center": [10.0, 10.0],
         "can_bus_quaternion": "wxyz",
         "can_bus_message": "same",
+        "can_bus_heading": "wrapped",
+        "lidar_axes": "lidar2ego",
     }
     assert (trained / "latest.pth").resolve() == (trained / "iter_2.pth").resolve()
     assert (trained / "demo.py").is_file()

@@ -74,7 +74,7 @@ def previous_values(context):
 def test_prev_bev_is_rotated_and_shifted_by_each_samples_motion():
     context, _, prev_bev = context_of(make_transformer(), (0, 1))
     can_bus = np.stack([make_meta(sample)["can_bus"] for sample in range(2)])
-    rotated = rotate_bev(prev_bev, can_bus[:, CAN_YAW_DEG], BEV_HW)
+    rotated = rotate_bev(prev_bev, can_bus[:, CAN_YAW_DEG], BEV_HW, PC_RANGE)
     assert not torch.equal(rotated, prev_bev)
     actual, actual_shift = previous_values(context)
     assert torch.equal(actual, rotated)
@@ -87,7 +87,8 @@ def test_prev_bev_is_rotated_and_shifted_by_each_samples_motion():
 
 def test_rotation_centre_can_be_the_official_one():
     context, _, prev_bev = context_of(make_transformer(rotate_center=[2, 1]))
-    rotated = rotate_bev(prev_bev, [make_meta()["can_bus"][CAN_YAW_DEG]], BEV_HW, (2, 1))
+    turn_deg = [make_meta()["can_bus"][CAN_YAW_DEG]]
+    rotated = rotate_bev(prev_bev, turn_deg, BEV_HW, PC_RANGE, (2, 1))
     assert torch.equal(previous_values(context)[0], rotated)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 import signal
 from pathlib import Path
@@ -515,3 +516,30 @@ def test_sample_without_a_camera(root_copy, tmp_path):
     )
     with pytest.raises(ValueError, match="has no key frame of CAM_BACK_LEFT"):
         create(root, tmp_path)
+
+
+def far_off(camera):
+    camera["sensor2lidar_translation"] = camera["sensor2lidar_translation"] * 10
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda c: c.update(sensor2lidar_rotation=c["sensor2lidar_rotation"].T),
+        lambda c: c.update(sensor2ego_rotation=np.roll(c["sensor2ego_rotation"], -1)),
+        lambda c: c.update(sensor2ego_translation=[10.0, 0.0, 0.0]),
+        far_off,
+    ],
+)
+def test_cameras_that_contradict_their_poses_are_refused(info_folder, tmp_path, damage):
+    content = pickle.loads((info_folder / "test_infos_temporal_val.pkl").read_bytes())
+    for info in content["infos"]:
+        for name, camera in info["cams"].items():
+            if name == "CAM_FRONT_LEFT":
+                damage(camera)
+    path = tmp_path / "infos.pkl"
+    path.write_bytes(pickle.dumps(content))
+    with pytest.raises(
+        ValueError, match=r"CAM_FRONT_LEFT of frame 0: sensor2lidar differs by \d+ deg"
+    ):
+        load_infos(str(path))

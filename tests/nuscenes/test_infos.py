@@ -1,3 +1,5 @@
+import contextlib
+
 import numpy as np
 import pytest
 
@@ -162,6 +164,10 @@ def test_sample_twice(make_info, write_infos):
         load_infos(write_infos([make_info(), make_info()]))
 
 
+def scale(field, factors):
+    return lambda info: info.update({field: np.array(info[field]) * factors})
+
+
 def set_camera(field, value):
     return lambda info: info["cams"]["CAM_BACK"].update({field: value})
 
@@ -227,6 +233,55 @@ def set_camera(field, value):
             lambda i: i.update(gt_boxes=np.zeros((3, 9))),
             r"gt_boxes of frame 1 is \(3, 9\), not an array of 3 x 7",
         ),
+        (lambda i: i.update(valid_flag=np.array([1, 2, 0])), "valid_flag of frame 1 is not a mask"),
+        (lambda i: i.update(valid_flag=np.array([0.5, 1, 0])), "valid_flag of frame 1 is not a ma"),
+        (lambda i: i.update(valid_flag=np.array(["1", "1", "0"])), "valid_flag .* has no mask"),
+        (
+            lambda i: i.update(num_lidar_pts=np.array(["3", "0", "5"])),
+            "num_lidar_pts of frame 1 has",
+        ),
+        (lambda i: i.update(num_lidar_pts=np.full(3, np.nan)), "num_lidar_pts of frame 1"),
+        (lambda i: i.update(gt_names=np.array([b"car"] * 3)), "gt_names of frame 1 has no texts"),
+        (lambda i: i.update(gt_names=np.array([0, 0, 1])), "gt_names of frame 1 has no texts"),
+        (
+            lambda i: i.update(gt_names=np.array(["car", 3, "car"], dtype=object)),
+            "gt_names of frame 1 has 3, which is not a text",
+        ),
+        (lambda i: i["gt_velocity"].fill(np.inf), "gt_velocity of frame 1 is infinite"),
+        (lambda i: i.update(gt_velocity=i["gt_velocity"].astype(str)), "gt_velocity of frame 1"),
+        (lambda i: i.update(timestamp="1000000"), "timestamp of frame 1 is not one finite number"),
+        (lambda i: i.update(prev=None), "prev of frame 1 is not a text"),
+        (lambda i: i.pop("next"), "frame 1 has no next"),  # the other frames have it
+        (scale("gt_boxes", 57.3), "gt_boxes of frame 1 has a size above 100 m"),
+        (
+            scale("gt_boxes", [1, 1, 1, 0, 1, 1, 1]),
+            "gt_boxes of frame 1 has a size of zero or less",
+        ),
+        (scale("gt_boxes", [1e3, 1e3, 1e3, 1, 1, 1, 1]), "gt_boxes .* centre further than 1000 m"),
+        (scale("gt_boxes", [1, 1, 1, 1, 1, 1, 57.3]), "gt_boxes .* a yaw that is not in radians"),
+        (scale("lidar2ego_rotation", 2), "lidar2ego_rotation of frame 1 is not of length 1"),
+        (
+            scale("lidar2ego_translation", 1e3),
+            "lidar2ego_translation of frame 1 is further than 50",
+        ),
+        (
+            lambda i: i.update(lidar2ego_rotation=np.roll(i["lidar2ego_rotation"], -1)),
+            "lidar2ego_rotation of frame 1 tilts the lidar by more than 60 degrees; .* w, x, y, z",
+        ),
+        (
+            lambda i: i.update(ego2global_rotation=[0, 0, 0.8, 0.6]),
+            "ego2global_rotation of frame 1 tilts the vehicle",
+        ),
+        (set_camera("sensor2lidar_translation", [0, 1e3, 0]), "CAM_BACK.* further than 50 m away"),
+        (
+            set_camera("sensor2lidar_rotation", 2 * np.eye(3)),
+            "CAM_BACK.* frame 1 is not a rotation",
+        ),
+        (set_camera("sensor2lidar_rotation", -np.eye(3)), "CAM_BACK.* frame 1 is not a rotation"),
+        (
+            set_camera("cam_intrinsic", np.array([[100.0, 0, 0], [0, 100, 0], [200, 112, 1]])),
+            "CAM_BACK.cam_intrinsic of frame 1 is not fx, 0, cx",
+        ),
     ],
 )
 def test_broken_numbers_are_named(make_info, write_infos, damage, message):
@@ -248,3 +303,198 @@ def test_version_and_split_must_agree(make_info, write_infos):
     ):
         load_infos(write_infos([make_info()], split="test"))
     load_infos(write_infos([make_info()], version="my-own", split="test"))
+
+
+def damaged(infos, damage):
+    for info in infos:
+        damage(info)
+    return infos
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (
+            scale("timestamp", 1e-6),
+            "timestamps of neighbouring frames differ by 0.5 .* microseconds",
+        ),
+        (scale("timestamp", 1e-3), "differ by 500 .* microseconds"),
+        (scale("timestamp", 1e3), "differ by 5e.08 .* microseconds"),
+        (
+            lambda i: i.update(timestamp=np.float32(i["timestamp"] + 1.5e15)),
+            "samples scene_a_0 and scene_a_1 of one scene have the same timestamp",
+        ),
+        (scale("ego2global_translation", 1e3), "vehicle drives at .* m/s: it must be in metres"),
+    ],
+)
+def test_other_units_are_refused(two_scenes, write_infos, damage, says):
+    with pytest.raises(ValueError, match=f"infos.pkl: .*{says}.*create_data.py"):
+        load_infos(write_infos(damaged(two_scenes, damage)))
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int64, np.uint8, np.float32, object])
+def test_valid_flag_becomes_a_mask(make_info, write_infos, dtype):
+    flags = np.array([True, False, True])
+    (info,), _ = load_infos(write_infos([{**make_info(), "valid_flag": flags.astype(dtype)}]))
+    assert info["valid_flag"].dtype == bool
+    np.testing.assert_array_equal(info["valid_flag"], flags)
+
+
+def test_other_kinds_of_the_same_numbers_are_taken(make_info, write_infos):
+    other = make_info()
+    for field in ("gt_boxes", "gt_velocity"):
+        other[field] = other[field].astype(np.float32)
+    other["gt_names"] = other["gt_names"].astype(object)
+    other["num_lidar_pts"] = other["num_lidar_pts"].astype(np.float64)
+    other["can_bus"], other["timestamp"] = other["can_bus"].tolist(), float(other["timestamp"])
+    camera = other["cams"]["CAM_BACK"]
+    camera.update({field: camera[field].tolist() for field in camera if field != "data_path"})
+    (info,), _ = load_infos(write_infos([other]))
+    (expected,), _ = load_infos(write_infos([make_info()]))
+    np.testing.assert_allclose(info["gt_boxes"], expected["gt_boxes"], rtol=1e-6)
+    np.testing.assert_array_equal(info["gt_names"], expected["gt_names"])
+
+
+OBJECTS = {  # field -> shape of an empty one
+    "gt_boxes": (0, 7), "gt_names": (0,), "gt_velocity": (0, 2), "num_lidar_pts": (0,),
+    "num_radar_pts": (0,), "valid_flag": (0,), "gt_centers_global": (0, 3),
+}  # fmt: skip
+
+
+def test_arrays_without_rows_get_their_shape_back(make_info, write_infos):
+    empty = {**make_info(), **{field: np.zeros(0) for field in OBJECTS}}
+    (info,), _ = load_infos(write_infos([empty], box_convention="wlh_negyaw"))
+    assert {field: info[field].shape for field in OBJECTS} == OBJECTS
+    assert info["valid_flag"].dtype == bool
+
+
+@pytest.mark.parametrize(
+    ("missing", "expected"),
+    [
+        (["valid_flag"], {"valid_flag": [True, True, True]}),
+        (["valid_flag", "num_radar_pts"], {"valid_flag": [True, False, True]}),
+        (["num_lidar_pts"], {"num_lidar_pts": [1, 0, 1]}),
+        (["num_radar_pts"], {"num_radar_pts": [0, 0, 0]}),
+        (
+            ["valid_flag", "num_lidar_pts", "num_radar_pts"],
+            {"valid_flag": [True, True, True], "num_lidar_pts": [1, 1, 1]},
+        ),
+        (["gt_velocity"], {"gt_velocity": [[np.nan, np.nan]] * 3}),
+        ([], {}),
+    ],
+)
+def test_missing_optional_fields_of_objects_have_defaults(
+    make_info, write_infos, missing, expected
+):
+    partial = {**make_info(), "valid_flag": np.array([True, False, True])}
+    for field in missing:
+        del partial[field]
+    (info,), metadata = load_infos(write_infos([partial]))
+    for field, values in expected.items():
+        np.testing.assert_array_equal(info[field], values)
+    lines = metadata.get("filled_in", [])
+    assert [line.split(":")[0] for line in lines] == [
+        f"1 of 1 frames have no {field}"
+        for field in ("gt_velocity", "num_lidar_pts", "num_radar_pts", "valid_flag")
+        if field in missing
+    ]
+
+
+def test_missing_links_follow_from_the_scene(two_scenes, write_infos):
+    for info in two_scenes:
+        del info["prev"], info["next"], info["lidar_path"]
+    infos, _ = load_infos(write_infos(two_scenes[::-1]))
+    assert [info["prev"] for info in infos] == ["", "scene_a_0", "scene_a_1", "", *(
+        "scene_b_0", "scene_b_1")]  # fmt: skip
+    assert [info["next"] for info in infos][2:4] == ["", "scene_b_1"]
+    assert {info["lidar_path"] for info in infos} == {""}
+
+
+def moving_cars(make_info, number=12, headings=None):
+    """Records of cars that drive the way they point, in all directions."""
+    yaws = np.linspace(-3, 3, number) if headings is None else np.asarray(headings)
+    info = make_info()
+    sizes = np.tile([4.5, 1.9, 1.6], (len(yaws), 1))
+    info["gt_boxes"] = np.column_stack((np.ones((len(yaws), 3)), sizes, yaws))
+    info["gt_velocity"] = 8 * np.column_stack((np.cos(yaws), np.sin(yaws)))
+    info["gt_names"] = np.array(["car"] * len(yaws))
+    for field in ("num_lidar_pts", "num_radar_pts", "valid_flag"):
+        info[field] = np.ones(len(yaws), dtype=int)
+    return info
+
+
+def turned(info, columns):
+    """The record with boxes of other columns: whether width is first, and the yaw's sign and offset."""
+    width_first, sign, offset = columns
+    boxes = info["gt_boxes"].copy()
+    if width_first:
+        boxes[:, 3:5] = boxes[:, [4, 3]]
+    boxes[:, 6] = (sign * boxes[:, 6] + offset + np.pi) % (2 * np.pi) - np.pi
+    return {**info, "gt_boxes": boxes}
+
+
+@pytest.mark.parametrize(
+    ("columns", "stamp", "fits"),
+    [
+        ((False, 1, 0), None, None),
+        ((False, 1, 0), "lwh_yaw", None),
+        ((True, -1, -np.pi / 2), None, None),
+        ((True, -1, -np.pi / 2), "wlh_negyaw", None),
+        ((True, 1, 0), None, "w, l, h, yaw: convert"),
+        ((False, -1, -np.pi / 2), None, "l, w, h, -yaw - pi/2: convert"),
+        ((False, -1, -np.pi / 2), "lwh_yaw", "l, w, h, -yaw - pi/2: convert"),
+        ((False, 1, np.pi), None, r"l, w, h, yaw \+ pi: convert"),
+        ((False, 1, -np.pi / 2), None, "l, w, h, yaw - pi/2: convert"),
+        ((True, -1, np.pi / 2), None, r"w, l, h, -yaw \+ pi/2: convert"),
+    ],
+)
+def test_boxes_are_compared_with_the_way_they_move(make_info, write_infos, columns, stamp, fits):
+    path = write_infos([turned(moving_cars(make_info), columns)], box_convention=stamp)
+    if fits is None:
+        (info,), _ = load_infos(path)
+        expected = moving_cars(make_info)["gt_boxes"]
+        np.testing.assert_allclose(info["gt_boxes"][:, :6], expected[:, :6])
+        np.testing.assert_allclose(np.sin(info["gt_boxes"][:, 6] - expected[:, 6]), 0, atol=1e-9)
+        return
+    with pytest.raises(
+        ValueError, match=rf"infos.pkl: boxes read as .* point \d+ deg.*12.* {fits}"
+    ):
+        load_infos(path)
+
+
+def test_velocities_of_another_frame_are_refused(make_info, write_infos):
+    info = moving_cars(make_info)
+    course = np.random.RandomState(0).uniform(-np.pi, np.pi, len(info["gt_boxes"]))
+    info["gt_velocity"] = 8 * np.column_stack((np.cos(course), np.sin(course)))
+    with pytest.raises(ValueError, match="no known convention fits; gt_velocity must be m/s along"):
+        load_infos(write_infos([info]))
+
+
+@pytest.mark.parametrize(
+    ("change", "refused"),
+    [
+        (lambda i: None, True),
+        (lambda i: i["gt_velocity"].__imul__(0.2), False),  # parked
+        (lambda i: i["gt_velocity"].fill(np.nan), False),
+        (lambda i: i["gt_names"].fill("ped"), False),
+        (lambda i: i["gt_velocity"][4:].fill(0), False),  # too few for a judgement
+        (lambda i: i["gt_velocity"][5:].fill(0), True),
+    ],
+)
+def test_headings_are_judged_by_enough_moving_vehicles(make_info, write_infos, change, refused):
+    info = turned(moving_cars(make_info, headings=[0, 1.6, -1.6, 3, 0.2, 1.5]), (False, 1, np.pi))
+    change(info)
+    expected = pytest.raises(ValueError, match="point 180 degrees away")
+    with expected if refused else contextlib.nullcontext():
+        load_infos(write_infos([info]))
+
+
+@pytest.mark.parametrize("stamp", ["lwh_yaw", "wlh_negyaw"])
+def test_stamp_that_the_sizes_contradict_is_refused(make_info, write_infos, stamp):
+    info = make_info()
+    if stamp == "lwh_yaw":
+        info["gt_boxes"] = new_to_old_boxes(info["gt_boxes"])
+    with pytest.raises(
+        ValueError, match=f'"{stamp}" .*, but the sizes of its cars.*mend the stamp'
+    ):
+        load_infos(write_infos([info], box_convention=stamp))

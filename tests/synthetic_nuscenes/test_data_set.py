@@ -208,7 +208,8 @@ def test_scene_names_are_those_of_the_splits():
     assert tuple(splits.mini_train) == MINI_TRAIN
     assert tuple(splits.mini_val) == MINI_VAL
     assert scene_names("v1.0-mini") == MINI_TRAIN + MINI_VAL
-    assert scene_names("v1.0-mini", 5) == MINI_TRAIN[:4] + MINI_VAL[:1]
+    for count, train, val in ((1, 1, 0), (2, 1, 1), (4, 3, 1), (5, 4, 1), (9, 8, 1), (10, 8, 2)):
+        assert scene_names("v1.0-mini", count) == MINI_TRAIN[:train] + MINI_VAL[:val]
     large = scene_names("v1.0-trainval", 20)
     assert len(set(large) & set(splits.train)) == 16
     assert len(set(large) & set(splits.val)) == 4
@@ -233,7 +234,10 @@ def test_tool_writes_a_data_set(monkeypatch, tmp_path, capsys):
         "CAM_0", "CAM_1", "LIDAR_TOP",
     }  # fmt: skip
     assert (tmp_path / "new" / "v1.0-mini" / "sample.json").is_file()
-    assert str(tmp_path / "new") in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert str(tmp_path / "new") in said
+    assert "0 scenes of train\nwarning: the info file of train will hold no frames" in said
+    assert "1 scenes of val: scene-0103\n" in said
 
 
 def test_tool_accepts_a_number_of_scenes(monkeypatch, tmp_path, capsys):
@@ -244,7 +248,9 @@ def test_tool_accepts_a_number_of_scenes(monkeypatch, tmp_path, capsys):
     scenes = json.loads((tmp_path / "new" / "v1.0-trainval" / "scene.json").read_text())
     assert len(scenes) == 2
     assert not (tmp_path / "new" / "samples").exists()
-    assert str(tmp_path / "new") in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert str(tmp_path / "new") in said
+    assert "1 scenes of train: scene-0001\n1 scenes of val: scene-0003\n" in said
 
 
 @pytest.mark.parametrize(

@@ -21,12 +21,15 @@ your own is scored by a class of your own:
 
 from __future__ import annotations
 
+import os.path as osp
+import tempfile
 from typing import Any, Mapping, Sequence
 
 from mmcv.utils import Registry
+from mmdet3d.utils import get_root_logger
 
 from projects.bevformer.nuscenes.evaluation.evaluator import NuScenesEvaluator
-from projects.bevformer.nuscenes.evaluation.scoring import write_metrics
+from projects.bevformer.nuscenes.evaluation.scoring import flat_metrics, write_metrics
 
 EVALUATORS = Registry("evaluator")
 BOXES = "pts_bbox"
@@ -121,6 +124,29 @@ class DatasetEvaluator:
             if head == BOXES or any(head in result for result in results)
         }
 
+    def check(self, metric: str | Sequence[str] = "bbox", devkit: bool = False) -> list[str]:
+        """Raise what would keep predictions from being scored, before any are made.
+
+        Returns:
+            the heads that `score` scores.
+
+        Raises:
+            ValueError, FileNotFoundError: an unknown metric, or see NuScenesEvaluator.check.
+        """
+        heads = self.heads_of(metric)
+        for head in heads:
+            if isinstance(self.evaluators[head], NuScenesEvaluator):
+                self.evaluators[head].check(devkit)
+        return heads
+
+    @property
+    def overall_names(self) -> tuple[str, ...]:
+        """Names of the overall scores of boxes, the one that ranks checkpoints first."""
+        evaluator = self.evaluators[BOXES]
+        if not isinstance(evaluator, NuScenesEvaluator):
+            return ()
+        return ("mAP_own",) if evaluator.is_own else ("NDS", "mAP")
+
     def heads_of(self, metric: str | Sequence[str]) -> list[str]:
         """The heads that `score` scores; unknown metrics are refused."""
         head_of = {("bbox" if head == BOXES else head): head for head in self.evaluators}
@@ -145,3 +171,79 @@ class DatasetEvaluator:
                     f"{', '.join(map(repr, result))}: is it the name of a head of the model?"
                 )
         return [result[head] for result in results]
+
+
+class EvaluatedDataset:
+    """The half of TemporalNuScenesDataset that scores and writes results."""
+
+    part: dict[str, Any] | None = None  # set by `keep_scenes`
+    _evaluator: tuple[Any, DatasetEvaluator] | None = None
+
+    @property
+    def evaluator(self) -> DatasetEvaluator:
+        """Scores and writes results; built when first used, and again for other `data_infos`."""
+        if self._evaluator is None or self._evaluator[0] is not self.data_infos:
+            heads = dict(self._evaluators)
+            if BOXES not in heads:
+                boxes = NuScenesEvaluator(
+                    self.data_infos,
+                    self.metadata,
+                    self.CLASSES,
+                    self.eval_detection_configs,
+                    self.ann_file,
+                    self.data_root,
+                    self.modality,
+                    self._tokens_of_file,
+                    self.result_velocity,
+                    self.part,
+                )
+                heads = {BOXES: boxes, **heads}
+            evaluator = DatasetEvaluator(heads, len(self), get_root_logger())
+            self._evaluator = (self.data_infos, evaluator)
+        return self._evaluator[1]
+
+    def format_results(
+        self, results: Sequence[dict], jsonfile_prefix: str | None = None
+    ) -> tuple[dict[str, Any], tempfile.TemporaryDirectory | None]:
+        """Write detections as a nuScenes submission, in mmdet3d's layout.
+
+        Args:
+            results: one {"pts_bbox": {"boxes_3d", "scores_3d", "labels_3d"}} per frame, in dataset order.
+            jsonfile_prefix: folder to write below; a temporary one where None.
+
+        Returns:
+            result_files: {"pts_bbox": path of `{jsonfile_prefix}/pts_bbox/results_nusc.json`}.
+            tmp_dir: the TemporaryDirectory, or None; it has to outlive the use of the files.
+
+        Raises:
+            ValueError: not one result per frame, or a box that the benchmark does not accept.
+        """
+        tmp_dir = tempfile.TemporaryDirectory() if jsonfile_prefix is None else None
+        folder = osp.join(tmp_dir.name if tmp_dir else jsonfile_prefix, BOXES)
+        return self.evaluator.write(results, folder), tmp_dir
+
+    def evaluate(
+        self,
+        results: Sequence[dict],
+        metric: Any = "bbox",
+        logger: Any = None,
+        jsonfile_prefix: str | None = None,
+        result_names: Sequence[str] = (BOXES,),
+        pipeline: Any = None,
+        devkit: bool = False,
+    ) -> dict[str, float]:
+        """Score predictions, with mmdet3d's arguments and layout; see `DatasetEvaluator.score`.
+
+        Args:
+            results, metric, logger, devkit: as there.
+            jsonfile_prefix: results and metrics go to `{jsonfile_prefix}/pts_bbox`; None keeps nothing.
+            result_names: only ("pts_bbox",); other heads are chosen by `metric`.
+            pipeline: unused; mmdet3d's evaluation hook passes it.
+
+        Returns:
+            dict of float, see `flat_metrics`.
+        """
+        if list(result_names) != [BOXES]:
+            raise ValueError(f"result_names is {result_names!r}: choose other heads by `metric`")
+        folder = None if jsonfile_prefix is None else osp.join(jsonfile_prefix, BOXES)
+        return flat_metrics(self.evaluator.score(results, folder, metric, logger, devkit))

@@ -11,6 +11,7 @@ import torch
 from mmcv.parallel import DataContainer
 from mmdet3d.datasets.builder import DATASETS
 
+from projects.bevformer.datasets.pipelines.view_augmentation import drawn_for_network
 from projects.bevformer.datasets.temporal_nuscenes import TemporalNuScenesDataset
 from projects.bevformer.geometry.poses import adjacent_to_current, check_frame_offsets
 from projects.bevformer.nuscenes.camera_objects import camera_objects
@@ -49,6 +50,7 @@ class CustomNuScenesDatasetV2(TemporalNuScenesDataset):
     """
 
     reads_can_bus = False
+    moves_scene = True
 
     def __init__(
         self,
@@ -149,8 +151,7 @@ class CustomNuScenesDatasetV2(TemporalNuScenesDataset):
                 frame[key] = [matrix @ current2adjacent for matrix in frame[key]]
         elif self.mono_options is not None and not self.test_mode:
             frame["mono_input_dict"] = camera_objects(info, self.cat2id, **self.mono_options)
-        self.pre_pipeline(frame)
-        return self.pipeline(frame)
+        return self._run_pipeline(index, frame)
 
 
 def _mono_options(name=None, data_root=None, min_num_lidar_points=3, min_box_visibility=0.2):
@@ -167,12 +168,7 @@ def _stack(queue, augmentation):
     Returns:
         DataContainer of (F, N, 3, H, W), {offset: meta}.
     """
-    image_draw = augmentation.get("CropResizeFlipImage", {})
-    bev_draw = augmentation.get("GlobalRotScaleTransImage", {})
-    drawn = {
-        "image_flip": image_draw.get("flip", False),
-        "bev_augmentation": bev_draw["matrix"] if bev_draw.get("only_gt") else None,
-    }
+    drawn = drawn_for_network(augmentation)
     metas = {
         offset: dict((frame or queue[0])["img_metas"].data, frame_exists=bool(frame), **drawn)
         for offset, frame in queue.items()

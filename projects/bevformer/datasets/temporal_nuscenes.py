@@ -6,7 +6,6 @@ Shape legend: T frames, N cameras, H height, W width, G ground truths.
 from __future__ import annotations
 
 import os.path as osp
-import tempfile
 from typing import Any, Sequence
 
 import numpy as np
@@ -16,13 +15,13 @@ from mmdet3d.datasets import NuScenesDataset
 from mmdet3d.datasets.builder import DATASETS
 from mmdet3d.utils import get_root_logger
 
-from projects.bevformer.datasets.evaluators import BOXES, EVALUATORS, DatasetEvaluator
-from projects.bevformer.datasets.paths import DataPaths
-from projects.bevformer.datasets.pipelines import with_own_steps
-from projects.bevformer.datasets.pipelines.format import image_hw, stack_frames
-from projects.bevformer.geometry.ego_motion import relative_can_bus
-from projects.bevformer.nuscenes.evaluation.evaluator import NuScenesEvaluator
-from projects.bevformer.nuscenes.evaluation.scoring import flat_metrics
+from projects.bevformer.datasets.evaluators import EVALUATORS, EvaluatedDataset
+from projects.bevformer.datasets.motion import QUIRKS, motion_keys, relative_metas
+from projects.bevformer.datasets.paths import DataPaths, report_gaps
+from projects.bevformer.datasets.pipelines import check_steps, with_own_steps
+from projects.bevformer.datasets.pipelines.format import check_one_size, metas_of, stack_frames
+from projects.bevformer.datasets.pipelines.view_augmentation import drawn_for_network
+from projects.bevformer.nuscenes.benchmark import describe, name_objects, own_benchmark
 from projects.bevformer.nuscenes.info_list import InfoList
 from projects.bevformer.nuscenes.infos import load_infos
 from projects.bevformer.nuscenes.records import (
@@ -30,7 +29,9 @@ from projects.bevformer.nuscenes.records import (
     can_bus_of,
     lidar2cam_of_camera,
     lidar2img_of_camera,
+    recorded_size,
 )
+from projects.bevformer.nuscenes.spec import SPLITS
 from projects.bevformer.published import published
 
 CAMERA_MODALITY = {
@@ -40,13 +41,12 @@ CAMERA_MODALITY = {
     "use_map": False,
     "use_external": False,
 }
-# Bounds the redraws: a filter that removes every object would otherwise loop forever.
-_MAX_REDRAWS = 100
+_MAX_REDRAWS = 100  # a filter that removes every object would otherwise loop forever
 
 
 @DATASETS.register_module(name=["TemporalNuScenesDataset", "CustomNuScenesDataset"])
 @published(ignores=("bev_size",), only={"overlap_test": False})
-class TemporalNuScenesDataset(NuScenesDataset):
+class TemporalNuScenesDataset(EvaluatedDataset, NuScenesDataset):
     """nuScenes for a temporal camera model.
 
     A training item is a queue of T frames with the annotations of the last one; a test item is one
@@ -59,7 +59,8 @@ class TemporalNuScenesDataset(NuScenesDataset):
             `with_own_steps`.
         data_root: folder that the paths in the info file are relative to. If they name a place on another
             machine, the part after it ("samples/...") is looked up in data_root.
-        classes: class names in the order of the logits; nuScenes' where None.
+        classes: class names in the order of the logits; nuScenes' where None. Others than nuScenes' have a
+            mAP of their own and no NDS.
         queue_length: T; T - 1 history frames and the current one. 1 is a model without history.
         load_interval: take every n-th frame.
         with_velocity: boxes have 9 columns instead of 7.
@@ -74,8 +75,16 @@ class TemporalNuScenesDataset(NuScenesDataset):
             times, as the official weights were trained.
         can_bus_message: "same" takes acceleration, rotation rate and velocity from the CAN message of
             the position; "official" from the message after, as the official weights were trained.
+        can_bus_heading: "wrapped" gives turns within -180 to 180 degrees; "official" the difference of
+            headings from 0 to 360, -359.8 instead of 0.2, as the official weights were trained.
+        lidar_axes: "lidar2ego" of the info file says where the lidar looks and is; "official" takes
+            a quarter turn above the ego origin for any vehicle, as the official weights were trained.
+        result_velocity: "horizontal" submits velocities without a vertical part in the global frame;
+            "official" without one in the lidar's, which is tilted, as the original does.
         evaluators: head of the network -> config of what scores it, see `datasets.evaluators`; by
             default NuScenesEvaluator scores "pts_bbox".
+        benchmark: dict(classes={name: settings}, distances=[...], error_distance=...) of own classes; see
+            docs/own_data.md.
 
     Attributes:
         cameras: tuple of the names of the N cameras, in the order of every (N, ...) array.
@@ -88,6 +97,9 @@ class TemporalNuScenesDataset(NuScenesDataset):
     """
 
     reads_can_bus = True  # whether the model does, for the warning about info files of the original
+    moves_scene = (
+        False  # whether GlobalRotScaleTransImage moves all frames of an item and their motion
+    )
 
     def __init__(
         self,
@@ -106,17 +118,27 @@ class TemporalNuScenesDataset(NuScenesDataset):
         use_valid_flag: bool = False,
         can_bus_quaternion: str = "wxyz",
         can_bus_message: str = "same",
+        can_bus_heading: str = "wrapped",
+        lidar_axes: str = "lidar2ego",
+        result_velocity: str = "horizontal",
         evaluators: dict[str, dict] | None = None,
+        benchmark: dict[str, Any] | None = None,
     ) -> None:
         if queue_length < 1:
             raise ValueError(f"queue_length must be 1 or more, got {queue_length}")
-        _check_option("can_bus_quaternion", can_bus_quaternion, ("wxyz", "official"))
-        _check_option("can_bus_message", can_bus_message, ("same", "official"))
+        _check_option("can_bus_quaternion", can_bus_quaternion)
+        _check_option("can_bus_message", can_bus_message)
+        _check_option("can_bus_heading", can_bus_heading)
+        _check_option("lidar_axes", lidar_axes)
+        _check_option("result_velocity", result_velocity)
+        check_steps(pipeline or (), type(self).__name__, self.moves_scene)
         if not osp.isfile(ann_file):
             load_infos(ann_file)  # its message says what is missing; the parent's does not
+        self.own_benchmark = own_benchmark(self.get_classes(classes), benchmark)
         self.queue_length = queue_length
-        self.can_bus_quaternion = can_bus_quaternion
-        self.can_bus_message = can_bus_message
+        self.can_bus_quaternion, self.can_bus_message = can_bus_quaternion, can_bus_message
+        self.can_bus_heading, self.lidar_axes = can_bus_heading, lidar_axes
+        self.result_velocity = result_velocity
         super().__init__(
             ann_file=ann_file,
             pipeline=None if pipeline is None else with_own_steps(pipeline, get_root_logger()),
@@ -133,7 +155,10 @@ class TemporalNuScenesDataset(NuScenesDataset):
         )
         # The devkit keeps a dict view here, which spawned workers cannot pickle.
         self.eval_detection_configs.class_names = list(self.eval_detection_configs.class_names)
-        self._evaluator = None
+        if self.own_benchmark is not None:
+            self.eval_detection_configs = self.own_benchmark
+            if test_mode:
+                get_root_logger().info(describe(self.own_benchmark))
         self._evaluators = {
             head: EVALUATORS.build(dict(config), default_args={"dataset": self})
             for head, config in (evaluators or {}).items()
@@ -151,11 +176,14 @@ class TemporalNuScenesDataset(NuScenesDataset):
                 f"{self.ann_file} holds no frames: no scene of that split was in the tables "
                 "when tools/create_data.py wrote it"
             )
+        for line in name_objects(infos, self.CLASSES, self.own_benchmark, self.test_mode):
+            get_root_logger().warning(f"{self.ann_file} has no {line}")
         self.version = self.metadata["version"]
         self.cameras = tuple(self.metadata["cameras"])
         self._tokens_of_file = np.array([info["token"] for info in infos])
         if (
             self.reads_can_bus
+            and self.version in SPLITS
             and self.can_bus_message == "same"
             and "can_bus_motion_after" not in infos[0]
         ):
@@ -164,8 +192,8 @@ class TemporalNuScenesDataset(NuScenesDataset):
                 "rotation rate and velocity from the CAN message after the key frame, although "
                 'can_bus_message="same"; tools/create_data.py writes both'
             )
-        picture = infos[0]["cams"][self.cameras[0]]["data_path"]
-        self._paths = DataPaths(self.data_root, picture, self.ann_file)
+        self._paths = DataPaths(self.data_root, infos[0], self.ann_file)
+        report_gaps(self.metadata, infos[0], self._paths, get_root_logger())
         return InfoList(infos[:: self.load_interval])
 
     def __getitem__(self, index: int) -> dict:
@@ -196,43 +224,37 @@ class TemporalNuScenesDataset(NuScenesDataset):
                 previous frame of the queue, `prev_bev_exists` whether that is of the same scene.
             gt_bboxes_3d, gt_labels_3d: DataContainers; objects of the last frame.
         """
-        current = self._run_pipeline(index)
+        augmentation: dict[str, Any] = {}  # one draw for all frames of the queue
+        current = self._frame(index, augmentation)
         if self.filter_empty_gt and not (current["gt_labels_3d"].data != -1).any():
             return None
-        history = self._history_indices(index)
-        queue = [self._run_pipeline(i) for i in history]
-        for i, frame in zip(history, queue):
-            self._check_one_size(i, frame, index, current)
-        queue.append(current)
+        history = [self._frame(i, augmentation) for i in self._history_indices(index)]
+        queue = [*history, current]
+        check_one_size(queue)
 
         example = dict(current)
         example["img"] = stack_frames([frame["img"] for frame in queue])
-        metas = relative_metas([frame["img_metas"].data for frame in queue])
+        drawn = drawn_for_network(augmentation)
+        metas = relative_metas([{**frame["img_metas"].data, **drawn} for frame in queue])
         example["img_metas"] = DataContainer(dict(enumerate(metas)), cpu_only=True)
         return example
 
-    def _check_one_size(self, i, frame, index, current):
-        """Frames are stacked, and torch would not name the one that differs."""
-        sizes = [image_hw(f["img"].data) for f in (frame, current)]
-        if sizes[0] != sizes[1]:
-            first, second = (
-                self._paths.join(self.data_infos[k]["cams"][self.cameras[0]]["data_path"])
-                for k in (i, index)
-            )
-            raise ValueError(
-                f"the images of sample {self.data_infos[i]['token']} ({first}) are {sizes[0]} after the "
-                f"pipeline, those of sample {self.data_infos[index]['token']} ({second}) are {sizes[1]}: "
-                "all must have one size; use the original images"
-            )
-
     def prepare_test_data(self, index: int) -> dict:
         """One frame; `can_bus` is absolute, the model computes the differences."""
-        return self._run_pipeline(index)
+        return self._frame(index, {})
 
-    def _run_pipeline(self, index):
-        frame = self.get_data_info(index)
+    def _frame(self, index, augmentation):
+        return self._run_pipeline(index, dict(self.get_data_info(index), aug_param=augmentation))
+
+    def _run_pipeline(self, index, frame):
         self.pre_pipeline(frame)
-        return self.pipeline(frame)
+        frame = self.pipeline(frame)
+        if frame is None:
+            return None
+        keys = motion_keys(self.data_infos[index], self.can_bus_heading, self.lidar_axes)
+        for meta in metas_of(frame):
+            meta.update(keys)
+        return frame
 
     def _history_indices(self, index):
         """T - 1 of the T frames before `index`, in time order; frame 0 replaces those before it."""
@@ -246,7 +268,7 @@ class TemporalNuScenesDataset(NuScenesDataset):
         Returns:
             dict of sample_idx, prev_idx, next_idx (sample tokens), scene_token, frame_idx,
             timestamp (s), pts_filename, cameras, can_bus (18,), img_filename (N paths),
-            lidar2img, lidar2cam, cam2img (N (4, 4) float64 each); in training also ann_info.
+            lidar2img, lidar2cam, cam2img (N (4, 4) float64), image_size (N); in training also ann_info.
         """
         info = self.data_infos[index]
         frame = {
@@ -261,6 +283,7 @@ class TemporalNuScenesDataset(NuScenesDataset):
             "can_bus": can_bus_of(info, self.can_bus_quaternion, self.can_bus_message),
         }
         cameras = [info["cams"][name] for name in self.cameras]
+        frame["image_size"] = [recorded_size(camera) for camera in cameras]
         frame["img_filename"] = [self._paths.join(camera["data_path"]) for camera in cameras]
         frame["lidar2cam"] = [lidar2cam_of_camera(camera) for camera in cameras]
         frame["cam2img"] = [cam2img_of_camera(camera) for camera in cameras]
@@ -306,94 +329,8 @@ class TemporalNuScenesDataset(NuScenesDataset):
         """A copy of a record with paths of the files, also where another machine wrote the info file."""
         return self._paths.resolve(self.data_infos[index])
 
-    @property
-    def evaluator(self) -> DatasetEvaluator:
-        """Scores and writes results; built when first used, and again for other `data_infos`."""
-        if self._evaluator is None or self._evaluator[0] is not self.data_infos:
-            heads = dict(self._evaluators)
-            if BOXES not in heads:
-                boxes = NuScenesEvaluator(
-                    self.data_infos,
-                    self.metadata,
-                    self.CLASSES,
-                    self.eval_detection_configs,
-                    self.ann_file,
-                    self.data_root,
-                    self.modality,
-                    self._tokens_of_file,
-                )
-                heads = {BOXES: boxes, **heads}
-            evaluator = DatasetEvaluator(heads, len(self), get_root_logger())
-            self._evaluator = (self.data_infos, evaluator)
-        return self._evaluator[1]
 
-    def format_results(
-        self, results: Sequence[dict], jsonfile_prefix: str | None = None
-    ) -> tuple[dict[str, Any], tempfile.TemporaryDirectory | None]:
-        """Write detections as a nuScenes submission, in mmdet3d's layout.
-
-        Args:
-            results: one {"pts_bbox": {"boxes_3d", "scores_3d", "labels_3d"}} per frame, in dataset order.
-            jsonfile_prefix: folder to write below; a temporary one where None.
-
-        Returns:
-            result_files: {"pts_bbox": path of `{jsonfile_prefix}/pts_bbox/results_nusc.json`}.
-            tmp_dir: the TemporaryDirectory, or None; it has to outlive the use of the files.
-
-        Raises:
-            ValueError: not one result per frame, or a box that the benchmark does not accept.
-        """
-        tmp_dir = tempfile.TemporaryDirectory() if jsonfile_prefix is None else None
-        folder = osp.join(tmp_dir.name if tmp_dir else jsonfile_prefix, BOXES)
-        return self.evaluator.write(results, folder), tmp_dir
-
-    def evaluate(
-        self,
-        results: Sequence[dict],
-        metric: Any = "bbox",
-        logger: Any = None,
-        jsonfile_prefix: str | None = None,
-        result_names: Sequence[str] = (BOXES,),
-        pipeline: Any = None,
-        devkit: bool = False,
-    ) -> dict[str, float]:
-        """Score predictions, with mmdet3d's arguments and layout; see `DatasetEvaluator.score`.
-
-        Args:
-            results, metric, logger, devkit: as there.
-            jsonfile_prefix: results and metrics go to `{jsonfile_prefix}/pts_bbox`; None keeps nothing.
-            result_names: only ("pts_bbox",); other heads are chosen by `metric`.
-            pipeline: unused; mmdet3d's evaluation hook passes it.
-
-        Returns:
-            dict of float, see `flat_metrics`.
-        """
-        if list(result_names) != [BOXES]:
-            raise ValueError(f"result_names is {result_names!r}: choose other heads by `metric`")
-        folder = None if jsonfile_prefix is None else osp.join(jsonfile_prefix, BOXES)
-        return flat_metrics(self.evaluator.score(results, folder, metric, logger, devkit))
-
-
-def relative_metas(metas: Sequence[dict]) -> list[dict]:
-    """Metas of a queue as training expects them; the given metas are not modified.
-
-    Args:
-        metas: T metas in time order, `can_bus` absolute.
-
-    Returns:
-        T new metas with `prev_bev_exists`. Position and yaw in degrees in `can_bus` are differences to the
-        previous frame of the queue; 0 for the first frame and after a change of scene.
-    """
-    queue = []
-    previous = None
-    for meta in metas:
-        same_scene = previous is not None and previous["scene_token"] == meta["scene_token"]
-        can_bus = relative_can_bus(meta["can_bus"], previous["can_bus"] if same_scene else None)
-        queue.append({**meta, "can_bus": can_bus, "prev_bev_exists": same_scene})
-        previous = meta
-    return queue
-
-
-def _check_option(name, value, allowed):
+def _check_option(name, value):
+    allowed = QUIRKS[name]
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")

@@ -34,6 +34,7 @@ def check_data_set(
     deep: bool = False,
     workers: int = 1,
     progress: Progress = lambda images, total: images,
+    info_files: Sequence[str] = (),
 ) -> List[Finding]:
     """Check tables, images and CAN bus.
 
@@ -43,12 +44,17 @@ def check_data_set(
         deep: decode every image, not only a few.
         workers: processes that decode.
         progress: wraps the iterator of images; gets their number too.
+        info_files: paths; a root without tables is right where all of them are of other data sets.
     """
     from projects.bevformer.nuscenes.spec import SPLITS
 
     if not osp.isdir(data_root):
         return [broken(data_root, "is not a folder", "unpack nuScenes there, or pass --data-root")]
     versions = [version for version in SPLITS if osp.isdir(osp.join(data_root, version))]
+    own = _own_images(info_files, data_root) if not versions else []
+    if own:
+        text = "no nuScenes tables and none needed: the info files are of another data set"
+        return [ok(data_root, text), *check_images(data_root, own, deep, workers, progress)]
     if not versions:
         remedy = "unpack the metadata there, or pass --data-root; make demo writes a synthetic one"
         return [broken(data_root, f"holds none of {', '.join(SPLITS)}", remedy)]
@@ -73,6 +79,26 @@ def check_data_set(
         present = [image for image in images if has_file(image[0])]
         findings += check_images(data_root, present, deep, workers, progress)
     return findings
+
+
+def _own_images(info_files: Sequence[str], data_root: str) -> List[Image]:
+    """The images of info files that can be read, if none of them is of nuScenes."""
+    from projects.bevformer.io import join_root
+    from projects.bevformer.nuscenes.infos import load_infos
+    from projects.bevformer.nuscenes.spec import SPLITS
+
+    paths = set()
+    for info_file in info_files:
+        try:
+            infos, metadata = load_infos(info_file)
+        except (ValueError, OSError):
+            continue  # a finding of its own
+        if metadata["version"] in SPLITS:
+            return []
+        cameras = (camera for info in infos for camera in info["cams"].values())
+        paths.update(join_root(data_root, camera["data_path"]) for camera in cameras)
+    there = sorted(path for path in paths if osp.isfile(path))
+    return [(osp.relpath(path, data_root), (None, None)) for path in there]
 
 
 def _read_scenes(folder: str) -> List[_Scene]:

@@ -27,6 +27,7 @@ def check_info_files(info_files: Mapping[str, str], data_root: str) -> List[Find
 def _check_info_file(label: str, path: str, data_root: str) -> List[Finding]:
     from projects.bevformer.io import load_pickle_restricted
     from projects.bevformer.nuscenes.infos import load_infos
+    from projects.bevformer.nuscenes.spec import SPLITS
 
     infos, metadata = load_infos(path)
     if not infos:
@@ -36,9 +37,10 @@ def _check_info_file(label: str, path: str, data_root: str) -> List[Finding]:
     findings = [
         *_check_boxes(label, path, stamp, metadata["box_convention"]),
         *_check_origin(label, path, infos, metadata),
-        *_check_tokens(label, path, infos, osp.join(data_root, metadata["version"])),
         *_check_paths(label, path, infos, data_root),
     ]
+    if metadata["version"] in SPLITS:  # other data sets have no tables
+        findings += _check_tokens(label, path, infos, osp.join(data_root, metadata["version"]))
     if not any(finding.level == "broken" for finding in findings):
         text = f"{path}: {len(infos)} frames of {metadata['version']} {metadata.get('split') or ''}"
         findings.insert(0, ok(label, text))
@@ -61,12 +63,17 @@ def _check_origin(
 ) -> Iterator[Finding]:
     """What a file of another split, or of another project, lacks."""
     from projects.bevformer.nuscenes.evaluation.ground_truth import has_ground_truth
+    from projects.bevformer.nuscenes.spec import SPLITS
 
     split = metadata.get("split")
     used_as = next((name for name in ("train", "val") if label.startswith(f"data.{name}")), split)
     if split not in (None, used_as):
         text = f"{path} is of the split {split}"
         yield warning(label, text, "check data.*.ann_file of the config")
+    for line in metadata.get("filled_in", ()):
+        yield warning(label, f"{path}: {line}", _WRITE_AGAIN)
+    if metadata["version"] not in SPLITS:
+        return
     if "can_bus_motion_after" not in infos[0]:
         yield warning(
             label,

@@ -13,13 +13,14 @@ from mmcv import Config
 from mmdet.models.builder import MODELS
 
 from projects.bevformer.datasets.fused_frames import CustomNuScenesDatasetV2
-from projects.bevformer.datasets.temporal_nuscenes import TemporalNuScenesDataset, relative_metas
+from projects.bevformer.datasets.motion import relative_metas
+from projects.bevformer.datasets.temporal_nuscenes import TemporalNuScenesDataset
 from projects.bevformer.engine.build import build_detector
 from projects.bevformer.engine.config import config_errors
 from projects.bevformer.geometry.bev_grid import pillar_points
 from projects.bevformer.geometry.camera import project_to_cameras
 from projects.bevformer.geometry.can_bus import CAN_YAW_DEG
-from projects.bevformer.geometry.ego_motion import EgoMotion
+from projects.bevformer.geometry.ego_motion import EgoMotion, planar_lidar2ego
 from projects.bevformer.model.image_preprocessor import ImagePreprocessor
 
 
@@ -34,6 +35,7 @@ class InputFrame:
         can_bus: (18,) as the network gets it: position and yaw in degrees minus those of the previous
             frame of the queue.
         has_history: whether there is a previous frame of the same scene.
+        lidar2ego: (4, 4), or None for the original's, see `OFFICIAL_LIDAR2EGO`.
     """
 
     token: str
@@ -41,6 +43,7 @@ class InputFrame:
     lidar2img: np.ndarray
     can_bus: np.ndarray
     has_history: bool
+    lidar2ego: Optional[np.ndarray] = None
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,7 @@ def _frame(images, meta, preprocessor) -> InputFrame:
         lidar2img=np.stack(meta["lidar2img"]),
         can_bus=meta["can_bus"],
         has_history=meta["prev_bev_exists"],
+        lidar2ego=meta.get("lidar2ego"),
     )
 
 
@@ -223,7 +227,9 @@ def ego_track(frames: Sequence[InputFrame]) -> Tuple[np.ndarray, np.ndarray]:
     for frame in reversed(frames):
         if not frame.has_history:
             break
-        motion = EgoMotion.from_can_bus(torch.from_numpy(frame.can_bus[None]))
+        motion = EgoMotion.from_can_bus(
+            torch.from_numpy(frame.can_bus[None]), planar_lidar2ego([frame.lidar2ego])
+        )
         shift = motion.delta_xy_lidar()[0].numpy()
         cos, sin = np.cos(yaws[-1]), np.sin(yaws[-1])
         to_last = np.array([[cos, -sin], [sin, cos]])

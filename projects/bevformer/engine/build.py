@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from projects.bevformer.engine.config import config_errors
+from projects.bevformer.geometry.bev_grid import vehicle_cell
 
 
 def build_detector(
@@ -31,8 +32,8 @@ def build_detector(
         pretrained: keep `model.pretrained`, for `init_weights`; otherwise a checkpoint follows.
 
     Raises:
-        ValueError: a wrong key (the message names the section), or the config is for another number
-            of classes or cameras than the data set.
+        ValueError: a wrong key (the message names the section), the config is for another number of
+            classes or cameras than the data set, or the history would not turn about the vehicle.
     """
     with config_errors("model"):
         model_cfg = copy.deepcopy(cfg.model)
@@ -46,6 +47,7 @@ def build_detector(
         _set_num_cams(model_cfg, cameras)
     with config_errors("model"):
         detector = build_model(model_cfg, cfg.get("train_cfg"), cfg.get("test_cfg"))
+    _check_rotate_center(detector)
     if dataset is not None:
         detector.CLASSES = list(dataset.CLASSES)
     if cameras is not None:
@@ -125,6 +127,34 @@ def _check_num_classes(model_cfg: dict, class_names: Sequence[str]) -> None:
             f"model.pts_bbox_head.num_classes is {number}, but the data set has {len(class_names)} "
             f"classes ({', '.join(class_names)}): make them agree, in "
             "model.pts_bbox_head.bbox_coder too"
+        )
+
+
+def _check_rotate_center(detector: nn.Module) -> None:
+    """Raise ValueError for the official centre in a range that no official weights have."""
+    head = getattr(detector, "pts_bbox_head", None)
+    transformer = getattr(head, "transformer", None)
+    centre, pc_range = (
+        getattr(part, name, None)
+        for part, name in (
+            (transformer, "rotate_center"),
+            (getattr(transformer, "encoder", None), "pc_range"),
+        )
+    )
+    if centre is None or pc_range is None or not hasattr(head, "bev_h"):
+        return
+    vehicle, middle = (
+        vehicle_cell(head.bev_h, head.bev_w, pc_range),
+        (head.bev_w / 2, head.bev_h / 2),
+    )
+    if vehicle != middle and any(
+        abs(given - right) > 0.01 for given, right in zip(centre, vehicle)
+    ):
+        raise ValueError(
+            f"model.pts_bbox_head.transformer.rotate_center is {list(centre)}, but with pc_range "
+            f"{list(pc_range)} the vehicle is at (column, row) {vehicle} of the grid, about which the "
+            "history turns: leave rotate_center out (it is for official weights, with the vehicle in the "
+            "middle)"
         )
 
 

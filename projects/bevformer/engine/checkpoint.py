@@ -274,6 +274,22 @@ def camera_rows(
     return [saved.index(name) for name in wanted] if saved and list(saved) != wanted else None
 
 
+def _without_other_cameras(checkpoint, cameras, path, logger):
+    """A checkpoint as a start for a rig of other cameras: their embeddings are left out."""
+    try:
+        camera_rows(checkpoint, cameras, path)
+    except ValueError:
+        weights = checkpoint["state_dict"].copy()
+        for name in _camera_embeddings(list(weights)):
+            del weights[name]
+        logger.warning(
+            "%s was trained with other cameras than %s: their embeddings start anew",
+            path, ", ".join(cameras),
+        )  # fmt: skip
+        return {**checkpoint, "state_dict": weights}
+    return checkpoint
+
+
 def load_weights(
     detector: nn.Module,
     checkpoint: dict,
@@ -290,13 +306,16 @@ def load_weights(
         logger: receives what was left over, as a warning where that is not normal.
         complete: every parameter of the model has to come from the checkpoint (evaluation, resume).
             Otherwise (`load_from`) those it lacks keep their initial values, and those of another
-            shape are skipped; both are reported.
+            shape and embeddings of other cameras are skipped; all are reported.
 
     Raises:
-        ValueError: not `complete` enough, nothing fits, or it was trained with other cameras.
+        ValueError: not `complete` enough, nothing fits, or, if `complete`, it was trained with other
+            cameras.
     """
-    weights, own = checkpoint["state_dict"].copy(), detector.state_dict()
     cameras = getattr(detector, "CAMERAS", None)
+    if not complete:
+        checkpoint = _without_other_cameras(checkpoint, cameras, path, logger)
+    weights, own = checkpoint["state_dict"].copy(), detector.state_dict()
     rows = camera_rows(checkpoint, cameras, path)
     if rows is not None:
         weights.update((name, weights[name][rows]) for name in _camera_embeddings(weights))

@@ -28,7 +28,8 @@ _EQUAL: tuple[Sequence[str], ...] = (
         f"2 * {_HEAD}.positional_encoding.num_feats",
         "model.fcos3d_bbox_head.in_channels",
     ),
-    ("data.*.classes", "data.*.class_names:*FormatBundle3D"),
+    ("data.*.classes:?*", "data.*.class_names:*FormatBundle3D"),
+    ("data.*.benchmark",),
     (
         f"{_HEAD}.num_classes",
         f"{_HEAD}.bbox_coder.num_classes",

@@ -205,9 +205,7 @@ class ConfigFiles:
                 if not isinstance(value, dict) or name not in value:
                     raise KeyError(f"no base has {dotted!r}")
                 value = value[name]
-            return (
-                value if isinstance(value, (str, int, float, type(None))) else copy.deepcopy(value)
-            )
+            return _unshared(value)
 
         def override() -> None:
             for name, change in changes.items():

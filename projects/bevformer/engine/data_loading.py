@@ -14,6 +14,7 @@ from projects.bevformer.engine.build import data_sets_inside
 from projects.bevformer.engine.config import config_errors
 from projects.bevformer.engine.data_sections import info_files, inner_sections, one_file_each
 from projects.bevformer.engine.distributed import get_rank, get_world_size
+from projects.bevformer.engine.own_steps import check_own_steps
 from projects.bevformer.engine.seed import SeededDataset, seeded
 
 _TRAIN_SAMPLERS = ("DistributedGroupSampler", "DistributedSampler", "GroupSampler")
@@ -23,7 +24,8 @@ def build_train_dataset(cfg: Config) -> Dataset:
     """The data set of `data.train`.
 
     Raises:
-        ValueError: a config key is wrong, a data set is empty, or those to be joined do not fit each other.
+        ValueError: a config key is wrong, a data set is empty, those to be joined do not fit each other, or
+            see `check_own_steps`.
     """
     section = cfg.data.train
     sections = dict(inner_sections(section, "data.train"))  # refuses keys that a wrapper drops
@@ -38,7 +40,8 @@ def build_train_dataset(cfg: Config) -> Dataset:
                 "`classes`, or train without CBGSDataset"
             ) from error
     _check_alike(data_sets_inside(dataset))
-    return _not_empty(dataset, "data.train", section)
+    check_own_steps(_not_empty(dataset, "data.train", section), "data.train")
+    return dataset
 
 
 def build_test_dataset(cfg: Config, split: str = "test") -> Dataset:
@@ -47,7 +50,7 @@ def build_test_dataset(cfg: Config, split: str = "test") -> Dataset:
     Published configs set `samples_per_gpu` there; frames are evaluated one by one anyway.
 
     Raises:
-        ValueError: a config key is wrong, or the data set is empty.
+        ValueError: a config key is wrong, the data set is empty, or see `check_own_steps`.
     """
     options = one_file_each(cfg.data[split])
     if not isinstance(options, dict) or {"dataset", "datasets"} & set(options):
@@ -58,7 +61,8 @@ def build_test_dataset(cfg: Config, split: str = "test") -> Dataset:
     options.pop("samples_per_gpu", None)
     with config_errors(f"data.{split}"):
         dataset = build_dataset(options, {"test_mode": True})
-    return _not_empty(dataset, f"data.{split}", options)
+    check_own_steps(_not_empty(dataset, f"data.{split}", options), f"data.{split}")
+    return dataset
 
 
 def _check_alike(parts: Sequence[Any]) -> None:

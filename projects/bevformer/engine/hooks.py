@@ -8,6 +8,7 @@ from typing import Any, Optional, Sequence, Union
 import torch
 from mmcv.runner import HOOKS, Hook, LoggerHook
 
+from projects.bevformer.datasets.evaluators import BOXES
 from projects.bevformer.engine.batch import train_sample_tokens
 from projects.bevformer.engine.best import BestCheckpoint, lost_evaluation
 from projects.bevformer.engine.distributed import (
@@ -23,8 +24,11 @@ from projects.bevformer.nuscenes.evaluation.scoring import write_metrics
 from projects.bevformer.nuscenes.spec import TP_ERRORS
 from projects.bevformer.published import published
 
-_NUSCENES = "pts_bbox_NuScenes/"
-_RULES = {"NDS": "greater", "mAP": "greater", **dict.fromkeys(TP_ERRORS.values(), "less")}
+_FLAT = ("pts_bbox_NuScenes/", "pts_bbox_own/")  # of `flat_metrics`
+_RULES = {
+    **dict.fromkeys(("NDS", "mAP", "mAP_own"), "greater"),
+    **dict.fromkeys(TP_ERRORS.values(), "less"),
+}
 
 
 @HOOKS.register_module()
@@ -128,14 +132,15 @@ class TemporalEvalHook(Hook):
         by_epoch: whether the runner counts epochs.
         metric: see `DatasetEvaluator.score`.
         save_best: "NDS", "mAP", an error such as "mATE", or "auto" (NDS) keeps the best checkpoint as
-            `best_NDS_epoch_N.pth`; "<head>/<name>" does so for a metric of another head.
+            `best_NDS_epoch_N.pth`; own classes have "mAP_own" in place of the first two; "<head>/<name>" does so for a metric of another head.
         rule: "greater" or "less" is better; by default known for nuScenes' metrics, and as the next two say
             for others.
         less_keys, greater_keys: lower is better for a metric with one of the former in its name and none of
             the latter.
 
     Raises:
-        ValueError: an impossible interval, an unknown `metric` or `save_best`, or a `rule` against it.
+        ValueError: an impossible interval, an unknown `metric` or `save_best`, a `rule` against it, or a
+            split that cannot be scored.
     """
 
     dataset: Any
@@ -155,17 +160,21 @@ class TemporalEvalHook(Hook):
         if self.interval < 1:
             raise ValueError(f"evaluation.interval is {self.interval}: it must be at least 1")
         self.start = self.interval if self.start is None else self.start
-        heads = self.dataset.evaluator.heads_of(self.metric)
+        evaluator = self.dataset.evaluator
+        heads = evaluator.check(self.metric)
         self.best_key, save_best = None, self.save_best
         if save_best is not None:
             # mmdet3d users write pts_bbox_NuScenes/NDS.
-            name = save_best[len(_NUSCENES) :] if save_best.startswith(_NUSCENES) else save_best
-            self.best_key = "NDS" if name == "auto" else name
+            name = save_best.split("/", 1)[1] if save_best.startswith(_FLAT) else save_best
+            overall = evaluator.overall_names if BOXES in heads else ()
+            self.best_key = overall[0] if name == "auto" and overall else name
             head = self.best_key.partition("/")[0]
-            if head not in (*heads, *(_RULES if "pts_bbox" in heads else ())):
+            own = (*overall, *TP_ERRORS.values()) if overall else ()
+            if head not in (*heads, *own):
                 raise ValueError(
-                    f"evaluation.save_best is {save_best!r}: it must be {', '.join(_RULES)} or auto, or "
-                    f"<head>/<name>, of a head that evaluation.metric names ({self.metric!r})"
+                    f"evaluation.save_best is {save_best!r}: it must be "
+                    f"{', '.join(own)}{', auto, or ' if own else ''}<head>/<name>, of a head that "
+                    f"evaluation.metric names ({self.metric!r})"
                 )
             self.rule = self._rule_of_best()
             self.best = BestCheckpoint(self.best_key, self.rule)

@@ -70,17 +70,17 @@ def _merged(groups: list[dict]) -> list[dict]:
     return merged
 
 
-def check_parameter_options(settings: Mapping, model: nn.Module) -> None:
+def check_parameter_options(optimizer_cfg: Mapping, model: nn.Module) -> None:
     """Refuse options of `optimizer.paramwise_cfg` that are for no parameter of the model.
 
     Args:
-        settings: the config's `optimizer`.
+        optimizer_cfg: the config's `optimizer`.
         model: whose parameters it is for.
 
     Raises:
         ValueError: names the option and the nearest names of modules.
     """
-    options = settings.get("paramwise_cfg") or {}
+    options = optimizer_cfg.get("paramwise_cfg") or {}
     names = [name for name, _ in model.named_parameters()]
     modules = {part for name, _ in model.named_modules() for part in (name, *name.split("."))}
     for pattern in options.get("custom_keys") or {}:

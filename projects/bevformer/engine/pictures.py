@@ -78,7 +78,11 @@ def draw_samples(
         score_threshold: predictions below it are left out.
     """
     from projects.bevformer.visualization import draw_sample  # matplotlib is slow to import
+    from projects.bevformer.visualization.bev import BEV_RANGE_M
 
+    own, options = getattr(dataset, "own_benchmark", None), {}
+    if own is not None:  # all that is scored is drawn
+        options["range_m"] = max(BEV_RANGE_M, *own.class_range.values())
     for index, found in progress_bar(predictions.items(), "drawing", "sample"):
         draw_sample(
             out_dir,
@@ -88,6 +92,7 @@ def draw_samples(
             dataset.data_root,
             score_threshold,
             dataset.CLASSES,
+            **options,
         )
 
 

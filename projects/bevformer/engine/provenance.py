@@ -9,24 +9,26 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Sequence
 
 from mmcv import Config
 from mmcv.utils import digit_version
 from torch import nn
 
+from projects.bevformer.datasets.motion import QUIRKS
 from projects.bevformer.engine.data_sections import inner_sections
+from projects.bevformer.geometry.bev_grid import vehicle_cell
 from projects.bevformer.geometry.boxes import BOX_CONVENTION_NEW, BOX_CONVENTION_OLD
 from projects.bevformer.published import REPLACED_TYPES
 
 STAMP = "trained_with"  # key in a checkpoint's meta
 
-_DATASET_QUIRKS = {"can_bus_quaternion": "wxyz", "can_bus_message": "same"}  # and their defaults
+# Of `QUIRKS`, those that the weights depend on.
+_DATASET_QUIRKS = ("can_bus_quaternion", "can_bus_message", "can_bus_heading", "lidar_axes")
 _OFFICIAL = {
     "box_convention": BOX_CONVENTION_OLD,
     "rotate_center": [100.0, 100.0],
-    "can_bus_quaternion": "official",
-    "can_bus_message": "official",
+    **{name: "official" for name in _DATASET_QUIRKS},
 }
 _NEW_CONVENTION_SINCE = "1.0.0rc0"  # mmdet3d
 
@@ -41,8 +43,9 @@ def training_stamp(cfg: Config, detector: nn.Module, split: str = "train") -> di
 
     Returns:
         dict of plain values: box_convention (of the network), rotate_center (column, row; left out for
-        a head that does not say what grid it has), can_bus_quaternion, can_bus_message, replaced_parts
-        (types that parts of the user take the place of). Empty for a model without a BEV.
+        a head that does not say what grid it has), can_bus_quaternion, can_bus_message, can_bus_heading,
+        lidar_axes, replaced_parts (types that parts of the user take the place of). Empty for a model
+        without a BEV.
 
     Raises:
         ValueError: data sets inside the split disagree.
@@ -50,9 +53,7 @@ def training_stamp(cfg: Config, detector: nn.Module, split: str = "train") -> di
     head = getattr(detector, "pts_bbox_head", None)
     if head is None:
         return {}
-    centre = getattr(getattr(head, "transformer", None), "rotate_center", None)
-    if centre is None and hasattr(head, "bev_h") and hasattr(head, "bev_w"):
-        centre = (head.bev_w / 2, head.bev_h / 2)
+    centre = _rotation_centre(head)
     return {
         "box_convention": BOX_CONVENTION_OLD,
         **({"rotate_center": [float(number) for number in centre]} if centre else {}),
@@ -61,10 +62,22 @@ def training_stamp(cfg: Config, detector: nn.Module, split: str = "train") -> di
     }
 
 
+def _rotation_centre(head: nn.Module) -> Sequence[float] | None:
+    """Column and row about which the previous BEV turns, or None where the head does not have them."""
+    transformer = getattr(head, "transformer", None)
+    centre = getattr(transformer, "rotate_center", None)
+    if centre is not None:
+        return centre
+    try:
+        return vehicle_cell(head.bev_h, head.bev_w, transformer.encoder.pc_range)
+    except AttributeError:
+        return None
+
+
 def _dataset_quirks(section: Any, key: str) -> dict:
     """Those of the data sets inside a section of `data`, which must agree."""
     quirks = {
-        inner: {name: options.get(name, default) for name, default in _DATASET_QUIRKS.items()}
+        inner: {name: options.get(name, QUIRKS[name][0]) for name in _DATASET_QUIRKS}
         for inner, options in inner_sections(section, key)
     }
     (first_key, first), *others = quirks.items()

@@ -13,7 +13,6 @@ import torch
 from mmcv import Config
 from mmcv.runner import (
     BaseRunner,
-    CheckpointHook,
     DistSamplerSeedHook,
     LoggerHook,
     build_optimizer,
@@ -284,13 +283,6 @@ def _register_hooks(runner: BaseRunner, cfg: Config, device: torch.device) -> No
             settings.get("log_config"),
             settings.get("momentum_config"),
             custom_hooks_config=settings.get("custom_hooks"),
-        )
-    if not runner.counts_epochs and any(
-        isinstance(hook, CheckpointHook) and hook.by_epoch for hook in runner.hooks
-    ):
-        raise ValueError(
-            "checkpoint_config.by_epoch is True, and a run counted in iterations has no epochs to "
-            "save at: set it to False"
         )
     runner.register_hook(FiniteLossHook(), priority="HIGH")  # before the optimizer hook
     # After mmcv's IterTimerHook, which is LOW too.

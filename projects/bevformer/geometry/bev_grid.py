@@ -67,6 +67,21 @@ def cell_points(
     return torch.stack((x * (x_max - x_min) + x_min, y * (y_max - y_min) + y_min), dim=-1)
 
 
+def vehicle_cell(bev_h: int, bev_w: int, pc_range: Sequence[float]) -> tuple[float, float]:
+    """Where the lidar is on the grid, which may be outside of it.
+
+    Args:
+        bev_h: rows of the grid, along y.
+        bev_w: columns of the grid, along x.
+        pc_range: (x_min, y_min, z_min, x_max, y_max, z_max), metres, lidar frame.
+
+    Returns:
+        (column, row) from the corner of the grid, cells: the middle of a range that is the same on all sides.
+    """
+    x_min, y_min, _, x_max, y_max, _ = pc_range
+    return (0.0 - x_min) / (x_max - x_min) * bev_w, (0.0 - y_min) / (y_max - y_min) * bev_h
+
+
 def pillar_points(
     bev_h: int,
     bev_w: int,

@@ -14,7 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from projects.bevformer.geometry.can_bus import CAN_SIZE
-from projects.bevformer.geometry.ego_motion import EgoMotion, relative_can_bus
+from projects.bevformer.geometry.ego_motion import (
+    EgoMotion,
+    planar_lidar2ego,
+    relative_can_bus,
+)
 from projects.bevformer.model.bev_encoder.packed_queries import PackedQueries
 from projects.bevformer.transfer import upload
 
@@ -63,7 +67,9 @@ class Frame:
 
         Args:
             metas: B metas with `lidar2img`, `img_shape` and `can_bus`. Training queues also give
-                `prev_bev_exists`; BEVFormer v2 `frame_exists`, `image_flip` and `bev_augmentation`.
+                `prev_bev_exists`; BEVFormer v2 `frame_exists` and `bev_augmentation`. Optional: `image_flip`;
+                `lidar2ego` (4, 4), else the lidar is taken to look as in `OFFICIAL_LIDAR2EGO`;
+                `can_bus_heading`, see `relative_can_bus`.
             previous: per sample the (18,) `can_bus` of the frame before, or None at the start of a scene;
                 then all `can_bus` are absolute. None: they are relative to the frame before already, as in
                 a training queue, and `prev_bev_exists` says where there is one.
@@ -85,15 +91,17 @@ class Frame:
             has_prev = [bool(meta.get("prev_bev_exists", True)) for meta in metas]
         else:
             has_prev = [pose is not None for pose in previous]
-            can_bus = [relative_can_bus(now, pose) for now, pose in zip(can_bus, previous)]
+            headings = [meta.get("can_bus_heading", "wrapped") for meta in metas]
+            can_bus = list(map(relative_can_bus, can_bus, previous, headings))
         stacked = torch.from_numpy(np.stack(can_bus))
+        lidar2ego = [meta.get("lidar2ego") for meta in metas]
         device = torch.device(device or "cpu")
         flips = [bool(meta.get("image_flip")) for meta in metas]
         return cls(
             lidar2img=upload(_stack_lidar2img(metas), device),
             image_hw=_padded_image_hw(metas),
             can_bus=stacked.float(),
-            motion=EgoMotion.from_can_bus(stacked),
+            motion=EgoMotion.from_can_bus(stacked, planar_lidar2ego(lidar2ego)),
             has_prev=_all_none_or_some(has_prev),
             exists=_all_none_or_some([bool(meta.get("frame_exists", True)) for meta in metas]),
             image_flip=upload(torch.tensor(flips), device) if any(flips) else None,

@@ -37,8 +37,8 @@ class PerceptionTransformer(BaseModule):
         use_can_bus: add an embedding of the 18 CAN-bus numbers to the BEV queries.
         can_bus_norm: LayerNorm at the end of that embedding.
         use_cams_embeds: add a learned embedding per camera to its features.
-        rotate_center: (column, row) about which the previous BEV is rotated. None, the middle of the
-            grid, is right; the official recipes use (100, 100) for any grid.
+        rotate_center: (column, row) about which the previous BEV is rotated, in cells. None, about the
+            vehicle and in metres, is right; the official recipes use (100, 100) for any grid.
 
     Raises:
         ValueError: `rotate_center` is not a pair.
@@ -131,8 +131,8 @@ class PerceptionTransformer(BaseModule):
         prev_and_current = None
         if has_prev is not False:
             if self.rotate_prev_bev:
-                turn_deg = frame.motion.turn_deg
-                prev_bev = rotate_bev(prev_bev, turn_deg, bev_hw, self.rotate_center)
+                turn_deg, pc_range = frame.motion.turn_deg, self.encoder.pc_range
+                prev_bev = rotate_bev(prev_bev, turn_deg, bev_hw, pc_range, self.rotate_center)
             prev_and_current = torch.stack((prev_bev.to(queries.dtype), queries), dim=1)
         shift = frame.motion.bev_shift(self.encoder.pc_range)
         if has_prev is False or not self.use_shift:

@@ -9,16 +9,13 @@ import numpy as np
 
 from projects.bevformer.geometry.can_bus import CAN_SIZE
 from projects.bevformer.nuscenes.spec import ATTRIBUTES, CAMERAS, SPLITS
-from projects.bevformer.nuscenes.vectors import described, usable_rows
+from projects.bevformer.nuscenes.vectors import described, stack_usable, usable_rows
 
 # Field -> str, dict (of dicts), or the shape of finite numbers.
 _RECORD = {
     "token": str,
-    "prev": str,
-    "next": str,
     "scene_token": str,
     "timestamp": (),
-    "lidar_path": str,
     "cams": dict,
     "can_bus": (CAN_SIZE,),
     "lidar2ego_translation": (3,),
@@ -26,6 +23,8 @@ _RECORD = {
     "ego2global_translation": (3,),
     "ego2global_rotation": (4,),
 }
+_OPTIONAL_IN_RECORD = {"prev": str, "next": str, "lidar_path": str}
+_OPTIONAL_IN_CAMERA = {"width": (), "height": ()}
 _CAMERA = {
     "data_path": str,
     "sensor2lidar_rotation": (3, 3),
@@ -38,21 +37,24 @@ class _Rows(NamedTuple):
     """An array with one row per annotated object."""
 
     columns: tuple[int, ...] = ()
+    kind: str = "numbers"  # a key of _KINDS
     required: bool = False
-    finite: bool = False
 
 
+_KINDS = {"numbers": "iuf", "numbers or NaN": "iuf", "texts": "UO", "mask": "biufO"}  # of dtypes
 _OBJECTS = {
-    "gt_boxes": _Rows((7,), required=True, finite=True),
-    "gt_names": _Rows(required=True),
-    "gt_velocity": _Rows((2,), required=True),  # NaN where unknown
-    "num_lidar_pts": _Rows(required=True),
+    "gt_boxes": _Rows((7,), required=True),
+    "gt_names": _Rows(kind="texts", required=True),
+    "gt_velocity": _Rows((2,), "numbers or NaN"),  # NaN where unknown
+    "num_lidar_pts": _Rows(),
     "num_radar_pts": _Rows(),
-    "valid_flag": _Rows(),
-    "gt_centers_global": _Rows((3,), finite=True),
-    "gt_rotations_global": _Rows((4,), finite=True),
-    "gt_attributes": _Rows(),
+    "valid_flag": _Rows(kind="mask"),
+    "gt_centers_global": _Rows((3,)),
+    "gt_rotations_global": _Rows((4,)),
+    "gt_attributes": _Rows(kind="texts"),
 }
+_LARGEST, _FURTHEST = 100, 1000  # metres: sizes of boxes, and centres from the lidar
+_MOST_TURNED = 10  # radians
 _REMEDY = "write the file again with tools/create_data.py"
 
 
@@ -67,14 +69,22 @@ def check_split(metadata: dict[str, Any], path: str) -> None:
         )
 
 
-def check_records(infos: Any, path: str) -> None:
-    """Refuse records that lack a field or have one of a wrong type or shape, and repeated samples."""
+def check_records(infos: Any, path: str) -> dict[str, np.ndarray]:
+    """Refuse records that lack a field or have one of a wrong type or shape, and repeated samples.
+
+    Returns:
+        Field -> (F, ...) float64, for those that are numbers.
+    """
     if not isinstance(infos, list) or not all(isinstance(info, dict) for info in infos):
         raise ValueError(f'{path}: "infos" is not a list of dicts: {_REMEDY}')
-    _check_fields(infos, _RECORD, "", path)
+    numbers = _check_fields(infos, _RECORD, "", path)
+    _check_fields(infos, _present(_OPTIONAL_IN_RECORD, infos), "", path)
+    for info in infos:
+        info.setdefault("lidar_path", "")
     for token, number in Counter(info["token"] for info in infos).items():
         if number > 1:
             raise ValueError(f"{path}: sample {token} occurs twice: {_REMEDY}")
+    return numbers
 
 
 def cameras_of(infos: Sequence[dict], metadata: dict[str, Any], path: str) -> list[str]:
@@ -95,8 +105,14 @@ def cameras_of(infos: Sequence[dict], metadata: dict[str, Any], path: str) -> li
     return list(cameras)
 
 
-def check_cameras(infos: Sequence[dict], cameras: Sequence[str], path: str) -> None:
-    """Refuse records that lack a camera, or a field of one."""
+def check_cameras(
+    infos: Sequence[dict], cameras: Sequence[str], path: str
+) -> dict[str, dict[str, np.ndarray]]:
+    """Refuse records that lack a camera, or a field of one.
+
+    Returns:
+        Camera -> field -> (F, ...) float64, for those that are numbers.
+    """
     for info in infos:
         missing = [name for name in cameras if name not in info["cams"]]
         if missing:
@@ -104,12 +120,22 @@ def check_cameras(infos: Sequence[dict], cameras: Sequence[str], path: str) -> N
                 f"{path}: sample {info['token']} has no camera {', '.join(missing)}; the cameras of the "
                 f"file are {', '.join(cameras)}: {_REMEDY}"
             )
+    numbers = {}
     for name in cameras:
-        _check_fields([info["cams"][name] for info in infos], _CAMERA, f"cams.{name}.", path)
+        records = [info["cams"][name] for info in infos]
+        fields = {**_CAMERA, **_present(_OPTIONAL_IN_CAMERA, records)}
+        numbers[name] = _check_fields(records, fields, f"cams.{name}.", path)
+    return numbers
+
+
+def _present(optional, records):
+    """The optional fields that some record has: then all must."""
+    return {f: kind for f, kind in optional.items() if any(f in record for record in records)}
 
 
 def _check_fields(records, fields, prefix, path):
-    """All records at once, for speed."""
+    """All records at once, for speed; returns the fields that are numbers."""
+    numbers = {}
     for position, record in enumerate(records):
         missing = [prefix + field for field in fields if field not in record]
         if missing:
@@ -124,12 +150,14 @@ def _check_fields(records, fields, prefix, path):
         elif kind is dict:
             good, what = np.array([_is_dict_of_dicts(value) for value in values]), "a dict of dicts"
         else:
-            good, what = usable_rows(values, kind), described(kind)
+            good, numbers[field] = stack_usable(values, kind)
+            what = described(kind)
         if not good.all():
             position = int(np.argmin(good))
             raise ValueError(
                 f"{path}: {prefix}{field} of frame {position} is not {what}: {_REMEDY}"
             )
+    return numbers
 
 
 def _is_dict_of_dicts(value):
@@ -137,7 +165,10 @@ def _is_dict_of_dicts(value):
 
 
 def check_objects(infos: Sequence[dict], path: str) -> None:
-    """Refuse objects that are not arrays with one row each, and numbers that cannot be scored against."""
+    """Refuse objects that are not arrays with one row each, and values that cannot be trained or scored.
+
+    Arrays without rows get their shape back, and `valid_flag` becomes a mask, in place.
+    """
     annotated = [(position, info) for position, info in enumerate(infos) if "gt_boxes" in info]
     for field, expected in _OBJECTS.items():
         checked = [(n, info) for n, info in annotated if field in info or expected.required]
@@ -146,25 +177,117 @@ def check_objects(infos: Sequence[dict], path: str) -> None:
             number = len(boxes) if isinstance(boxes, np.ndarray) and boxes.ndim else "G"
             found = rows.shape if isinstance(rows, np.ndarray) else type(rows).__name__
             shape = (number, *expected.columns)
+            if found == shape and number:
+                continue
             # An array without rows may have lost its width.
-            if found != shape and not (number == 0 and found == (0,)):
+            if number != 0 or found not in (shape, (0,)):
                 raise ValueError(
                     f"{path}: {field} of frame {position} is {found}, not an array of "
                     f"{' x '.join(map(str, shape))}: {_REMEDY}"
                 )
-        filled = [(n, info[field]) for n, info in checked if len(info[field])]
-        if expected.finite and filled:
-            good = usable_rows(np.concatenate([rows for _, rows in filled]), expected.columns)
-            if not good.all():
-                owners = np.repeat([n for n, _ in filled], [len(rows) for _, rows in filled])
-                raise ValueError(
-                    f"{path}: {field} of frame {owners[good.argmin()]} has a row that is not "
-                    f"{described(expected.columns)}: {_REMEDY}"
-                )
-    for position, info in annotated:
-        unknown = [name for name in info.get("gt_attributes", ()) if name not in ("", *ATTRIBUTES)]
+            dtype = bool if expected.kind == "mask" else rows.dtype
+            info[field] = rows.reshape(shape).astype(dtype)
+        filled = [(n, info) for n, info in checked if len(info[field])]
+        if filled:
+            _check_rows(filled, field, expected, path)
+    _check_box_units([pair for pair in annotated if len(pair[1]["gt_boxes"])], path)
+
+
+def check_attributes(infos: Sequence[dict], metadata: dict[str, Any], path: str) -> None:
+    """Refuse attributes that nuScenes does not have; files of other versions may have any."""
+    if metadata["version"] not in SPLITS:
+        return
+    known = {"", *ATTRIBUTES}
+    for position, info in enumerate(infos):
+        unknown = set(info["gt_attributes"]) - known if "gt_attributes" in info else ()
         if unknown:
             raise ValueError(
-                f"{path}: gt_attributes of frame {position} has {unknown[0]!r}, which is no attribute of "
+                f"{path}: gt_attributes of frame {position} has {min(unknown)!r}, which is no attribute of "
                 f"nuScenes: {_REMEDY}"
             )
+
+
+def _check_rows(filled, field, expected, path):
+    """Check one field of all frames at once, for speed."""
+    arrays = [info[field] for _, info in filled]
+    owners = np.repeat([n for n, _ in filled], [len(array) for array in arrays])
+    rows, kinds = np.concatenate(arrays), _KINDS[expected.kind]
+    # Joined with texts, numbers become texts.
+    if rows.dtype.kind not in kinds or expected.kind == "texts":
+        good = np.concatenate([np.full(len(r), r.dtype.kind in kinds) for r in arrays])
+        what = f"has no {expected.kind}"
+    else:
+        good, what = np.ones(len(rows), dtype=bool), ""
+    if good.all():
+        what = f"has a row that is not {described(expected.columns)}"
+        if expected.kind == "mask":
+            good = (rows == 0) | (rows == 1)
+            what = "is not a mask of True and False, or 1 and 0"
+        elif expected.kind == "texts" and rows.dtype.kind == "O":
+            good = np.array([isinstance(value, str) for value in rows])
+            what = f"has {rows[good.argmin()]!r}, which is not a text"
+        elif expected.kind == "numbers":
+            good = usable_rows(rows, expected.columns)
+        elif expected.kind == "numbers or NaN":
+            good, what = ~np.isinf(rows).any(axis=1), "is infinite (NaN is an unknown one)"
+    if not good.all():
+        raise ValueError(f"{path}: {field} of frame {owners[good.argmin()]} {what}: {_REMEDY}")
+    if expected.kind == "mask" and rows.dtype.kind != "b":
+        for _, info in filled:
+            info[field] = info[field].astype(bool)
+
+
+def _check_box_units(filled, path):
+    """Refuse sizes and centres that are not metres, and yaws that are not radians."""
+    if not filled:
+        return
+    boxes = np.concatenate([info["gt_boxes"] for _, info in filled])
+    owners = np.repeat([n for n, _ in filled], [len(info["gt_boxes"]) for _, info in filled])
+    sizes, centres = boxes[:, 3:6], np.abs(boxes[:, :3])
+    for bad, what in (
+        ((sizes <= 0).any(axis=1), "has a size of zero or less"),
+        ((sizes > _LARGEST).any(axis=1), f"has a size above {_LARGEST} m: it must be in metres"),
+        (
+            (centres > _FURTHEST).any(axis=1),
+            f"has a centre further than {_FURTHEST} m away: it must be in the frame of the lidar, in metres",
+        ),
+        (np.abs(boxes[:, 6]) > _MOST_TURNED, "has a yaw that is not in radians"),
+    ):
+        if bad.any():
+            raise ValueError(f"{path}: gt_boxes of frame {owners[bad.argmax()]} {what}: {_REMEDY}")
+
+
+def fill_objects(infos: Sequence[dict]) -> list[str]:
+    """Give objects the optional fields that they lack, in place.
+
+    Returns:
+        One line for each field that was missing.
+    """
+    annotated = [info for info in infos if "gt_boxes" in info]
+    lines = []
+    for field, (default, meaning) in _DEFAULTS.items():
+        without = [info for info in annotated if field not in info]
+        for info in without:
+            info[field] = default(info, len(info["gt_boxes"]))
+        if without:
+            lines.append(f"{len(without)} of {len(annotated)} frames have no {field}: {meaning}")
+    return lines
+
+
+def _points_default(info, number):
+    return info.get("valid_flag", np.ones(number, dtype=bool)).astype(int)
+
+
+# In this order: valid_flag is made from the others.
+_DEFAULTS = {
+    "gt_velocity": (
+        lambda info, number: np.full((number, 2), np.nan),
+        "velocities are unknown, and trained as 0",
+    ),
+    "num_lidar_pts": (_points_default, "objects count as seen, or as valid_flag says"),
+    "num_radar_pts": (lambda info, number: np.zeros(number, dtype=int), "no radar points"),
+    "valid_flag": (
+        lambda info, number: info["num_lidar_pts"] + info["num_radar_pts"] > 0,
+        "objects with lidar or radar points are valid",
+    ),
+}

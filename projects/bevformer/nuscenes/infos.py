@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os.path as osp
 import re
-from typing import Any
-
-import numpy as np
+from typing import Any, Iterator
 
 from projects.bevformer.geometry.boxes import (
     BOX_CONVENTION_NEW,
@@ -14,19 +14,32 @@ from projects.bevformer.geometry.boxes import (
     old_to_new_boxes,
 )
 from projects.bevformer.io import load_pickle_restricted
+from projects.bevformer.nuscenes.info_boxes import box_convention, check_headings
 from projects.bevformer.nuscenes.info_checks import (
     cameras_of,
+    check_attributes,
     check_cameras,
     check_objects,
     check_records,
     check_split,
+    fill_objects,
 )
-
-# Classes whose boxes are clearly longer than wide, which shows the convention.
-_LONG_CLASSES = ("car", "truck", "bus")
-_CLEARLY_LONGER = 1.2
+from projects.bevformer.nuscenes.info_poses import check_motion, check_poses, compare_cameras
 
 
+@contextlib.contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Millions of new objects start the garbage collector again and again, for half of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_collector_paused()
 def load_infos(path: str) -> tuple[list[dict], dict[str, Any]]:
     """Read an info file, check it, and convert its boxes to the convention of mmdet3d 1.0.0rc6.
 
@@ -36,14 +49,17 @@ def load_infos(path: str) -> tuple[list[dict], dict[str, Any]]:
 
     Returns:
         infos: list of dicts, scene after scene in time order; boxes are "lwh_yaw"; `cams` holds the
-            cameras of `metadata["cameras"]` in that order.
+            cameras of `metadata["cameras"]` in that order. Optional fields that are missing have their
+            defaults, `valid_flag` is a mask.
         metadata: the file's own metadata; "box_convention" is "lwh_yaw", "cameras" the list of cameras.
+            "filled_in" is a list of lines about missing fields, if there are any.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: not an info file, it contains anything but plain values and arrays, a field or a
-            camera is missing, of a wrong type or not finite, version and split contradict each other, a
-            sample occurs twice, or the box convention is neither stamped nor recognisable.
+            camera is missing, of a wrong type, unit or order, or not finite, version and split contradict
+            each other, a sample occurs twice, the box convention is neither stamped nor recognisable, or
+            the boxes do not point the way that they move.
     """
     if not osp.isfile(path):
         raise FileNotFoundError(
@@ -64,55 +80,38 @@ def load_infos(path: str) -> tuple[list[dict], dict[str, Any]]:
         ) from error
 
     check_split(metadata, path)
-    check_records(infos, path)
+    poses = check_records(infos, path)
     cameras = metadata["cameras"] = cameras_of(infos, metadata, path)
-    check_cameras(infos, cameras, path)
+    calibrations = check_cameras(infos, cameras, path)
+    check_poses(poses, calibrations, path)
+    compare_cameras(infos, cameras, path)
     check_objects(infos, path)
+    check_attributes(infos, metadata, path)
+    filled_in = fill_objects(infos)
+    if filled_in:
+        metadata["filled_in"] = filled_in
     for info in infos:
         info["cams"] = {name: info["cams"][name] for name in cameras}
-    if _box_convention(infos, metadata, path) == BOX_CONVENTION_OLD:
+    convention = box_convention(infos, metadata, path)
+    if convention == BOX_CONVENTION_OLD:
         for info in infos:
             if "gt_boxes" in info:
                 info["gt_boxes"] = old_to_new_boxes(info["gt_boxes"])
     metadata["box_convention"] = BOX_CONVENTION_NEW
-    return _in_scene_order(infos), metadata
+    check_headings(infos, convention, path)
+    infos = _in_scene_order(infos)
+    check_motion(infos, path)
+    _link(infos)
+    return infos, metadata
 
 
 def path_below_root(path: str) -> str | None:
-    """`samples/CAM_FRONT/x.jpg` of a path that names the root of another machine, or None."""
-    match = re.search(r"(?:^|/)((?:samples|sweeps)/.*)$", path.replace("\\", "/"))
+    """`samples/CAM_FRONT/x.jpg` of a path that names the root of another machine, or None.
+
+    That root may lie below a folder `samples` itself, so the last one counts.
+    """
+    match = re.search(r"(?:^|.*/)((?:samples|sweeps)/.*)$", path.replace("\\", "/"))
     return match.group(1) if match else None
-
-
-def _box_convention(infos, metadata, path):
-    """The stamp if there is one, else the convention that fits the boxes of long vehicles."""
-    known = (BOX_CONVENTION_NEW, BOX_CONVENTION_OLD)
-    stamp = metadata.get("box_convention")
-    if stamp is not None:
-        if stamp not in known:
-            raise ValueError(f'{path}: metadata["box_convention"] is {stamp!r}, not one of {known}')
-        return stamp
-
-    if not any(len(info.get("gt_boxes", ())) for info in infos):
-        return BOX_CONVENTION_NEW  # no box, nothing to convert
-    long_boxes = np.concatenate(
-        [
-            info["gt_boxes"][np.isin(info["gt_names"], _LONG_CLASSES)]
-            for info in infos
-            if len(info.get("gt_boxes", ()))
-        ]
-    )
-    ratio = (long_boxes[:, 3] / long_boxes[:, 4]).mean() if len(long_boxes) else 1.0
-    if ratio > _CLEARLY_LONGER:
-        return BOX_CONVENTION_NEW
-    if ratio < 1 / _CLEARLY_LONGER:
-        return BOX_CONVENTION_OLD
-    raise ValueError(
-        f"{path} has no box convention, and its cars, trucks and buses do not show which one it is: set "
-        f'metadata["box_convention"] to "{BOX_CONVENTION_NEW}" (mmdet3d >= 1.0: x, y, z, l, w, h, yaw) '
-        f'or "{BOX_CONVENTION_OLD}" (mmdet3d <= 0.17: x, y, z, w, l, h, -yaw - pi/2), '
-        "or write the file again with tools/create_data.py"
-    )
 
 
 def _in_scene_order(infos):
@@ -126,3 +125,12 @@ def _in_scene_order(infos):
         return scene_start[info["scene_token"]], info["scene_token"], info["timestamp"]
 
     return sorted(infos, key=scene_then_time)
+
+
+def _link(infos):
+    """Fill in what records lack of `prev` and `next`: the neighbours in their scene."""
+    scenes = [None, *(info["scene_token"] for info in infos), None]
+    tokens = ["", *(info["token"] for info in infos), ""]
+    for i, info in enumerate(infos, 1):
+        info.setdefault("prev", tokens[i - 1] if scenes[i - 1] == scenes[i] else "")
+        info.setdefault("next", tokens[i + 1] if scenes[i + 1] == scenes[i] else "")

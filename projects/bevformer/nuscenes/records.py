@@ -49,6 +49,12 @@ def lidar2img_of_camera(record: Record) -> np.ndarray:
     return cam2img_of_camera(record) @ lidar2cam_of_camera(record)
 
 
+def recorded_size(record: Record) -> tuple[int, int] | None:
+    """Width and height of the images of an entry of `info["cams"]`; None where it does not say."""
+    size = int(record.get("width", 0)), int(record.get("height", 0))
+    return size if all(size) else None
+
+
 def lidar2global_of(info: Record) -> np.ndarray:
     """(4, 4) lidar frame of the key frame to global frame."""
     lidar2ego, ego2global = (
@@ -61,19 +67,37 @@ def lidar2global_of(info: Record) -> np.ndarray:
 def boxes_global(info: Record) -> np.ndarray:
     """(G, 10) x, y, z, w, l, h, quaternion w, x, y, z of a record's objects in the global frame, m.
 
-    These are the tables' own numbers: at the edge of a threshold rounding would decide.
+    These are the tables' own numbers where the record has them: at the edge of a threshold rounding would
+    decide. Otherwise they follow from `gt_boxes`.
     """
+    if "gt_centers_global" not in info or "gt_rotations_global" not in info:
+        return _boxes_global_from_lidar(info)
     sizes_wlh = info["gt_boxes"][:, [4, 3, 5]]
     return np.concatenate(
         (info["gt_centers_global"], sizes_wlh, info["gt_rotations_global"]), axis=1
     )
 
 
+def _boxes_global_from_lidar(info: Record) -> np.ndarray:
+    boxes, lidar2global = info["gt_boxes"].reshape(-1, 7), lidar2global_of(info)
+    turn = rotations.multiply(
+        *(
+            np.asarray(info[f"{name}_rotation"], np.float64)[None]
+            for name in ("ego2global", "lidar2ego")
+        )
+    )
+    turns = rotations.multiply(
+        rotations.normalise(turn).repeat(len(boxes), axis=0), rotations.about_z(boxes[:, 6])
+    )
+    centers = boxes[:, :3] @ lidar2global[:3, :3].T + lidar2global[:3, 3]
+    return np.concatenate((centers, boxes[:, [4, 3, 5]], turns), axis=1)
+
+
 def velocities_global(info: Record) -> np.ndarray:
     """(G, 2) velocities of a record's objects along the global axes, m/s, up to rounding."""
     # The vertical part was dropped before the rotation, so this matrix is not a rotation: invert it.
     global2lidar_xy = lidar2global_of(info)[:2, :2].T
-    return info["gt_velocity"] @ np.linalg.inv(global2lidar_xy).T
+    return info["gt_velocity"].reshape(-1, 2) @ np.linalg.inv(global2lidar_xy).T
 
 
 def can_bus_of(info: Record, quaternion: str = "wxyz", message: str = "same") -> np.ndarray:

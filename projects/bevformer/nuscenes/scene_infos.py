@@ -48,8 +48,10 @@ def scene_infos(
         for camera, matrix in zip(cameras, sensor2lidar[frame_idx, 1:]):
             camera.update(_in_lidar_frame(matrix))
             # Last, as in the original's files.
-            rows = tables.sample_data[sample["token"]][camera["type"]].calibration.camera_intrinsic
+            data = tables.sample_data[sample["token"]][camera["type"]]
+            rows = data.calibration.camera_intrinsic
             camera["cam_intrinsic"] = intrinsics.setdefault(id(rows), np.array(rows))
+            camera["width"], camera["height"] = data.image_size
         time_us = sample["timestamp"]
         at, motion_after = np.zeros(CAN_SIZE), np.zeros(CAN_SIZE)[CAN_MOTION]
         if can_bus is not None:

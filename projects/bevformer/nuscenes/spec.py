@@ -59,20 +59,6 @@ ATTRIBUTES = (
     "vehicle.stopped",
 )
 
-# Class -> attribute of an object that moves, and of one that stands still. Attributes are not predicted.
-ATTRIBUTES_OF_CLASS = {
-    "car": ("vehicle.moving", "vehicle.parked"),
-    "truck": ("vehicle.moving", "vehicle.parked"),
-    "construction_vehicle": ("vehicle.moving", "vehicle.parked"),
-    "bus": ("vehicle.moving", "vehicle.stopped"),
-    "trailer": ("vehicle.moving", "vehicle.parked"),
-    "barrier": ("", ""),
-    "motorcycle": ("cycle.with_rider", "cycle.without_rider"),
-    "bicycle": ("cycle.with_rider", "cycle.without_rider"),
-    "pedestrian": ("pedestrian.moving", "pedestrian.standing"),
-    "traffic_cone": ("", ""),
-}
-
 # True-positive error in the devkit's files -> its name in papers and tables.
 TP_ERRORS = {
     "trans_err": "mATE",

@@ -12,25 +12,38 @@ _TINY = 1e-6  # a quaternion or a determinant below it counts as zero
 
 def finite_rows(values: Sequence[Any], shape: tuple[int, ...]) -> np.ndarray:
     """(len(values),) bool: whether each value holds finite numbers (no texts or booleans) of a shape."""
-    rows = _numbers(values)
-    if rows is not None and rows.shape == (len(values), *shape):
-        return np.isfinite(rows).all(axis=tuple(range(1, rows.ndim)))
-    parsed = map(_numbers, values)  # of different shapes or kinds: slowly, one by one
-    return np.array(
-        [p is not None and p.shape == shape and np.isfinite(p).all() for p in parsed], dtype=bool
-    )
+    return _finite(values, shape)[0]
 
 
 def usable_rows(values: Sequence[Any], shape: tuple[int, ...]) -> np.ndarray:
     """As `finite_rows`; (4,) are quaternions that are not zero, (3, 3) are invertible matrices."""
-    good = finite_rows(values, shape)
-    finite = values if good.all() else [value for value, fine in zip(values, good) if fine]
-    rows = np.asarray(finite, dtype=np.float64).reshape(len(finite), *shape)
+    return stack_usable(values, shape)[0]
+
+
+def stack_usable(values: Sequence[Any], shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """`usable_rows`, and the finite values as one (n, *shape) float64 array."""
+    good, rows = _finite(values, shape)
     if shape == (4,):
         good[good] = np.abs(rows).max(axis=1, initial=0) > _TINY
     if shape == (3, 3):
         good[good] = np.abs(np.linalg.det(rows)) > _TINY
-    return good
+    return good, rows
+
+
+def _finite(values, shape):
+    """Which values are finite, and these as one float64 array."""
+    rows = _numbers(values)
+    if rows is not None and rows.shape == (len(values), *shape):
+        good = np.isfinite(rows).all(axis=tuple(range(1, rows.ndim)))
+        finite = rows if good.all() else rows[good]
+    else:  # of different shapes or kinds: slowly, one by one
+        parsed = [_numbers(value) for value in values]
+        good = np.array(
+            [p is not None and p.shape == shape and np.isfinite(p).all() for p in parsed],
+            dtype=bool,
+        )
+        finite = [p for p, fine in zip(parsed, good) if fine]
+    return good, np.asarray(finite, dtype=np.float64).reshape(-1, *shape)
 
 
 def described(shape: tuple[int, ...]) -> str:

@@ -46,6 +46,7 @@ def draw_bev(
     score_threshold: float = 0.3,
     points_lidar: Optional[np.ndarray] = None,
     class_names: Sequence[str] = CLASSES,
+    range_m: float = BEV_RANGE_M,
 ) -> Figure:
     """Draw one sample from above, the lidar in the middle, x to the right and y upwards.
 
@@ -58,6 +59,7 @@ def draw_bev(
         score_threshold: predictions below it are left out.
         points_lidar: (P, >=2) metres, lidar frame, drawn as a backdrop, or None.
         class_names: the name of each label.
+        range_m: of the picture, from the lidar to each side.
 
     Returns:
         matplotlib Figure with an Agg canvas and one Axes; nothing is shown or saved, and pyplot's
@@ -66,7 +68,7 @@ def draw_bev(
     figure = Figure(figsize=FIGURE_SIZE, dpi=DPI)
     FigureCanvasAgg(figure)
     axes = figure.add_axes([0.07, 0.055, 0.915, 0.897])
-    _prepare_axes(axes, info)
+    _prepare_axes(axes, info, range_m)
     if points_lidar is not None:
         axes.scatter(points_lidar[:, 0], points_lidar[:, 1], s=0.4, c=_POINT_COLOR, linewidths=0)
     _draw_ego(axes, info)
@@ -82,13 +84,14 @@ def draw_bev(
     return figure
 
 
-def _prepare_axes(axes: Axes, info: Info) -> None:
+def _prepare_axes(axes: Axes, info: Info, range_m: float) -> None:
     axes.set_title("\n".join(sample_title(info)), fontsize=9)
-    axes.set_xlim(-BEV_RANGE_M, BEV_RANGE_M)
-    axes.set_ylim(-BEV_RANGE_M, BEV_RANGE_M)
+    last = int(range_m // 10) * 10
+    axes.set_xlim(-range_m, range_m)
+    axes.set_ylim(-range_m, range_m)
     axes.set_aspect("equal")
-    axes.set_xticks(range(-50, 51, 10))
-    axes.set_yticks(range(-50, 51, 10))
+    axes.set_xticks(range(-last, last + 1, 10))
+    axes.set_yticks(range(-last, last + 1, 10))
     axes.set_xlabel("x, right of the lidar (m)")
     axes.set_ylabel("y, ahead of the lidar (m)")
     axes.grid(color="#ececec", linewidth=0.6)

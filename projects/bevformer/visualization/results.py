@@ -16,6 +16,7 @@ def load_results(
     path: Union[str, Path],
     infos: Sequence[Mapping[str, Any]],
     class_names: Sequence[str] = CLASSES,
+    config: Any = None,
 ) -> Dict[str, Dict[str, Any]]:
     """Read the predictions for the samples of a data set.
 
@@ -24,6 +25,7 @@ def load_results(
             format of the nuScenes detection benchmark (global frame).
         infos: `dataset.data_infos`.
         class_names: the name of each label.
+        config: of the data set's evaluation, for own classes in a JSON file; that of nuScenes where None.
 
     Returns:
         dict: sample token -> "pts_bbox" dict, boxes in the lidar frame. A JSON file may hold only some
@@ -39,7 +41,7 @@ def load_results(
             f"results file {path} does not exist: make it with tools/eval.py --out"
         )
     if path.suffix == ".json":
-        return _load_nuscenes_json(path, infos, class_names)
+        return _load_nuscenes_json(path, infos, class_names, config)
     if path.suffix == ".pkl":
         return _load_pickle(path, infos)
     raise ValueError(f"results file {path} is neither .pkl (tools/eval.py --out) nor .json")
@@ -81,11 +83,12 @@ def _load_pickle(path: Path, infos: Sequence[Mapping[str, Any]]) -> Dict[str, Di
 
 
 def _load_nuscenes_json(
-    path: Path, infos: Sequence[Mapping[str, Any]], class_names: Sequence[str]
+    path: Path, infos: Sequence[Mapping[str, Any]], class_names: Sequence[str], config: Any
 ) -> Dict[str, Dict[str, Any]]:
-    from nuscenes.eval.detection.config import config_factory
+    if config is None:
+        from nuscenes.eval.detection.config import config_factory
 
-    config = config_factory("detection_cvpr_2019")
+        config = config_factory("detection_cvpr_2019")
     tokens = [info["token"] for info in infos]
     boxes, found = read_results_of(str(path), tokens, config)
     if not found:

@@ -9,7 +9,7 @@ import numpy as np
 
 from projects.bevformer.io import join_root
 from projects.bevformer.nuscenes.spec import CLASSES
-from projects.bevformer.visualization.bev import draw_bev
+from projects.bevformer.visualization.bev import BEV_RANGE_M, draw_bev
 from projects.bevformer.visualization.boxes import Annotations, Info
 from projects.bevformer.visualization.cameras import draw_cameras
 
@@ -24,6 +24,7 @@ def draw_sample(
     data_root: Optional[str],
     score_threshold: float = 0.3,
     class_names: Sequence[str] = CLASSES,
+    range_m: float = BEV_RANGE_M,
 ) -> Tuple[Path, Path]:
     """Write `<token>_bev.png` and `<token>_camera.png`.
 
@@ -39,6 +40,7 @@ def draw_sample(
         data_root: folder that the paths of `info` are relative to.
         score_threshold: predictions below it are left out.
         class_names: the name of each label.
+        range_m: of the first picture, from the lidar to each side.
 
     Returns:
         (bev_path, camera_path), both Path.
@@ -55,7 +57,9 @@ def draw_sample(
     points_lidar = read_lidar_points(join_root(data_root, info["lidar_path"]))
     cameras = draw_cameras(info, predictions, ground_truth, data_root, score_threshold)
     cv2.imwrite(str(camera_path), cameras)
-    bev = draw_bev(info, predictions, ground_truth, score_threshold, points_lidar, class_names)
+    bev = draw_bev(
+        info, predictions, ground_truth, score_threshold, points_lidar, class_names, range_m
+    )
     bev.canvas.print_png(str(bev_path))
     return bev_path, camera_path
 

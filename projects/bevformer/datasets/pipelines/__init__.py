@@ -22,6 +22,7 @@ from projects.bevformer.datasets.pipelines import (  # noqa: F401
     size,
     view_augmentation,
 )
+from projects.bevformer.datasets.pipelines.checks import check_steps  # noqa: F401
 from projects.bevformer.published import translate
 
 # Published name, which belongs to mmdet3d -> its class there and the step that is used instead.

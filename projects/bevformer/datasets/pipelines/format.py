@@ -90,11 +90,36 @@ def stack_byte_images(images: Sequence[np.ndarray]) -> DataContainer:
     return DataContainer(torch.from_numpy(np.stack(images)), stack=True, pad_dims=None)
 
 
+def metas_of(frame: dict) -> list[dict]:
+    """The metas of a collected frame: one, or with MultiScaleFlipAug3D one per version."""
+    metas = frame["img_metas"]
+    return [meta.data for meta in (metas if isinstance(metas, list) else [metas])]
+
+
 def image_hw(images: torch.Tensor | Sequence[np.ndarray]) -> tuple[int, int]:
     """Height and width of the images of a frame: one tensor, or N byte images."""
     if isinstance(images, torch.Tensor) and images.dtype != torch.uint8:
         return tuple(images.shape[-2:])
     return tuple(images[0].shape[:2])
+
+
+def check_one_size(frames: Sequence[dict]) -> None:
+    """Check the collected frames of a queue: torch would not name the one that differs.
+
+    Raises:
+        ValueError: the images of a frame are of another size than those of the last one.
+    """
+    sizes = [image_hw(frame["img"].data) for frame in frames]
+    for frame, size in zip(frames, sizes):
+        if size != sizes[-1]:
+            of_frame, of_last = (
+                f"sample {meta.get('sample_idx')} ({meta.get('filename', ('no filename',))[0]})"
+                for meta in (metas_of(frame)[0], metas_of(frames[-1])[0])
+            )
+            raise ValueError(
+                f"the images of {of_frame} are {size} after the pipeline, those of {of_last} are "
+                f"{sizes[-1]}: all must have one size; use the original images"
+            )
 
 
 def stack_frames(frames: Sequence[DataContainer]) -> DataContainer:

@@ -4,6 +4,8 @@ A step writes its random draws into `results["aug_param"]` under its name, and u
 frame if there are any; the dataset passes one such dict to all frames of an item.
 """
 
+from __future__ import annotations
+
 import numpy as np
 from mmdet3d.datasets.builder import PIPELINES
 
@@ -147,6 +149,25 @@ class GlobalRotScaleTransImage(Step):
             "matrix": mirror @ (scale * turn),
             "only_gt": self.only_gt,
         }
+
+
+def drawn_for_network(draws: dict) -> dict:
+    """What the network has to know about the draws of an item.
+
+    Args:
+        draws: `aug_param` after all frames went through the pipeline.
+
+    Returns:
+        dict of keys for the meta of every frame: `image_flip`, and `bev_augmentation` (3, 3) where the
+        cameras did not follow the boxes; empty without draws.
+    """
+    keys = {}
+    if "CropResizeFlipImage" in draws:
+        keys["image_flip"] = draws["CropResizeFlipImage"]["flip"]
+    scene = draws.get("GlobalRotScaleTransImage", {})
+    if scene.get("only_gt"):
+        keys["bev_augmentation"] = scene["matrix"]
+    return keys
 
 
 def _draw_once(results, step):

@@ -1,4 +1,4 @@
-"""The detection benchmark of nuScenes on the split of an info file."""
+"""The detection benchmark of nuScenes, or one of own classes, on the split of an info file."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Sequence
 
+from projects.bevformer.nuscenes.benchmark import OwnBenchmark
 from projects.bevformer.nuscenes.evaluation.ground_truth import (
     EVALUATION_FIELDS,
     ground_truth_of_infos,
@@ -22,7 +23,11 @@ from projects.bevformer.nuscenes.evaluation.results import (
     read_result_file,
     write_result_file,
 )
-from projects.bevformer.nuscenes.evaluation.scoring import score_boxes, score_with_devkit
+from projects.bevformer.nuscenes.evaluation.scoring import (
+    overall_scores,
+    score_boxes,
+    score_with_devkit,
+)
 from projects.bevformer.nuscenes.info_list import column
 from projects.bevformer.nuscenes.spec import SPLITS, WITHOUT_ANNOTATIONS
 
@@ -37,11 +42,13 @@ class NuScenesEvaluator:
         infos: records that are evaluated, in the order of the detections.
         metadata: of the info file.
         class_names: label -> name.
-        config: the devkit's DetectionConfig.
+        config: the devkit's DetectionConfig, or an OwnBenchmark.
         ann_file: the info file, for messages.
         data_root: nuScenes root, for the tables.
         modality: dict of use_camera ... use_external, written into result files.
         tokens: all sample tokens of the info file; those of `infos` where None.
+        velocity: of the submission, see `detected_boxes`.
+        part: what `keep_scenes` left of the info file, or None for all of it.
     """
 
     infos: Sequence[dict]
@@ -52,16 +59,35 @@ class NuScenesEvaluator:
     data_root: str | None = None
     modality: dict[str, bool] = field(default_factory=dict)
     tokens: Sequence[str] | None = None
+    velocity: str = "horizontal"
+    part: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.tokens is None:
             self.tokens = column(self.infos, "token")
 
+    @property
+    def is_own(self) -> bool:
+        """Whether classes of one's own are scored, so that there is no NDS."""
+        return isinstance(self.config, OwnBenchmark)
+
+    @property
+    def _has_tables(self):
+        """Whether the ground truth may be in the tables of nuScenes, not only in the info file."""
+        return not self.is_own and self.metadata["version"] in SPLITS
+
+    @cached_property
+    def _first(self):
+        return self.infos[0]
+
     @cached_property
     def _contents(self):
         """Frames of the records, and their ground truth if they contain it."""
-        records = list(self.infos)
-        known = has_ground_truth(records)
+        records = [self._first, *self.infos[1:]]
+        if self._has_tables:
+            known = self.metadata.get("samples_in_split") is not None and has_ground_truth(records)
+        else:
+            known = all("gt_boxes" in info for info in records)
         return Frames(records), ground_truth_of_infos(records, self.config) if known else None
 
     @property
@@ -72,6 +98,14 @@ class NuScenesEvaluator:
     @property
     def split(self) -> str:
         """Such as "val of v1.0-mini", for messages."""
+        if self.part is None:
+            return self._whole_split
+        return (
+            f"{len(self.part['scenes'])} of {self.part['of_scenes']} scenes of {self._whole_split}"
+        )
+
+    @property
+    def _whole_split(self):
         return f"{self.metadata.get('split', 'val')} of {self.metadata['version']}"
 
     @property
@@ -98,7 +132,7 @@ class NuScenesEvaluator:
         Raises:
             ValueError: a box that the benchmark does not accept.
         """
-        return detected_boxes(results, self.frames, self.class_names, self.config)
+        return detected_boxes(results, self.frames, self.class_names, self.config, self.velocity)
 
     def write(self, results: Boxes | Sequence[dict], folder: str) -> str:
         """Write `results_nusc.json`.
@@ -112,8 +146,52 @@ class NuScenesEvaluator:
         """
         boxes = results if isinstance(results, Boxes) else self.boxes(results)
         path = osp.join(folder, "results_nusc.json")
-        write_result_file(boxes, self.frames.tokens, self.modality, self.config, path)
+        meta = dict(self.modality)
+        if self.is_own:  # such a file is not a submission
+            meta["own_classes"] = list(self.class_names)
+        if self.part is not None:  # nor is such a one
+            meta["part"] = self.part
+        write_result_file(boxes, self.frames.tokens, meta, self.config, path)
         return path
+
+    def check(self, devkit: bool = False) -> None:
+        """Raise what would keep detections from being scored, before any are made; reads one record.
+
+        Raises:
+            FileNotFoundError: the tables are needed and do not exist.
+            ValueError: the split cannot be scored, samples are missing, or the devkit is asked for what
+                it does not score.
+        """
+        if devkit and (self.is_own or self.part is not None or not self._has_tables):
+            what = "own classes" if self.is_own else self.split
+            raise ValueError(
+                f"the nuScenes devkit scores the ten classes of nuScenes on a whole split of it, not {what}: "
+                "leave --devkit out, the matching is the same"
+            )
+        if self._has_tables:
+            _ = self.eval_set  # raises for a split without public annotations
+        elif "gt_boxes" not in self._first:
+            raise ValueError(
+                f"{self.ann_file} has no annotations (gt_boxes) to score with: only --format-only works"
+            )
+        found, total = len(self.tokens), self.metadata.get("samples_in_split")
+        if total is not None and total != found:
+            raise ValueError(
+                f"{self.ann_file} holds {found} samples, {self._whole_split} has {total}, and only a whole "
+                "split can be scored: were scenes without images left out, or files joined? Write "
+                "the info file again from the whole download"
+            )
+        if devkit or (
+            self._has_tables and not (has_ground_truth([self._first]) and total is not None)
+        ):
+            self._check_tables()
+        if self.part is None:
+            self._check_samples(self.tokens)
+        elif self.part["of_samples"] != found:
+            raise ValueError(
+                f"{self.part['of_samples']} of the {found} samples of {self.ann_file} are read: scenes are "
+                "scored whole, set load_interval=1"
+            )
 
     def score(
         self,
@@ -131,12 +209,12 @@ class NuScenesEvaluator:
             devkit: let the nuScenes devkit score, which needs the tables and draws curves.
 
         Returns:
-            content of the devkit's `metrics_summary.json`.
+            content of the devkit's `metrics_summary.json`; with `part` where that is given.
 
         Raises:
-            FileNotFoundError: the tables are needed and do not exist.
-            ValueError: the split cannot be scored, not all of its samples are present, or see `boxes`.
+            FileNotFoundError, ValueError: see `check` and `boxes`.
         """
+        self.check(devkit)
         truth = self._tables() if devkit else self.ground_truth(logger)
         boxes = self.boxes(results)
         if devkit:
@@ -151,7 +229,8 @@ class NuScenesEvaluator:
         """Score a nuScenes submission, written here or elsewhere.
 
         Args:
-            path: `results_nusc.json`; its samples may be in any order.
+            path: `results_nusc.json`; its samples may be in any order. Of a part of the split it may hold
+                the others too.
             logger, folder, devkit: as in `score`.
 
         Returns:
@@ -159,10 +238,12 @@ class NuScenesEvaluator:
 
         Raises:
             FileNotFoundError: no such file, or the tables are needed and do not exist.
-            ValueError: the split cannot be scored, or the file is not a submission for it.
+            ValueError: see `check`, or the file is not a submission for the split.
         """
+        self.check(devkit)
         truth = self._tables() if devkit else self.ground_truth(logger)
-        boxes, meta = read_result_file(path, self.frames.tokens, self.config, self.split)
+        whole = self.part is None
+        boxes, meta = read_result_file(path, self.frames.tokens, self.config, self.split, whole)
         if devkit:
             return self._score_with_devkit(path, truth, folder, logger)
         return self._score(boxes, truth, meta, folder, logger)
@@ -171,10 +252,11 @@ class NuScenesEvaluator:
         if not len(boxes):
             logger.warning("no detection is within the benchmark's range: all scores are zero")
         summary = score_boxes(boxes, truth, self.config, meta, folder)
-        logger.info(
-            "nuScenes %s: mAP %.4f, NDS %.4f, scored in %.1f s",
-            self.split, summary["mean_ap"], summary["nd_score"], summary["eval_time"],
-        )  # fmt: skip
+        if self.part is not None:
+            summary["part"] = self.part
+        scores = ", ".join(f"{name} {value:.4f}" for name, value in overall_scores(summary).items())
+        what = f"{'own classes' if self.is_own else 'nuScenes'} {self.split}"
+        logger.info("%s: %s, scored in %.1f s", what, scores, summary["eval_time"])
         return summary
 
     def _score_with_devkit(self, path, nusc, folder, logger):
@@ -185,29 +267,22 @@ class NuScenesEvaluator:
 
         Raises:
             FileNotFoundError: the tables are needed and do not exist.
-            ValueError: the split has no public annotations, or the infos are not all of its samples.
+            ValueError: samples are not in the tables, or records have no annotations.
         """
-        eval_set = self.eval_set
-        found, total = len(self.tokens), self.metadata.get("samples_in_split")
         truth = self._contents[1]
-        if total is not None and truth is not None:
-            if total != found:
-                raise ValueError(
-                    f"{self.ann_file} holds {found} samples, {self.split} has {total}, and only a whole "
-                    "split can be scored: were scenes without images left out, or files joined? Write "
-                    "the info file again from the whole download"
-                )
-            self._check_samples(self.tokens)
+        if truth is not None:
             return truth
+        if not self._has_tables:
+            raise ValueError(f"{self.ann_file}: some frames have no annotations (gt_boxes)")
         logger.warning(
             f"{self.ann_file} lacks {', '.join(EVALUATION_FIELDS)} or samples_in_split: the ground "
-            f"truth is read from the tables of {eval_set} at {self.data_root}, which takes longer and "
+            f"truth is read from the tables of {self.eval_set} at {self.data_root}, which takes longer and "
             "more memory. Write the file again with tools/create_data.py to evaluate without them"
         )
         return ground_truth_of_tables(self._tables(), self.frames.tokens, self.config)
 
     def _check_samples(self, expected):
-        check_samples(self.frames.tokens, expected, self.ann_file, self.split)
+        check_samples(column(self.infos, "token").tolist(), expected, self.ann_file, self.split)
 
     def _tables(self):
         """The devkit's tables; raises as `ground_truth`."""
@@ -215,14 +290,20 @@ class NuScenesEvaluator:
         from nuscenes.utils.splits import create_splits_scenes
 
         scenes = set(create_splits_scenes()[self.eval_set])
-        version = self.metadata["version"]
-        root = self.data_root or "."
+        version, root = self._check_tables()
+        nusc = NuScenes(version=version, dataroot=root, verbose=False)
+        if self.part is None:
+            scene_tokens = {scene["token"] for scene in nusc.scene if scene["name"] in scenes}
+            samples = [s["token"] for s in nusc.sample if s["scene_token"] in scene_tokens]
+            self._check_samples(samples)
+        return nusc
+
+    def _check_tables(self):
+        """Version and root of the tables, which have to exist."""
+        version, root = self.metadata["version"], self.data_root or "."
         if not osp.isdir(osp.join(root, version)):
             raise FileNotFoundError(
                 f"no nuScenes tables at {osp.join(root, version)}, which this evaluation needs: check "
                 "data_root, or write the info file again with tools/create_data.py"
             )
-        nusc = NuScenes(version=version, dataroot=root, verbose=False)
-        scene_tokens = {scene["token"] for scene in nusc.scene if scene["name"] in scenes}
-        self._check_samples([s["token"] for s in nusc.sample if s["scene_token"] in scene_tokens])
-        return nusc
+        return version, root

@@ -8,7 +8,7 @@ import numpy as np
 
 from projects.bevformer.geometry import rotations
 from projects.bevformer.nuscenes.evaluation.metrics import Boxes, GroundTruth
-from projects.bevformer.nuscenes.evaluation.results import ATTRIBUTE_CODES
+from projects.bevformer.nuscenes.evaluation.results import attribute_codes
 from projects.bevformer.nuscenes.records import boxes_global, velocities_global
 from projects.bevformer.nuscenes.spec import BICYCLE_RACK, CATEGORY_TO_CLASS
 
@@ -22,15 +22,21 @@ def has_ground_truth(infos: Sequence[dict]) -> bool:
 
 
 def ground_truth_of_infos(infos: Sequence[dict], config: Any) -> GroundTruth:
-    """`GroundTruth` of info records with the `EVALUATION_FIELDS`."""
+    """`GroundTruth` of annotated info records.
+
+    Centres and rotations of records without the `EVALUATION_FIELDS` follow from their boxes, their objects
+    have no attributes; radar points are 0 where the record has none.
+    """
     counts = [len(info["gt_names"]) for info in infos]
     return _ground_truth(
         sample=np.repeat(np.arange(len(infos)), counts),
         names=[name for info in infos for name in info["gt_names"].tolist()],
         box=_rows(10, (boxes_global(info) for info in infos)),
         velocity=_rows(2, (velocities_global(info) for info in infos)),
-        attributes=[name for info in infos for name in info["gt_attributes"].tolist()],
-        points=_rows(1, (info["num_lidar_pts"] + info["num_radar_pts"] for info in infos))[:, 0],
+        attributes=[name for info in infos for name in _attributes(info)],
+        points=_rows(1, (info["num_lidar_pts"] + info.get("num_radar_pts", 0) for info in infos))[
+            :, 0
+        ],
         ego_xy=_rows(3, (info["ego2global_translation"] for info in infos))[:, :2],
         config=config,
     )
@@ -69,6 +75,12 @@ def attribute_name(nusc: Any, annotation: dict) -> str:
     return nusc.get("attribute", tokens[0])["name"] if tokens else ""
 
 
+def _attributes(info):
+    return (
+        info["gt_attributes"].tolist() if "gt_attributes" in info else [""] * len(info["gt_names"])
+    )
+
+
 def _rows(width, rows):
     """Float array with `width` columns, even without rows."""
     rows = list(rows)
@@ -76,14 +88,17 @@ def _rows(width, rows):
 
 
 def _ground_truth(sample, names, box, velocity, attributes, points, ego_xy, config):
-    label_of = {name: label for label, name in enumerate(config.class_range)}
+    codes, label_of = (
+        attribute_codes(config),
+        {name: label for label, name in enumerate(config.class_range)},
+    )
     label = np.array([label_of.get(name, -1) for name in names], dtype=int)
     boxes = Boxes(
         sample=sample,
         label=label,
         box=box,
         velocity=velocity,
-        attribute=np.array([ATTRIBUTE_CODES[name] for name in attributes], dtype=int),
+        attribute=np.array([codes.get(name, len(codes)) for name in attributes], dtype=int),
     )
     racks = boxes.take(np.array([name == BICYCLE_RACK for name in names], dtype=bool))
     racks.box[:, 6:] = rotations.normalise(racks.box[:, 6:])

@@ -18,18 +18,13 @@ import numpy as np
 
 from projects.bevformer.geometry import rotations
 from projects.bevformer.jit import jit
+from projects.bevformer.nuscenes.benchmark import OwnBenchmark, rules_of
 from projects.bevformer.nuscenes.spec import TP_ERRORS
 
 _DETAILS = (
     "recall", "precision", "confidence", "trans_err", "vel_err", "scale_err", "orient_err", "attr_err",
 )  # fmt: skip
-# What a class has none of is left out of the averages.
-_UNDEFINED_ERRORS = {
-    "traffic_cone": ("orient_err", "vel_err", "attr_err"),
-    "barrier": ("vel_err", "attr_err"),
-}
 _RECALLS = np.linspace(0, 1, 101)
-_CYCLES = ("bicycle", "motorcycle")
 
 
 @dataclass
@@ -41,7 +36,8 @@ class Boxes:
         label: (N,) int, index into the class names of the benchmark's config.
         box: (N, 10) float64, x, y, z of the centre, w, l, h, quaternion w, x, y, z.
         velocity: (N, 2) m/s, NaN where unknown.
-        attribute: (N,) int, index into `spec.ATTRIBUTES`, -1 for none.
+        attribute: (N,) int, index into `attributes_of(config)`, -1 for none; in ground truth an index
+            behind the last is an attribute that no class has.
         score: (N,), None for ground truth.
     """
 
@@ -84,10 +80,11 @@ def detection_metrics(detections: Boxes, truth: GroundTruth, config: Any) -> tup
     Args:
         detections: M `Boxes` in the order of the result file, which decides between equal scores.
         truth: `GroundTruth`.
-        config: the devkit's DetectionConfig.
+        config: the devkit's DetectionConfig, or an OwnBenchmark.
 
     Returns:
-        summary: the scores of the devkit's `metrics_summary.json`.
+        summary: the scores of the devkit's `metrics_summary.json`; of an OwnBenchmark without what belongs
+            to NDS, and with NaN for an error that none of its classes has.
         details: content of its `metrics_details.json`.
     """
     names = list(config.class_range)
@@ -100,19 +97,19 @@ def detection_metrics(detections: Boxes, truth: GroundTruth, config: Any) -> tup
 
     matched = _match(detections, ground_truths, len(truth.ego_xy), len(names), config.dist_ths)
     curves = {}
-    for label, name in enumerate(names):
+    for label, (name, rules) in enumerate(rules_of(config).items()):
         rows = np.flatnonzero(detections.label == label)
         positives = int((ground_truths.label == label).sum())
         of_class = detections.take(rows)
         for column, distance in enumerate(config.dist_ths):
             curves[name, distance] = _curves(
-                of_class, ground_truths, matched[rows, column], positives, name
+                of_class, ground_truths, matched[rows, column], positives, rules.period_rad
             )
     details = {
         f"{name}:{distance}": {key: curve[key].tolist() for key in _DETAILS}
         for (name, distance), curve in curves.items()
     }
-    return _summary(curves, names, config), details
+    return _summary(curves, config), details
 
 
 def counted_boxes(boxes: Boxes, truth: GroundTruth, config: Any) -> Boxes:
@@ -120,7 +117,7 @@ def counted_boxes(boxes: Boxes, truth: GroundTruth, config: Any) -> Boxes:
     ranges = np.array(list(config.class_range.values()), dtype=np.float64)
     offset = boxes.box[:, :2] - truth.ego_xy[boxes.sample]
     boxes = boxes.take(np.sqrt(offset[:, 0] ** 2 + offset[:, 1] ** 2) < ranges[boxes.label])
-    cycles = [label for label, name in enumerate(config.class_range) if name in _CYCLES]
+    cycles = [label for label, rules in enumerate(rules_of(config).values()) if rules.in_racks]
     rows = np.flatnonzero(np.isin(boxes.label, cycles))
     in_rack = np.zeros(len(boxes), bool)
     in_rack[rows] = _in_racks(boxes.sample[rows], boxes.box[rows, :3], truth)
@@ -186,7 +183,7 @@ def _match_greedily(group, xy, starts, truth_xy, thresholds):
     return matched
 
 
-def _curves(detections, ground_truths, matched, positives, name):
+def _curves(detections, ground_truths, matched, positives, period_rad):
     """Precision, confidence and errors over 101 recalls, of one class at one threshold.
 
     Args:
@@ -194,7 +191,7 @@ def _curves(detections, ground_truths, matched, positives, name):
         ground_truths: all of them.
         matched: row in `ground_truths` of each detection, -1 for none.
         positives: number of ground truths of the class.
-        name: of the class.
+        period_rad: the turn after which an object of the class looks the same.
     """
     is_match = matched >= 0
     if not is_match.any():
@@ -210,28 +207,26 @@ def _curves(detections, ground_truths, matched, positives, name):
         "confidence": confidence,
     }
     hits, targets = detections.take(is_match), ground_truths.take(matched[is_match])
-    for error, values in _errors(hits, targets, name).items():
+    for error, values in _errors(hits, targets, period_rad).items():
         means = _running_mean(values)
         # np.interp needs rising scores.
         curves[error] = np.interp(confidence[::-1], hits.score[::-1], means[::-1])[::-1]
     return curves
 
 
-def _errors(hits, targets, name):
+def _errors(hits, targets, period_rad):
     """The errors of N matched pairs, (N,) each; NaN where the ground truth is unknown."""
     offset = hits.box[:, :2] - targets.box[:, :2]
     velocity = hits.velocity - targets.velocity
     common = np.minimum(hits.box[:, 3:6], targets.box[:, 3:6])
     intersection = _volume(common)
     union = _volume(targets.box[:, 3:6]) + _volume(hits.box[:, 3:6]) - intersection
-    # A barrier looks the same from both sides.
-    period = np.pi if name == "barrier" else 2 * np.pi
     turn = rotations.yaws(targets.box[:, 6:]) - rotations.yaws(hits.box[:, 6:])
     wrong_attribute = (hits.attribute != targets.attribute).astype(np.float64)
     return {
         "trans_err": np.sqrt(offset[:, 0] ** 2 + offset[:, 1] ** 2),
         "scale_err": 1 - intersection / union,
-        "orient_err": np.abs((turn + period / 2) % period - period / 2),
+        "orient_err": np.abs((turn + period_rad / 2) % period_rad - period_rad / 2),
         "vel_err": np.sqrt(velocity[:, 0] ** 2 + velocity[:, 1] ** 2),
         "attr_err": np.where(targets.attribute < 0, np.nan, wrong_attribute),
     }
@@ -249,7 +244,8 @@ def _running_mean(values):
     return np.nancumsum(values) / np.maximum(np.cumsum(known), 1)
 
 
-def _summary(curves, names, config):
+def _summary(curves, config):
+    names = list(config.class_range)
     label_aps = {
         name: {distance: _average_precision(curves[name, distance], config) for distance in config.dist_ths}
         for name in names
@@ -257,29 +253,35 @@ def _summary(curves, names, config):
     label_tp_errors = {
         name: {
             error: np.nan
-            if error in _UNDEFINED_ERRORS.get(name, ())
+            if error in rules.undefined_errors
             else _average_error(curves[name, config.dist_th_tp], error, config)
             for error in TP_ERRORS
         }
-        for name in names
+        for name, rules in rules_of(config).items()
     }
     mean_dist_aps = {name: float(np.mean(list(aps.values()))) for name, aps in label_aps.items()}
     mean_ap = float(np.mean(list(mean_dist_aps.values())))
     tp_errors = {
-        error: float(np.nanmean([label_tp_errors[name][error] for name in names]))
-        for error in TP_ERRORS
+        error: _known_mean([label_tp_errors[name][error] for name in names]) for error in TP_ERRORS
     }
-    tp_scores = {error: max(0.0, 1.0 - value) for error, value in tp_errors.items()}
-    total = config.mean_ap_weight * mean_ap + sum(tp_scores.values())
-    return {
+    summary = {
         "label_aps": label_aps,
         "mean_dist_aps": mean_dist_aps,
         "mean_ap": mean_ap,
         "label_tp_errors": label_tp_errors,
         "tp_errors": tp_errors,
-        "tp_scores": tp_scores,
-        "nd_score": total / (config.mean_ap_weight + len(tp_scores)),
     }
+    if isinstance(config, OwnBenchmark):
+        return summary
+    tp_scores = {error: max(0.0, 1.0 - value) for error, value in tp_errors.items()}
+    total = config.mean_ap_weight * mean_ap + sum(tp_scores.values())
+    nd_score = total / (config.mean_ap_weight + len(tp_scores))
+    return {**summary, "tp_scores": tp_scores, "nd_score": nd_score}
+
+
+def _known_mean(values):
+    """Mean without NaN; NaN where there is nothing else."""
+    return float("nan") if np.isnan(values).all() else float(np.nanmean(values))
 
 
 def _average_precision(curve, config):

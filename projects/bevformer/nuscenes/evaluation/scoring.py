@@ -31,7 +31,7 @@ def score_boxes(
     Args:
         boxes: detections, in the order of the result file.
         truth: ground truth.
-        config: the devkit's DetectionConfig.
+        config: the devkit's DetectionConfig, or an OwnBenchmark.
         meta: of the result file.
         folder: gets `metrics_details.json`; None writes nothing.
 
@@ -103,7 +103,7 @@ def _with_placeholder(submission, path):
 
 
 def flat_metrics(summary: dict) -> dict[str, float]:
-    """The scores of a summary as one dict of float, those of nuScenes under mmdet3d's keys.
+    """The scores of a summary as one dict of float, those of boxes under mmdet3d's keys.
 
     Args:
         summary: content of `metrics_summary.json`.
@@ -111,12 +111,13 @@ def flat_metrics(summary: dict) -> dict[str, float]:
     Returns:
         "pts_bbox_NuScenes/NDS", ".../mAP", ".../mATE", ".../mASE", ".../mAOE", ".../mAVE", ".../mAAE",
         ".../{class}_AP_dist_{metres}" and ".../{class}_{error}", if boxes were scored, and
-        "<head>/<name>" of other heads.
+        "<head>/<name>" of other heads. Own classes have "pts_bbox_own" in place of "pts_bbox_NuScenes",
+        and "mAP_own" in place of NDS and mAP.
     """
-    prefix = "pts_bbox_NuScenes"
     metrics = {name: value for name, value in summary.items() if "/" in name}
-    if "nd_score" not in summary:
+    if "mean_ap" not in summary:
         return metrics
+    prefix = "pts_bbox_NuScenes" if "nd_score" in summary else "pts_bbox_own"
     for name, by_distance in summary["label_aps"].items():
         for distance, ap in by_distance.items():
             metrics[f"{prefix}/{name}_AP_dist_{distance}"] = round(ap, 4)
@@ -125,6 +126,12 @@ def flat_metrics(summary: dict) -> dict[str, float]:
             metrics[f"{prefix}/{name}_{error}"] = round(value, 4)
     for error, value in summary["tp_errors"].items():
         metrics[f"{prefix}/{TP_ERRORS[error]}"] = round(value, 4)
-    metrics[f"{prefix}/NDS"] = summary["nd_score"]
-    metrics[f"{prefix}/mAP"] = summary["mean_ap"]
+    metrics.update((f"{prefix}/{name}", value) for name, value in overall_scores(summary).items())
     return metrics
+
+
+def overall_scores(summary: dict) -> dict[str, float]:
+    """{"mAP", "NDS"} of a summary of nuScenes' classes, {"mAP_own"} of one of own classes."""
+    if "nd_score" in summary:
+        return {"mAP": summary["mean_ap"], "NDS": summary["nd_score"]}
+    return {"mAP_own": summary["mean_ap"]}
