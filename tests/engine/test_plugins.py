@@ -97,6 +97,19 @@ def test_a_part_of_the_user_replaces_ours_and_one_line_says_so(
     assert plugins.notices() == [line]
 
 
+@pytest.mark.parametrize("where", ["absolute", "../parts_a"])
+def test_folders_by_path(tmp_path, write, where):
+    write(parts_a__more=COST.format(source="a", force=""))
+    (tmp_path / "parts_a" / "__init__.py").write_text("from parts_a import more")
+    (tmp_path / "configs").mkdir()
+    folder = str(tmp_path / "parts_a") if where == "absolute" else where
+    import_parts(config(tmp_path, plugin=True, plugin_dir=folder))
+    assert source_of_cost() == "a"
+    for missing in (str(tmp_path / "json"), "../json"):  # not the module of that name
+        with pytest.raises(ValueError, match=f"there is no folder {missing}"):
+            import_parts(config(tmp_path, plugin=True, plugin_dir=missing))
+
+
 def test_the_next_config_has_its_own_parts_only(tmp_path, write):
     write(parts_a__costs=COST.format(source="a", force=""))
     write(parts_b__costs=COST.format(source="b", force=""))

@@ -155,7 +155,9 @@ def _import(name: str, config: str | None) -> str | None:
     folders = [Path.cwd(), *(Path(config).resolve().parents if config else ())]
     if not all(part.isidentifier() for part in parts):  # "/home/me/parts", "../parts"
         found = [folder / name for folder in folders if (folder / name).is_dir()]
-        folders, parts = [folder.parent for folder in found], Path(name).parts[-1:]
+        folders, parts = [folder.resolve().parent for folder in found], Path(name).parts[-1:]
+        if not folders and parts[0] != _ORIGINAL:
+            raise ImportError(f"there is no folder {name}")
     dotted, relative = ".".join(parts), Path(*parts)
     for folder in folders:
         if (folder / relative).is_dir() or (folder / relative).with_suffix(".py").is_file():
