@@ -228,6 +228,6 @@ def _remedy(error: Exception, name: str) -> str:
         return ""
     if _ORIGINAL in str(error.name):
         return ": the modules of the original are not here, use those of projects.bevformer (docs/own_parts.md)"
-    if not _place(error):
+    if name.replace("/", ".").startswith(str(error.name)):
         return ": it must lie in the working directory, beside the config or on PYTHONPATH"
     return ""
