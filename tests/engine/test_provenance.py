@@ -18,7 +18,10 @@ from projects.bevformer.engine.provenance import (
     training_stamp,
 )
 
-DETECTOR = OrderedDict({"pts_bbox_head.reg_branches.0.4.weight": torch.zeros(10, 4)})
+DETECTOR = OrderedDict(
+    (f"pts_bbox_head.{name}.weight", torch.zeros(10, 4))
+    for name in ("reg_branches.0.4", "transformer.can_bus_mlp.0")
+)
 OFFICIAL = {
     "box_convention": "wlh_negyaw",
     "rotate_center": [100.0, 100.0],
@@ -104,10 +107,9 @@ def test_each_differing_quirk_is_one_line(caplog):
     ]
 
 
-def test_matching_or_unstamped_weights_do_not_warn():
+def test_matching_weights_and_backbones_do_not_warn():
     own = checkpoint(**{STAMP: training_stamp(config(), detector())})
     assert disagreements(own, "a.pth", config(), detector()) == []
-    assert disagreements(checkpoint(), "a.pth", config(), detector()) == []
     backbone = checkpoint({"img_backbone.conv1.weight": torch.zeros(1)}, mmdet3d_version="1.0.0")
     assert disagreements(backbone, "a.pth", config(), detector()) == []
     assert trained_with({}) == ({}, "unknown")
@@ -119,6 +121,28 @@ def test_parts_of_the_user_that_are_not_there_at_evaluation_are_named(monkeypatc
     monkeypatch.undo()
     (line,) = disagreements(trained, "a.pth", config(), detector())
     assert "replaced_parts = ['BBox3DL1Cost', 'NMSFreeCoder'], this config has []" in line
+
+
+def test_unstamped_weights_in_a_config_without_the_quirks_are_one_line():
+    (line,) = disagreements(checkpoint(), "a.pth", config(), detector())
+    assert "a.pth does not say what it was trained with: official weights need the quirks" in line
+    official = load_config(f"{REPOSITORY}/configs/bevformer/bevformer_tiny.py")
+    centre = detector(rotate_center=[100, 100])
+    assert disagreements(checkpoint(), "a.pth", official, centre) == []
+    assert (
+        disagreements(checkpoint(), "a.pth", config(), SimpleNamespace()) == []
+    )
+
+
+def test_a_network_without_history_has_no_quirks():
+    weights = {name: value for name, value in DETECTOR.items() if "can_bus" not in name}
+    assert (
+        disagreements(checkpoint(weights, mmdet3d_version="0.17.1"), "a.pth", config(), detector())
+        == []
+    )
+    assert disagreements(checkpoint(weights), "a.pth", config(), detector()) == []
+    with pytest.raises(ValueError, match="whose boxes are lwh_yaw"):
+        disagreements(checkpoint(weights, mmdet3d_version="1.0.0"), "a.pth", config(), detector())
 
 
 @pytest.mark.parametrize("version", ["1.0.0rc0", "1.0.0rc6", "1.1.0"])

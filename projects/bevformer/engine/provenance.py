@@ -22,6 +22,7 @@ from projects.bevformer.geometry.boxes import BOX_CONVENTION_NEW, BOX_CONVENTION
 from projects.bevformer.published import REPLACED_TYPES
 
 STAMP = "trained_with"  # key in a checkpoint's meta
+_MOTION = "can_bus_mlp"  # in the names of weights that depend on how the motion is given
 
 # Of `QUIRKS`, those that the weights depend on.
 _DATASET_QUIRKS = ("can_bus_quaternion", "can_bus_message", "can_bus_heading", "lidar_axes")
@@ -113,6 +114,21 @@ def trained_with(meta: dict) -> tuple[dict, str]:
     return {"box_convention": BOX_CONVENTION_NEW}, f"mmdet3d {version}"
 
 
+def stamp_of(checkpoint: dict) -> tuple[dict, str]:
+    """`trained_with` of a checkpoint, of which only what its weights depend on.
+
+    A backbone depends on nothing, a network without a history (BEVFormer v2, which has no
+    `can_bus_mlp`) not on how the motion is given.
+    """
+    (stamp, origin), weights = trained_with(checkpoint["meta"]), checkpoint["state_dict"]
+    if not any("pts_bbox_head.reg_branches" in name for name in weights):
+        return {}, origin
+    if not any(_MOTION in name for name in weights):
+        of_motion = ("rotate_center", *_DATASET_QUIRKS)
+        stamp = {name: value for name, value in stamp.items() if name not in of_motion}
+    return stamp, origin
+
+
 def check_provenance(
     checkpoint: dict,
     path: str | Path,
@@ -142,10 +158,16 @@ def disagreements(
     checkpoint: dict, path: str | Path, cfg: Config, detector: nn.Module, split: str = "test"
 ) -> list[str]:
     """The lines that `check_provenance` logs; same arguments and errors."""
-    if not any("reg_branches" in name for name in checkpoint["state_dict"]):
-        return []  # a backbone
-    stamp, origin = trained_with(checkpoint["meta"])
+    stamp, origin = stamp_of(checkpoint)
     wanted = training_stamp(cfg, detector, split)
+    has_history = any(_MOTION in name for name in checkpoint["state_dict"])
+    unofficial = any(wanted.get(name, value) != value for name, value in _OFFICIAL.items())
+    if has_history and not stamp and unofficial:
+        return [
+            f"checkpoint {path} does not say what it was trained with: official weights need the "
+            "quirks that the recipes of configs/bevformer/ set "
+            "(docs/checkpoint_compatibility.md#quirks-that-the-weights-depend-on)"
+        ]
     convention = stamp.get("box_convention")
     if wanted and convention not in (None, wanted["box_convention"]):
         raise ValueError(

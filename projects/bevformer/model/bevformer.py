@@ -92,7 +92,7 @@ class BEVFormer(Base3DDetector):
             largest batch so far.
         num_levels: levels of the neck that the BEV encoder reads, the first ones; None for all.
         train_cfg: dict(pts=dict(assigner=...)).
-        pretrained: dict(img=URL or path) of backbone weights.
+        pretrained: URL or path of backbone weights, or dict(img=...) of it.
         data_preprocessor: config of the ImagePreprocessor for pipelines that end with uint8 images; None
             for pipelines that preprocess the images, such as the published ones.
 
@@ -121,9 +121,10 @@ class BEVFormer(Base3DDetector):
         data_preprocessor=None,
     ):
         super().__init__(init_cfg)
-        if pretrained and pretrained.get("img"):
+        file = pretrained.get("img") if isinstance(pretrained, dict) else pretrained
+        if file:
             # On the CPU: a file of GPU tensors would go to GPU 0 in every process.
-            checkpoint = dict(type="Pretrained", checkpoint=pretrained["img"], map_location="cpu")
+            checkpoint = dict(type="Pretrained", checkpoint=file, map_location="cpu")
             img_backbone = dict(img_backbone, init_cfg=checkpoint)
         pts_cfg = dict(pts_bbox_head, train_cfg=train_cfg["pts"] if train_cfg else None)
         parts = dict(backbone=img_backbone, head=pts_cfg, heads=list(heads))
