@@ -42,6 +42,12 @@ def parse_args():
         help="keep frames whose image files are missing",
     )
     parser.add_argument(
+        "--format",
+        choices=["lwh_yaw", "official"],
+        default="lwh_yaw",
+        help="official: boxes, can_bus and paths as the original BEVFormer and what derives from it read them",
+    )
+    parser.add_argument(
         "--mono3d", action="store_true",
         help="also write the boxes of each image for mmdet3d's monocular detectors",
     )  # fmt: skip
@@ -100,6 +106,7 @@ def main():
             max_sweeps=args.max_sweeps,
             workers=args.workers,
             need_images=not args.keep_scenes_without_images,
+            official=args.format == "official",
             progress=lambda scenes, total: tqdm(scenes, "scenes", total, unit="scene"),
         )
         if args.mono3d:

@@ -543,3 +543,44 @@ def test_cameras_that_contradict_their_poses_are_refused(info_folder, tmp_path, 
         ValueError, match=r"CAM_FRONT_LEFT of frame 0: sensor2lidar differs by \d+ deg"
     ):
         load_infos(str(path))
+
+
+ORIGINAL = {
+    "lidar_path", "token", "prev", "next", "can_bus", "frame_idx", "sweeps", "cams", "scene_token",
+    "lidar2ego_translation", "lidar2ego_rotation", "ego2global_translation", "ego2global_rotation",
+    "timestamp", "gt_boxes", "gt_names", "gt_velocity", "num_lidar_pts", "num_radar_pts", "valid_flag",
+}  # fmt: skip
+
+
+def test_official_format(synthetic_root, tmp_path):
+    create(synthetic_root, tmp_path / "plain", max_sweeps=1)
+    create(synthetic_root, tmp_path / "official", max_sweeps=1, official=True)
+    name = "t_infos_temporal_val.pkl"
+    plain, official = (
+        pickle.loads((tmp_path / folder / name).read_bytes()) for folder in ("plain", "official")
+    )
+    for info, theirs in zip(plain["infos"], official["infos"]):
+        assert set(theirs) >= ORIGINAL
+        boxes = info["gt_boxes"]
+        np.testing.assert_array_equal(theirs["gt_boxes"][:, :6], boxes[:, [0, 1, 2, 4, 3, 5]])
+        np.testing.assert_array_equal(theirs["gt_boxes"][:, 6], -boxes[:, 6] - np.pi / 2)
+        np.testing.assert_array_equal(theirs["can_bus"][7:16], info["can_bus_motion_after"])
+        np.testing.assert_array_equal(theirs["can_bus"][:7], info["can_bus"][:7])
+        assert theirs["gt_names"].dtype.kind == "U"
+        records = [*theirs["cams"].values(), *theirs["sweeps"]]
+        assert (
+            records[0]["data_path"] == f"{synthetic_root}/{info['cams']['CAM_FRONT']['data_path']}"
+        )
+        assert all(Path(record["data_path"]).is_file() for record in records[:6])
+
+    # Read here they are the same, but for the paths.
+    (ours, metadata), (read, theirs) = (
+        load_infos(str(tmp_path / folder / name)) for folder in ("plain", "official")
+    )
+    assert metadata == theirs
+    for info, other in zip(ours, read):
+        for record in (*other["cams"].values(), *other["sweeps"]):
+            record["data_path"] = os.path.relpath(record["data_path"], synthetic_root)
+        other["lidar_path"] = os.path.relpath(other["lidar_path"], synthetic_root)
+        other["gt_names"] = other["gt_names"].astype(object)
+        assert_equal(other, info)

@@ -17,7 +17,7 @@ from mmdet3d.utils import get_root_logger
 
 from projects.bevformer.datasets.evaluators import EVALUATORS, EvaluatedDataset
 from projects.bevformer.datasets.motion import QUIRKS, motion_keys, relative_metas
-from projects.bevformer.datasets.paths import DataPaths, report_gaps
+from projects.bevformer.datasets.paths import DataPaths, gaps
 from projects.bevformer.datasets.pipelines import check_steps, with_own_steps
 from projects.bevformer.datasets.pipelines.format import check_one_size, metas_of, stack_frames
 from projects.bevformer.datasets.pipelines.view_augmentation import drawn_for_network
@@ -45,7 +45,7 @@ _MAX_REDRAWS = 100  # a filter that removes every object would otherwise loop fo
 
 
 @DATASETS.register_module(name=["TemporalNuScenesDataset", "CustomNuScenesDataset"])
-@published(ignores=("bev_size",))
+@published(ignores=("bev_size",), only={"overlap_test": False})
 class TemporalNuScenesDataset(EvaluatedDataset, NuScenesDataset):
     """nuScenes for a temporal camera model.
 
@@ -193,7 +193,8 @@ class TemporalNuScenesDataset(EvaluatedDataset, NuScenesDataset):
                 'can_bus_message="same"; tools/create_data.py writes both'
             )
         self._paths = DataPaths(self.data_root, infos[0], self.ann_file)
-        report_gaps(self.metadata, infos[0], self._paths, get_root_logger())
+        for line in gaps(self.metadata, infos[0], self._paths):
+            get_root_logger().warning(line)
         return InfoList(infos[:: self.load_interval])
 
     def __getitem__(self, index: int) -> dict:

@@ -25,6 +25,7 @@ def check_info_files(info_files: Mapping[str, str], data_root: str) -> List[Find
 
 
 def _check_info_file(label: str, path: str, data_root: str) -> List[Finding]:
+    from projects.bevformer.datasets.paths import DataPaths, gaps
     from projects.bevformer.io import load_pickle_restricted
     from projects.bevformer.nuscenes.infos import load_infos
     from projects.bevformer.nuscenes.spec import SPLITS
@@ -34,10 +35,12 @@ def _check_info_file(label: str, path: str, data_root: str) -> List[Finding]:
         text = f"{path} holds no frames"
         return [broken(label, text, "no scene of that split was in the tables; see above")]
     stamp = load_pickle_restricted(path, "an info file", "")["metadata"].get("box_convention")
+    paths = DataPaths(data_root, infos[0], path)
     findings = [
         *_check_boxes(label, path, stamp, metadata["box_convention"]),
         *_check_origin(label, path, infos, metadata),
         *_check_paths(label, path, infos, data_root),
+        *(warning(label, line, _WRITE_AGAIN) for line in gaps(metadata, infos[0], paths)),
     ]
     if metadata["version"] in SPLITS:  # other data sets have no tables
         findings += _check_tokens(label, path, infos, osp.join(data_root, metadata["version"]))
@@ -70,8 +73,6 @@ def _check_origin(
     if split not in (None, used_as):
         text = f"{path} is of the split {split}"
         yield warning(label, text, "check data.*.ann_file of the config")
-    for line in metadata.get("filled_in", ()):
-        yield warning(label, f"{path}: {line}", _WRITE_AGAIN)
     if metadata["version"] not in SPLITS:
         return
     if "can_bus_motion_after" not in infos[0]:

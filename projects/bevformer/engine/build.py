@@ -38,8 +38,7 @@ def build_detector(
     """
     with config_errors("model"):
         model_cfg = copy.deepcopy(cfg.model)
-        if not pretrained:
-            model_cfg.pretrained = None
+        model_cfg.update({} if pretrained else {"pretrained": None})
     # A data set from elsewhere may not name its cameras.
     cameras = getattr(unwrapped(dataset), "cameras", None)
     if dataset is not None:

@@ -67,7 +67,8 @@ def compare(checkpoint: dict, path: str | Path, cfg: Config) -> list[str]:
     Raises:
         ValueError: the config's model cannot be built.
     """
-    own = build_detector(cfg).state_dict()
+    detector = build_detector(cfg)
+    own = detector.state_dict()
     fit = WeightFit(checkpoint["state_dict"], own)
     lines = [f"{len(fit.fitting)} of {len(own)} weights of the model are in the file"]
     lines += [*fit.notes, *fit.left_over()]
@@ -82,7 +83,7 @@ def compare(checkpoint: dict, path: str | Path, cfg: Config) -> list[str]:
     if classes and trained_for and list(classes) != list(trained_for):
         lines.append(f"trained for the classes {list(trained_for)}, the config has {list(classes)}")
     try:
-        lines += disagreements(checkpoint, path, cfg)
+        lines += disagreements(checkpoint, path, cfg, detector)
     except ValueError as error:
         lines.append(str(error))
     return lines

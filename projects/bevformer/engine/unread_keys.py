@@ -73,6 +73,7 @@ _READ: dict[str, Sequence[str] | Callable] = {
 # Keys of the original's configs that change nothing, here as there. Arguments of constructors that
 # change nothing are declared at the classes (`published`). docs/checkpoint_compatibility.md has both.
 WITHOUT_EFFECT: dict[str, Sequence[str]] = {
+    "runner": ("keys",),  # of EpochBasedRunner_video
     "data": ("nonshuffler_sampler",),
     "data.val": ("samples_per_gpu",),
     "data.test": ("samples_per_gpu",),

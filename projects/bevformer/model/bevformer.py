@@ -15,10 +15,12 @@ from mmdet3d.core import bbox3d2result
 from mmdet3d.models.detectors import Base3DDetector
 from torch import Tensor, nn
 
+from projects.bevformer.model.detection.head import BEVFormerHead
 from projects.bevformer.model.fit import check_model
 from projects.bevformer.model.frame import Frame
 from projects.bevformer.model.grid_mask import GridMask
 from projects.bevformer.model.mm.replacements import replace_type
+from projects.bevformer.model.perception_transformer import PerceptionTransformer
 from projects.bevformer.model.temporal_memory import BEVState, TemporalMemory
 from projects.bevformer.published import published, translate
 
@@ -55,8 +57,24 @@ class QueueBEV(NamedTuple):
     feats: Optional[List[Tensor]] = None
 
 
-@DETECTORS.register_module()
+# The original's detectors have places for a lidar branch and for heads on single images.
+EMPTY_SLOTS = dict.fromkeys(
+    (
+        "pts_voxel_layer",
+        "pts_voxel_encoder",
+        "pts_middle_encoder",
+        "pts_fusion_layer",
+        "pts_backbone",
+        "pts_neck",
+        "img_roi_head",
+        "img_rpn_head",
+    )
+)
+
+
+@DETECTORS.register_module(name=["BEVFormer", "BEVFormer_fp16"])
 @published(ignores=("test_cfg",))
+@published(only=EMPTY_SLOTS, why="this network has cameras and heads on the BEV only")
 class BEVFormer(Base3DDetector):
     """Camera-only 3D detection with a temporal bird's-eye view.
 
@@ -127,7 +145,10 @@ class BEVFormer(Base3DDetector):
         self.max_scenes = max_scenes
         self.memory = TemporalMemory()
         self.autocast_dtype = None
-        check_model(self)
+        head = self.pts_bbox_head
+        # Heads and transformers from elsewhere need not have what is compared.
+        if isinstance(head, BEVFormerHead) and isinstance(head.transformer, PerceptionTransformer):
+            check_model(self)
 
     def _add_head(self, cfg):
         name = cfg.pop("name", None)

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Callable, Iterable, Iterator, Sequence
 
-from projects.bevformer.geometry.boxes import BOX_CONVENTION_NEW
+from projects.bevformer.geometry.boxes import BOX_CONVENTION_NEW, BOX_CONVENTION_OLD
 from projects.bevformer.io import atomic_write
 from projects.bevformer.nuscenes.can_bus import find_can_bus_folder, load_can_bus
+from projects.bevformer.nuscenes.official_format import to_official
 from projects.bevformer.nuscenes.scene_infos import scene_infos
 from projects.bevformer.nuscenes.spec import (
     SPLITS,
@@ -46,6 +47,7 @@ def create_nuscenes_infos(
     max_sweeps: int = 0,
     workers: int = 1,
     need_images: bool = True,
+    official: bool = False,
     progress: Callable[[Iterable, int], Iterable] = lambda scenes, total: scenes,
 ) -> InfoSummary:
     """Write `{extra_tag}_infos_temporal_{train,val,test}.pkl`.
@@ -63,6 +65,7 @@ def create_nuscenes_infos(
         max_sweeps: lidar sweeps before the key frame to list in each info.
         workers: processes; 1 uses only this one.
         need_images: leave out scenes without images.
+        official: write records as the original BEVFormer reads them, see `official_format`.
         progress: wraps the iterator of scenes, for a progress bar.
 
     Returns:
@@ -94,7 +97,7 @@ def create_nuscenes_infos(
         read = partial(_read_scene, tables, can_bus_folder, max_sweeps)
         results = progress(run_jobs(read, jobs, workers), len(jobs))
         for (of_scene, has_can_bus), (scene, split) in zip(results, jobs):
-            infos[split] += of_scene
+            infos[split] += [to_official(i, root_path) for i in of_scene] if official else of_scene
             if not has_can_bus:
                 summary.scenes_without_can_bus.append(scene["name"])
         for split, of_split in infos.items():
@@ -102,7 +105,7 @@ def create_nuscenes_infos(
             metadata = {
                 "version": folder,
                 "split": split,
-                "box_convention": BOX_CONVENTION_NEW,
+                "box_convention": BOX_CONVENTION_OLD if official else BOX_CONVENTION_NEW,
                 "cameras": list(tables.cameras),
                 "samples_in_split": samples_in_split[split],
             }

@@ -25,6 +25,7 @@ from projects.bevformer.nuscenes.info_checks import (
     fill_objects,
 )
 from projects.bevformer.nuscenes.info_poses import check_motion, check_poses, compare_cameras
+from projects.bevformer.nuscenes.official_format import from_official
 
 
 @contextlib.contextmanager
@@ -92,6 +93,7 @@ def load_infos(path: str) -> tuple[list[dict], dict[str, Any]]:
         metadata["filled_in"] = filled_in
     for info in infos:
         info["cams"] = {name: info["cams"][name] for name in cameras}
+        from_official(info)
     convention = box_convention(infos, metadata, path)
     if convention == BOX_CONVENTION_OLD:
         for info in infos:
