@@ -20,7 +20,7 @@ ALLOWED = {
     "nuscenes": COMMON,
     "datasets": COMMON | {"nuscenes"},
     "visualization": COMMON | {"nuscenes"},
-    "engine": COMMON | {"ops", "model", "nuscenes", "datasets", "visualization"},
+    "engine": COMMON | {"ops", "model", "nuscenes", "datasets", "visualization", "plugin"},
     "doctor": COMMON | {"nuscenes", "datasets", "engine", "plugin"},
     "cli": {"engine"},
     "plugin.py": {"model", "datasets"},

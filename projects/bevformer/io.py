@@ -183,11 +183,17 @@ def load_torch_file(path: str, map_location: str = "cpu") -> Any:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is empty, truncated, not of torch, or holds other objects.
+        ValueError: it is a folder, empty, truncated, not of torch, or holds other objects.
     """
     import torch
 
-    path = str(path)
+    path = osp.expanduser(path)
+    if osp.isdir(path):
+        files = sorted(name for name in os.listdir(path) if name.endswith(".pth"))
+        raise ValueError(
+            f"checkpoint {path} is a folder: name one of its files"
+            + (f", such as {osp.join(path, files[-1])}" if files else "; it has no .pth")
+        )
     if not osp.isfile(path):
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     try:

@@ -86,6 +86,18 @@ def merged_config(
     return merged
 
 
+def one_per_layer(config: Any, number: int) -> list[Any]:
+    """The configs of `number` layers: one config, repeated, or a list of them.
+
+    Raises:
+        ValueError: the list has another length.
+    """
+    configs = [config] * number if isinstance(config, Mapping) else list(config)
+    if len(configs) != number:
+        raise ValueError(f"num_layers is {number}, transformerlayers is a list of {len(configs)}")
+    return configs
+
+
 def translate(
     cfg: Any, replace: Callable[[dict[str, Any]], dict[str, Any]], logger: logging.Logger
 ) -> Any:

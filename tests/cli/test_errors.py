@@ -98,6 +98,10 @@ def test_ctrl_c_prints_no_traceback():
             "rank 1 and rank 0 both on CUDA device 1a000",
             ["same GPU", "--gpus-per-task", "rank 1 and rank 0"],
         ),
+        (
+            "Expected to have finished reduction in the prior iteration before starting a new one. ",
+            ["took no part in the loss", "find_unused_parameters=True", "GradChecker"],
+        ),
     ],
 )
 def test_errors_about_the_machine_are_one_line(message, named):

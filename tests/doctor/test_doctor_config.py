@@ -72,7 +72,13 @@ def test_a_config_that_cannot_be_read(tmp_path, text, says):
         (dict(load_from="gone.pth"), "broken", "load_from", "gone.pth does not exist"),
         (dict(load_from=__file__), "broken", "load_from", "cannot be read"),
         (dict(load_from="https://x/a.pth"), "warning", "load_from", "is downloaded"),
+        (dict(load_from=str(CONFIGS)), "broken", "load_from", "is a folder: name one of its files"),
         (dict(model__pretrained=dict(img="gone.pth")), "broken", "model.pretrained", "gone.pth"),
+        (dict(model__pretrained="gone.pth"), "broken", "model.pretrained", "gone.pth"),
+        (
+            dict(model__img_neck__init_cfg=[dict(type="Pretrained", checkpoint="gone.pth")]),
+            "broken", "model.img_neck.init_cfg.0", "gone.pth does not exist",
+        ),
         (
             dict(data__train__type="NuScenes"), "broken", "data.train",
             "NuScenes is not in the dataset registry",
@@ -109,10 +115,17 @@ def test_mistakes_are_found(read, options, level, where, says):
     assert re.search(says, found[0].line())
 
 
-def test_weights_that_can_be_read(read, tmp_path):
-    torch.save({"state_dict": {}}, tmp_path / "a.pth")
-    cfg, _ = read(load_from=str(tmp_path / "a.pth"))
-    assert troubles(check_config(cfg)) == []
+def test_weights_that_can_be_read_and_fit_or_not(read, tmp_path):
+    path = tmp_path / "a.pth"
+    torch.save({"img_backbone.conv1.weight": torch.zeros(48, 3, 7, 7)}, path)
+    cfg, _ = read(load_from=str(path))
+    findings = check_config(cfg)
+    assert troubles(findings) == []
+    assert any("has 1 of " in finding.line() for finding in findings)
+    torch.save({"cls.weight": torch.zeros(1)}, path)
+    (finding,) = troubles(check_config(cfg))
+    assert (finding.level, finding.where) == ("broken", "load_from")
+    assert "no weight that fits" in finding.line()
 
 
 def test_memory(read):

@@ -9,9 +9,10 @@ from mmcv import ConfigDict
 from projects.bevformer import plugin  # noqa: F401
 from projects.bevformer.datasets import TemporalNuScenesDataset
 from projects.bevformer.datasets.fused_frames import CustomNuScenesDatasetV2
-from projects.bevformer.engine import pictures
+from projects.bevformer.engine import bev_inputs, pictures
 from projects.bevformer.engine.bev_inputs import (
     InputFrame,
+    bev_head,
     build_preprocessor,
     ego_track,
     network_input,
@@ -172,12 +173,22 @@ def test_seen_cells_by_hand():
     frame = InputFrame(
         "", np.zeros((2, 100, 100, 3)), np.stack([lidar2img, -lidar2img]), np.zeros(18), False
     )
-    seen = seen_cells(bev_config(), frame)
+    head = bev_head(bev_config())
+    seen = seen_cells(head, frame)
     # Cell centres lie at x = -5, 5 and y = -15, -5, 5, 15.
     assert seen.shape == (2, 4, 2)
     assert seen[0].tolist() == [[False] * 2, [False] * 2, [False] * 2, [True] * 2]
+    with pytest.raises(ValueError, match="config section `model`"):
+        bev_head(ConfigDict(model=dict()))
     with pytest.raises(ValueError, match="model.pts_bbox_head"):
-        seen_cells(ConfigDict(model=dict()), frame)
+        seen_cells(ConfigDict(), frame)
+
+
+def test_a_grid_that_the_config_does_not_have_is_read_from_the_network(monkeypatch):
+    config, built = bev_config(), bev_config()
+    del config.model.pts_bbox_head["bev_w"]
+    monkeypatch.setattr(bev_inputs, "build_detector", lambda cfg: built.model)
+    assert bev_head(config) is built.model.pts_bbox_head
 
 
 def test_a_sample_without_objects_is_skipped_in_training(dataset):

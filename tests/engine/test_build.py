@@ -2,14 +2,13 @@
 
 import logging
 from types import SimpleNamespace
-from urllib.error import URLError
 
 import pytest
 import torch
-from mmcv import Config, ConfigDict
+from mmcv import Config
 from tiny_bevformer import CHANNELS, head_config
 
-from projects.bevformer.engine.build import _read_pretrained_onto_cpu, build_detector, init_weights
+from projects.bevformer.engine.build import build_detector, init_weights
 from projects.bevformer.engine.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from projects.bevformer.engine.evaluate import build_trained_model
 from projects.bevformer.engine.runner import SafeIterBasedRunner
@@ -168,15 +167,6 @@ def test_the_head_needs_as_many_classes_as_the_data_set():
         build_detector(cfg, SimpleNamespace(CLASSES=["car"]))
 
 
-def test_pretrained_weights_that_cannot_be_downloaded_are_named():
-    def download():
-        raise URLError("no network")
-
-    cfg = Config({"model": {"pretrained": {"img": "torchvision://resnet50"}}})
-    with pytest.raises(ValueError, match="torchvision://resnet50.*no network.*pretrained.img=FILE"):
-        init_weights(SimpleNamespace(init_weights=download), cfg, LOGGER)
-
-
 def test_initialisation_is_not_logged_parameter_by_parameter(config, caplog):
     detector = build_detector(config, dataset())
     caplog.clear()
@@ -187,28 +177,11 @@ def test_initialisation_is_not_logged_parameter_by_parameter(config, caplog):
 
 
 @pytest.mark.parametrize(
-    ("backbone", "load_from", "warned"),
-    [
-        ({"frozen_stages": 1}, None, True),
-        ({"frozen_stages": 1}, "weights.pth", False),
-        ({"frozen_stages": 1, "init_cfg": {"type": "Pretrained"}}, None, False),
-        ({"frozen_stages": -1}, None, False),
-    ],
+    ("frozen", "load_from", "warned"),
+    [(1, None, True), (1, "weights.pth", False), (-1, None, False)],
 )
-def test_warns_about_frozen_random_stages(backbone, load_from, warned, caplog):
-    cfg = Config({"model": {"img_backbone": backbone}, "load_from": load_from})
-    init_weights(SimpleNamespace(init_weights=lambda: None), cfg, LOGGER)
-    assert ("freezes stages of random weights" in caplog.text) == warned
-
-
-def test_pretrained_weights_of_all_parts_are_read_onto_the_cpu():
-    model = ConfigDict(
-        img_backbone=dict(init_cfg=dict(type="Pretrained", checkpoint="a.pth")),
-        img_neck=dict(init_cfg=[dict(type="Xavier"), dict(type="Pretrained", checkpoint="b.pth")]),
-        init_cfg=dict(type="Pretrained", checkpoint="c.pth", map_location="cuda:1"),
-    )
-    _read_pretrained_onto_cpu(model)
-    assert model.img_backbone.init_cfg.map_location == "cpu"
-    assert model.img_neck.init_cfg[1].map_location == "cpu"
-    assert "map_location" not in model.img_neck.init_cfg[0]
-    assert model.init_cfg.map_location == "cuda:1"
+def test_warns_about_frozen_random_stages(config, frozen, load_from, warned, caplog):
+    config.model.img_backbone.frozen_stages = frozen
+    config.load_from = load_from
+    init_weights(build_detector(config, dataset()), config, LOGGER)
+    assert ("freezes stages of random weights, 5 (img_backbone.conv1" in caplog.text) == warned

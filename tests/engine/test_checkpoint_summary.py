@@ -50,6 +50,8 @@ def test_official_models_are_recognised(tmp_path, model, expected):
     ("names", "kind"),
     [
         (["conv1.weight", "layer1.0.conv1.weight"], "a bare ResNet"),
+        (["model.conv1.weight", "model.fc.weight"], "a bare ResNet"),
+        (["stem.stem_1/conv.weight"], "a bare VoVNet"),
         (["backbone.conv1.weight", "bbox_head.cls_convs.0.conv.weight"], "not BEVFormer"),
         (["fc.weight"], "unknown: 1 fc.weight"),
     ],
@@ -59,6 +61,16 @@ def test_other_files_are_named(tmp_path, names, kind):
     path.write_bytes(b"")
     weights = OrderedDict((name, torch.zeros(1)) for name in names)
     assert kind in dict(describe({"state_dict": weights, "meta": {}}, path))["kind"]
+
+
+def test_vovnets_are_recognised(tmp_path):
+    names = [
+        f"stage{i}.OSA{i}_{j}.ese.fc.bias" for i, n in zip("2345", (1, 3, 9, 3)) for j in range(n)
+    ]
+    weights = {f"backbone.bottom_up.{name}": torch.zeros(1) for name in names}
+    rows = dict(describe({"state_dict": weights, "meta": {}}, "https://x/a.pth"))
+    assert rows["backbone"] == "VoVNet V2-99"
+    assert rows["file"] == "https://x/a.pth"
 
 
 def test_official_checkpoint_against_its_own_and_another_recipe(tiny_config):
@@ -82,7 +94,40 @@ def test_file_of_another_backbone_is_reported(tiny_config):
         if not name.startswith("img_backbone.layer4")
     )
     lines = compare({"state_dict": weights, "meta": {}}, "a.pth", tiny_config)
-    assert lines[-1].endswith("(50 img_backbone.layer4): it is not of this backbone")
+    assert lines[-1] == (
+        "50 weights of img_backbone are absent from the file (50 img_backbone.layer4), for example "
+        "img_backbone.layer4.0.conv1.weight: they keep their initial values"
+    )
+
+
+def fcos3d(backbone="backbone."):
+    """The layout of mmdet3d's FCOS3D weights, with the backbone of tiny."""
+    weights = OrderedDict(
+        (name.replace("img_backbone.", backbone), value)
+        for name, value in official_weights("tiny").items()
+        if name.startswith("img_backbone.")
+    )
+    weights["neck.fpn_convs.0.conv.weight"] = torch.zeros(256, 256, 3, 3)
+    weights["bbox_head.conv_cls.weight"] = torch.zeros(10, 256, 1, 1)
+    return {"state_dict": weights, "meta": {"mmdet3d_version": "0.13.0"}}
+
+
+def test_fcos3d_file_is_a_start_and_has_no_quirks(tiny_config, tmp_path):
+    path = tmp_path / "a.pth"
+    path.write_bytes(b"")
+    rows = dict(describe(fcos3d(), path))
+    assert "its backbone can be a start (load_from)" in rows["kind"]
+    assert rows["trained with"] == "not stamped"
+    lines = compare(fcos3d(), path, tiny_config)
+    assert lines[0] == "319 of 643 weights of the model are in the file"
+    assert lines[1] == "backbone.* of the file is taken as img_backbone.*"
+    assert lines[2] == "neck.* of the file is taken as img_neck.*"
+    assert lines[-1] == "absent from the model: 1 bbox_head.conv_cls"
+
+
+def test_comparison_says_what_load_from_refuses(tiny_config):
+    lines = compare(fcos3d("backbone.other."), "a.pth", tiny_config)
+    assert "checkpoint a.pth is of another backbone, no weight fits" in lines[-1]
 
 
 def test_inspect_checkpoint_prints_both_and_refuses_other_files(tmp_path, monkeypatch, capsys):

@@ -2,7 +2,7 @@ import gc
 import sys
 
 import pytest
-from mmdet.models import build_head, build_neck
+from mmdet.models import HEADS, build_head, build_neck
 from tiny_bevformer import head_config
 
 from projects.bevformer.engine.config import (
@@ -61,12 +61,19 @@ def test_info_files_are_found_below_another_data_root(config_path, tmp_path):
         ({"type": "BEVFormerHed"}, "did you mean 'BEVFormerHead'"),
         ({"loss_cls": {"type": "FocalLoss", "use_sigmoid": True, "gama": 2.0}}, "mean 'gamma'"),
         ({"xyz": 1}, r"'xyz' \(it takes num_classes, in_channels, "),
+        ({"cod_size": 10}, "'cod_size', did you mean 'code_size'"),
     ],
 )
 def test_unknown_names_are_reported_with_a_suggestion(section, says):
     config = {**head_config(), "type": "BEVFormerHead", **section}
     with pytest.raises(ValueError, match="config section `model`.*" + says), config_errors("model"):
         build_head(config)
+
+
+def test_an_unknown_argument_of_a_class_under_another_name(monkeypatch):
+    monkeypatch.setitem(HEADS.module_dict, "own_head", type("OwnHead", (), {}))
+    with pytest.raises(ValueError, match="OwnHead"), config_errors("model"):
+        build_head({"type": "own_head", "width": 3})
 
 
 @pytest.mark.parametrize(

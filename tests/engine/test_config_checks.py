@@ -211,6 +211,11 @@ def test_keys_of_the_original_without_effect_pass(name, changes):
         ),
         (
             TINY,
+            {"model.pretrained": "a.pth", "model.img_backbone.pretrained": "mine.pth"},
+            r"^model\.pretrained is 'a\.pth', model\.img_backbone\.pretrained is 'mine\.pth'",
+        ),
+        (
+            TINY,
             {"runner": dict(type="IterBasedRunner", max_iters=9), "evaluation.by_epoch": True},
             r"^evaluation\.by_epoch is True, but runner\.type is IterBasedRunner: set it False",
         ),

@@ -427,7 +427,7 @@ def test_the_list_of_keys_is_that_of_the_code():
         for path in (REPOSITORY / folder).glob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 read |= names_read(node)
-    of_mmcv = {"get", "pretty_text", "_cfg_dict"}
+    of_mmcv = {"get", "pretty_text", "_cfg_dict", "filename"}
     assert read - of_mmcv == READ_KEYS - {"mp_start_method", "opencv_num_threads"}
 
 

@@ -1,6 +1,7 @@
 """Lists of data sets, lists of info files, and wrappers, in every place that reads `data`."""
 
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -169,8 +170,8 @@ OFFICIAL = dict(can_bus_quaternion="official", can_bus_message="official")
 
 
 def stamped(train):
-    head = {"bev_h": 50, "bev_w": 50, "transformer": {"rotate_center": [25, 25]}}
-    return training_stamp(Config({"model": {"pts_bbox_head": head}, "data": {"train": train}}))
+    network = SimpleNamespace(pts_bbox_head=SimpleNamespace())
+    return training_stamp(Config({"data": {"train": train}}), network)
 
 
 def test_stamp_is_read_from_the_data_sets_inside(options):

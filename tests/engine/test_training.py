@@ -336,6 +336,12 @@ def test_mixed_precision_trains_and_evaluates(run):
     assert (work_dir / "eval" / "epoch_2" / "metrics_summary.json").exists()
 
 
+def test_a_runner_of_the_user_is_not_used_in_silence(run, monkeypatch):
+    monkeypatch.setattr("projects.bevformer.engine.train.REPLACED_TYPES", {"EpochBasedRunner"})
+    with pytest.raises(ValueError, match="'EpochBasedRunner': .* of this project, others are not"):
+        run()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -358,8 +364,6 @@ def test_mixed_precision_trains_and_evaluates(run):
             {"model.pts_bbox_head": dict(bev_h=1, bev_w=1, transformer={}, num_classes=9)},
             "num_classes is 9, but the data set has 10 classes",
         ),
-        ({"model.pts_bbox_head": {}}, "config section `model.pts_bbox_head`.*'transformer'"),
-        ({"model.pts_bbox_head": {"transformer": {}}}, "`model.pts_bbox_head`.*'bev_w'"),
         (
             {"checkpoint_config": {"interwal": 1}},
             "checkpoint_config.interwal is not read .*'interval'",

@@ -22,6 +22,11 @@ from mmdet3d.models import build_model  # isort: skip
 
 # The network of small again, and half a minute: test_fast_configs.py compares its input with that of small.
 SLOW_TWINS = ["bevformer_small_fast"]
+# Recipes that differ from another one only in the number of epochs.
+LONGER = {
+    f"bevformerv2_r50_{name}_48ep": f"bevformerv2_r50_{name}_24ep"
+    for name in ("t1_base", "t1", "t2")
+}
 # Recipes that moved to configs/bevformer, and their names there.
 MOVED = {
     "config_bev120": "bevformer_bev120",
@@ -34,9 +39,18 @@ CONFIGS = sorted(
     for path in (REPOSITORY / "configs").rglob("*.py")
     if path.parent.name != "_base_"  # what recipes are made of, not recipes
     and path.stem not in SLOW_TWINS
+    and path.stem not in LONGER
     and path.stem not in MOVED
 )
 CPU = torch.device("cpu")
+# Recipes with groups of queries, many frames or a large backbone: less of each.
+FEWER = {
+    "num_query": 30,
+    "model.pts_bbox_head.transformer.encoder.num_layers": 1,
+    "model.pts_bbox_head.transformer.decoder.num_layers": 1,
+}
+R18 = {"model.img_backbone.depth": 18, "model.img_neck.in_channels": [128, 256, 512]}
+V2_99 = {**FEWER, "queue_length": 2, "model.img_backbone.spec_name": "V-19-eSE"}
 
 pytestmark = pytest.mark.integration
 
@@ -67,9 +81,22 @@ def test_moved_recipes_are_found_in_their_old_place(name):
     assert old._cfg_dict == load_config(configs / "bevformer" / f"{MOVED[name]}.py")._cfg_dict
 
 
+@pytest.mark.parametrize("name", LONGER)
+def test_longer_recipes_differ_only_in_their_schedule(name):
+    folder = REPOSITORY / "configs" / "bevformerv2"
+    longer, shorter = (load_config(folder / f"{stem}.py") for stem in (name, LONGER[name]))
+    assert runner_settings(longer).max_epochs == 48
+    assert longer.lr_config.step == [44]
+    for cfg in (longer, shorter):
+        cfg.lr_config.step = cfg.runner = cfg.total_epochs = None
+    assert longer._cfg_dict == shorter._cfg_dict
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=[path.stem for path in CONFIGS])
 def test_config_builds_and_trains_a_step(path, synthetic_infos):
-    cfg = small(load_config(path, {**synthetic_infos.two_scenes, **SMALL_BEV}))
+    fewer = {**FEWER, **R18} if path.parent.name == "bevformerv2" else {}
+    fewer = V2_99 if path.stem == "bevformer_base_v2_99" else fewer
+    cfg = small(load_config(path, {**synthetic_infos.two_scenes, **SMALL_BEV, **fewer}))
     cfg.model.pretrained = None  # nothing is downloaded
     set_seed(0)
     assert runner_settings(cfg).max_epochs >= 1

@@ -22,7 +22,7 @@ def trained(flags, tmp_path_factory):
     config = work_dir / "with_hook.py"
     config.write_text(
         f"_base_ = [{str(DEMO)!r}]\n"
-        "custom_imports = dict(imports=['projects.bevformer.plugin', 'rank_weights'])\n"
+        "custom_imports = dict(imports=['rank_weights'])\n"  # the project's plugin is there anyway
         "custom_hooks = [dict(type='RankWeightsHook')]\n"
     )
     run(
@@ -42,10 +42,10 @@ def test_weights_stay_bit_equal(trained):
 
 
 def test_two_processes_write_the_result_file_of_one(trained, flags, tmp_path):
-    checkpoint = trained / f"iter_{ITERATIONS}.pth"
+    checkpoint, config = trained / f"iter_{ITERATIONS}.pth", trained / "with_hook.py"
     for name, processes in (("one", 1), ("two", 2)):
         run(
-            "tools/eval.py", DEMO, checkpoint, "--work-dir", tmp_path / name, "--format-only",
+            "tools/eval.py", config, checkpoint, "--work-dir", tmp_path / name, "--format-only",
             *flags, processes=processes,
         )  # fmt: skip
     one, two = (tmp_path / name / "results_nusc.json" for name in ("one", "two"))

@@ -1,6 +1,7 @@
 """The perspective head: targets by hand and against a loop, losses, gradients, batches."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from mmdet.models.losses import GIoULoss
 from tiny_bevformer_v2 import CLASSES, MONO_STRIDES, mono_head_config, mono_objects
 
 from projects.bevformer.geometry.camera_boxes import quaternion_to_matrix, viewing_rotation
-from projects.bevformer.model.v2.dd3d_losses import giou_from_sides
+from projects.bevformer.model.v2.dd3d_losses import NuscenesLoss, giou_from_sides, smooth_l1
 from projects.bevformer.model.v2.dd3d_targets import LocationAssigner
 
 CHANNELS = 16
@@ -164,6 +165,67 @@ def test_giou_of_sides_equals_mmdets():
     torch.testing.assert_close(1 - giou, losses)
     (expected,) = torch.autograd.grad(losses.sum(), predicted)
     torch.testing.assert_close(torch.autograd.grad(-giou.sum(), predicted)[0], expected)
+
+
+def test_one_pixel_of_the_original_in_the_iou_by_hand():
+    # boxes of 4 x 4 and 4 x 2 pixels around one point: intersection 8, union and hull 16
+    predicted, true = torch.tensor([[2.0, 2.0, 2.0, 2.0]]), torch.tensor([[2.0, 1.0, 2.0, 1.0]])
+    assert giou_from_sides(predicted, true).item() == pytest.approx(8 / 16)
+    assert giou_from_sides(predicted, true, 1.0).item() == pytest.approx(9 / 17)
+    # 2 x 6 and 6 x 2: intersection 4, union 20, hull 36
+    predicted, true = torch.tensor([[1.0, 3.0, 1.0, 3.0]]), torch.tensor([[3.0, 1.0, 3.0, 1.0]])
+    assert giou_from_sides(predicted, true, 1.0).item() == pytest.approx(5 / 21 - 16 / 36)
+
+
+def test_smooth_l1_of_the_original_by_hand():
+    errors = torch.tensor([0.0, 0.02, -0.04, 0.05, -1.0])
+    right = [0.0, 0.02**2 / 0.1, 0.04**2 / 0.1, 0.025, 0.975]
+    official = [0.0, 0.02**2 / 2, 0.04**2 / 2, 0.025, 0.975]
+    torch.testing.assert_close(smooth_l1(errors, 0.05), torch.tensor(right))
+    torch.testing.assert_close(smooth_l1(errors, 0.05, False), torch.tensor(official))
+
+
+def test_attributes_of_the_original_are_not_weighted_by_centerness():
+    targets = SimpleNamespace(
+        attribute=torch.tensor([0, 2, -1, 1]),
+        speed=torch.tensor([0.0, 0.0, 0.0, float("nan")]),
+        centerness=torch.tensor([0.2, 0.8, 0.9, 1.0]),
+    )
+    logits = torch.tensor([[3.0, 0, 0], [0, 1.0, 0], [5.0, 0, 0], [0, 0, 2.0]])
+    entropies = [
+        math.log(math.exp(3) + 2) - 3, math.log(math.e + 2), math.log(math.exp(2) + 2)
+    ]  # fmt: skip
+    weighted = sum(w * e for w, e in zip((0.2, 0.8, 1.0), entropies)) / 2.0
+    for by_centerness, mean in ((True, weighted), (False, sum(entropies) / 3)):
+        loss = NuscenesLoss(0.5, attr_by_centerness=by_centerness)
+        losses = loss(logits, torch.zeros(4), targets)
+        assert losses["loss_attr"].item() == pytest.approx(0.5 * mean)
+    targets.attribute = torch.full((4,), -1)
+    assert loss(logits, torch.zeros(4), targets)["loss_attr"] == 0
+
+
+OFFICIAL = dict(
+    fcos2d_loss_cfg=("iou_added_pixels", 1.0, {"loss_box2d_reg"}),
+    fcos3d_loss_cfg=(
+        "divide_by_beta",
+        False,
+        {f"loss_box3d_{part}" for part in ("quat", "proj_ctr", "depth", "size")},
+    ),
+    nusc_loss_weight=("attr_by_centerness", False, {"loss_attr"}),
+)
+
+
+@pytest.mark.parametrize("section", OFFICIAL)
+def test_each_option_moves_its_own_losses(section):
+    key, official, expected = OFFICIAL[section]
+    config = mono_head_config()
+    config[section][key] = official
+    torch.manual_seed(0)
+    changed = build_head(config).train().loss(features(2), [mono_objects(0), mono_objects(1)])
+    right = make_head().loss(features(2), [mono_objects(0), mono_objects(1)])
+    moved = {name for name in right if right[name] != changed[name]}
+    assert moved
+    assert moved <= expected  # depths start further off than beta
 
 
 def test_allocentric_turns_are_an_option():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from mmcv import Config
-from mmdet.models.builder import BACKBONES
+from mmdet.models.builder import BACKBONES, HEADS
 from tiny_bevformer import (
     BEV_HW,
     CHANNELS,
@@ -26,6 +26,7 @@ from tiny_bevformer import (
 )
 from torch import nn
 
+from projects.bevformer.engine.provenance import training_stamp
 from projects.bevformer.geometry.ego_motion import EgoMotion
 from projects.bevformer.model import Frame
 from projects.bevformer.model.detection.layer import BEVFormerDecoderLayer
@@ -97,6 +98,29 @@ def test_any_number_of_cameras(cameras):
     with torch.no_grad():
         (result,) = detector.eval()(return_loss=False, img=[batch["img"][:, 0]], img_metas=metas)
     assert len(result["pts_bbox"]["scores_3d"])
+
+
+@HEADS.register_module()
+class HeadFromElsewhere(nn.Module):
+    """Does what the detector asks of a head, and does not say what its grid is."""
+
+    def __init__(self, train_cfg=None, **options):
+        super().__init__()
+        self.inner = HEADS.build(dict(options, type="BEVFormerHead", train_cfg=train_cfg))
+        for name in ("find_visible", "encode", "detect", "loss", "get_bboxes"):
+            setattr(self, name, getattr(self.inner, name))
+
+
+def test_a_head_from_another_package_trains_and_tests():
+    detector = build_detector(head=dict(type="HeadFromElsewhere"))
+    sum(detector(return_loss=True, **training_batch((0,))).values()).backward()
+    grad = detector.pts_bbox_head.inner.bev_embedding.weight.grad
+    assert grad.abs().sum() > 0
+    with torch.no_grad():
+        (result,) = detector.eval()(return_loss=False, **inference_batch((0,)))
+    assert len(result["pts_bbox"]["scores_3d"])
+    stamp = training_stamp(Config(dict(data={})), detector)
+    assert "rotate_center" not in stamp
 
 
 @BACKBONES.register_module()

@@ -38,6 +38,12 @@ _REMEDIES = (
         "start as many processes per node as it has GPUs (slurm: one per task, --gpus-per-task=1)",
     ),
     (
+        r"Expected to have finished reduction in the prior iteration",
+        "weights that are trained took no part in the loss",
+        "set find_unused_parameters=True (--cfg-options), or requires_grad of what is switched off to "
+        'False; custom_hooks = [dict(type="GradChecker")] in a run of one process names them',
+    ),
+    (
         r"DataLoader worker \(pid\(s\) [\d, ]+\) exited unexpectedly",
         "a data worker was killed, probably for lack of shared memory (/dev/shm) or host memory",
         "start the container with --ipc=host or --shm-size=16g, or lower data.workers_per_gpu; "

@@ -17,7 +17,6 @@ from projects.bevformer.geometry.poses import adjacent_to_current, check_frame_o
 from projects.bevformer.nuscenes.camera_objects import camera_objects
 from projects.bevformer.nuscenes.info_list import column
 from projects.bevformer.nuscenes.records import lidar2global_of
-from projects.bevformer.published import published
 
 # Collected by published pipelines and unused.
 _POSES = (
@@ -29,7 +28,6 @@ _POSES = (
 
 
 @DATASETS.register_module()
-@published(only={"overlap_test": False})
 class CustomNuScenesDatasetV2(TemporalNuScenesDataset):
     """nuScenes for a model that fuses frames at fixed offsets.
 

@@ -45,7 +45,7 @@ _MAX_REDRAWS = 100  # a filter that removes every object would otherwise loop fo
 
 
 @DATASETS.register_module(name=["TemporalNuScenesDataset", "CustomNuScenesDataset"])
-@published(ignores=("bev_size",))
+@published(ignores=("bev_size",), only={"overlap_test": False})
 class TemporalNuScenesDataset(EvaluatedDataset, NuScenesDataset):
     """nuScenes for a temporal camera model.
 

@@ -74,19 +74,19 @@ def check_config(cfg, gpu_mib=None, shm_mib=None, processes=1):
 
 
 def _check_weights(cfg):
-    from projects.bevformer.io import load_torch_file
+    from projects.bevformer.engine.checkpoint import load_checkpoint
+    from projects.bevformer.engine.pretrained import pretrained_files
 
     findings = []
-    backbone = cfg.get("model", {}).get("img_backbone", {}) or {}
+    model = cfg.get("model", {})
+    pretrained = model.get("pretrained") or {}
     named = {
         "load_from": cfg.get("load_from"),
         "resume_from": cfg.get("resume_from"),
-        "model.pretrained": (cfg.get("model", {}).get("pretrained") or {}),
-        "model.img_backbone.init_cfg": (backbone.get("init_cfg") or {}),
+        "model.pretrained": pretrained.get("img") if isinstance(pretrained, dict) else pretrained,
+        **pretrained_files(model),
     }
     for key, value in named.items():
-        if isinstance(value, dict):
-            value = value.get("checkpoint") or value.get("img")
         if not value:
             continue
         if "://" in value:
@@ -97,7 +97,7 @@ def _check_weights(cfg):
             )
             continue
         try:
-            load_torch_file(value)
+            load_checkpoint(value)
             findings.append(ok(key, f"{value} can be read"))
         except (ValueError, OSError) as error:
             findings.append(broken(key, error_line(error), ""))
@@ -170,12 +170,24 @@ def _tensor_bytes(value):
 
 def _check_network(cfg):
     from projects.bevformer.engine.build import build_detector
+    from projects.bevformer.engine.checkpoint import fit_checkpoint, load_checkpoint
     from projects.bevformer.engine.optimizer import check_parameter_options
 
-    detector = build_detector(cfg)
+    detector = build_detector(cfg, pretrained=True)
     check_parameter_options(cfg.get("optimizer") or {}, detector)
     millions = sum(weight.numel() for weight in detector.parameters()) / 1e6
-    return [ok("model", f"builds; {millions:.1f} million parameters")]
+    findings = [ok("model", f"builds; {millions:.1f} million parameters")]
+    for key in ("load_from", "resume_from"):
+        path, own = cfg.get(key), detector.state_dict()
+        if not path or not osp.isfile(path):
+            continue  # missing: a finding of its own
+        try:
+            fit = fit_checkpoint(load_checkpoint(path), own, path, complete=key == "resume_from")
+        except ValueError as error:
+            findings.append(broken(key, error_line(error), ""))
+        else:
+            findings.append(ok(key, f"has {len(fit.fitting)} of {len(own)} weights of the model"))
+    return findings
 
 
 def _check_memory(needed_mib, gpu_mib):

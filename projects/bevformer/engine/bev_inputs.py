@@ -4,7 +4,7 @@ Shape legend: T frames, N cameras, H height, W width, Hb, Wb rows and columns of
 """
 
 from dataclasses import dataclass
-from typing import List, Optional, Sequence, Tuple
+from typing import Any, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from mmdet.models.builder import MODELS
 from projects.bevformer.datasets.fused_frames import CustomNuScenesDatasetV2
 from projects.bevformer.datasets.motion import relative_metas
 from projects.bevformer.datasets.temporal_nuscenes import TemporalNuScenesDataset
+from projects.bevformer.engine.build import build_detector
 from projects.bevformer.engine.config import config_errors
 from projects.bevformer.geometry.bev_grid import pillar_points
 from projects.bevformer.geometry.camera import project_to_cameras
@@ -173,11 +174,25 @@ def _pixels(images, meta) -> np.ndarray:
     return np.ascontiguousarray(pixels.round().clip(0, 255).astype(np.uint8))
 
 
-def seen_cells(cfg: Config, frame: InputFrame) -> np.ndarray:
-    """The cells of the config's BEV that each camera sees.
+def bev_head(cfg: Config) -> Any:
+    """What a config says of its BEV: `bev_h`, `bev_w` and `transformer.encoder` with its `pc_range`.
+
+    Returns:
+        The config of the head, or, where that does not have the grid, the head itself.
+
+    Raises:
+        ValueError: the model has no such head.
+    """
+    with config_errors("model"):
+        head = cfg.model.pts_bbox_head
+        return head if {"bev_h", "bev_w"} <= set(head) else build_detector(cfg).pts_bbox_head
+
+
+def seen_cells(head: Any, frame: InputFrame) -> np.ndarray:
+    """The cells of the BEV that each camera sees.
 
     Args:
-        cfg: config of a BEVFormer.
+        head: from `bev_head`.
         frame: InputFrame.
 
     Returns:
@@ -185,13 +200,13 @@ def seen_cells(cfg: Config, frame: InputFrame) -> np.ndarray:
         behind the car, column 0 left of it.
 
     Raises:
-        ValueError: the config has no BEV grid.
+        ValueError: the head has no BEV grid.
     """
     with config_errors("model.pts_bbox_head"):
-        head = cfg.model.pts_bbox_head
         encoder = head.transformer.encoder
         bev_hw = head.bev_h, head.bev_w
-        pillars = pillar_points(*bev_hw, encoder.get("num_points_in_pillar", 4), encoder.pc_range)
+        heights = getattr(encoder, "num_points_in_pillar", 4)
+        pillars = pillar_points(*bev_hw, heights, encoder.pc_range)
     lidar2img = torch.from_numpy(frame.lidar2img)[None]
     _, visible = project_to_cameras(pillars, lidar2img, frame.images_bgr.shape[1:3])
     return rearrange(visible[0].any(dim=-1), "n (h w) -> n h w", h=bev_hw[0]).numpy()

@@ -6,8 +6,7 @@ import contextlib
 import copy
 import logging
 from inspect import signature
-from typing import Any, Iterable, Iterator, Sequence
-from urllib.error import URLError
+from typing import Any, Iterator, Sequence
 
 from mmcv import Config
 from mmdet.models.utils.builder import TRANSFORMER
@@ -16,6 +15,8 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from projects.bevformer.engine.config import config_errors
+from projects.bevformer.engine.pretrained import checked_pretrained
+from projects.bevformer.engine.weight_fit import some_of
 from projects.bevformer.geometry.bev_grid import vehicle_cell
 
 
@@ -37,9 +38,7 @@ def build_detector(
     """
     with config_errors("model"):
         model_cfg = copy.deepcopy(cfg.model)
-        if not pretrained:
-            model_cfg.pretrained = None
-    _read_pretrained_onto_cpu(model_cfg)
+        model_cfg.update({} if pretrained else {"pretrained": None})
     # A data set from elsewhere may not name its cameras.
     cameras = getattr(unwrapped(dataset), "cameras", None)
     if dataset is not None:
@@ -72,27 +71,26 @@ def unwrapped(dataset: Any) -> Any:
 
 
 def init_weights(detector: nn.Module, cfg: Config, logger: logging.Logger) -> None:
-    """Initialise a network, or load the pretrained weights that its config names.
+    """Initialise a network, and load the pretrained weights that its config names.
 
     Raises:
-        ValueError: they cannot be downloaded.
+        ValueError: nothing of a file fits the part that names it; it cannot be read or downloaded.
+        FileNotFoundError: there is no such file.
     """
-    try:
-        with _quiet(detector):
-            detector.init_weights()
-    except URLError as error:
-        raise ValueError(
-            f"pretrained weights {cfg.model.get('pretrained')} cannot be downloaded "
-            f"({error.reason}): copy the file here and name it, --cfg-options "
-            "model.pretrained.img=FILE"
-        ) from error
-    backbone = cfg.model.get("img_backbone", {})
-    start = cfg.get("load_from") or cfg.model.get("pretrained") or backbone.get("init_cfg")
-    if backbone.get("frozen_stages", -1) >= 0 and not start:
+    with checked_pretrained(detector, logger) as loaded, _quiet(detector):
+        detector.init_weights()
+    frozen = [
+        name
+        for name, weight in detector.named_parameters()
+        if name.startswith("img_backbone.") and weight.ndim > 1 and not weight.requires_grad
+    ]
+    frozen = [name for name in frozen if name not in loaded]
+    if frozen and not cfg.get("load_from"):
         logger.warning(
-            "model.img_backbone freezes stages of random weights: give it pretrained ones, for "
+            "model.img_backbone freezes stages of random weights, %s: give it pretrained ones, for "
             "example --cfg-options load_from=ckpts/r101_dcn_fcos3d_pretrain.pth "
-            "(docs/checkpoint_compatibility.md), or set model.img_backbone.frozen_stages=-1"
+            "(docs/checkpoint_compatibility.md), or set model.img_backbone.frozen_stages=-1",
+            some_of(frozen),
         )
 
 
@@ -106,17 +104,6 @@ def _quiet(detector: nn.Module) -> Iterator[None]:
     finally:
         logging.disable(logging.NOTSET)
         del detector._dump_init_info
-
-
-def _read_pretrained_onto_cpu(part: Any) -> None:
-    """Set `map_location` of each `Pretrained`: every rank would load GPU tensors to GPU 0."""
-    if isinstance(part, dict):
-        if part.get("type") == "Pretrained":
-            part.setdefault("map_location", "cpu")
-        part = part.values()
-    if not isinstance(part, str) and isinstance(part, Iterable):
-        for value in part:
-            _read_pretrained_onto_cpu(value)
 
 
 def _check_num_classes(model_cfg: dict, class_names: Sequence[str]) -> None:

@@ -7,16 +7,18 @@ import logging
 import os
 import re
 import time
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from pathlib import Path
-from typing import Any, Iterable, Sequence
+from typing import Any, Iterable, Mapping, Sequence
 
 import mmcv
 import torch
 from mmcv.runner import weights_to_cpu
 from torch import nn
 
+from projects.bevformer.engine.download import download
 from projects.bevformer.engine.optimizer import saved_state
+from projects.bevformer.engine.weight_fit import WeightFit, by_prefix, some_of
 from projects.bevformer.io import atomic_write, load_torch_file
 from projects.bevformer.nuscenes.spec import CAMERAS
 
@@ -30,6 +32,7 @@ _PUBLISHED_META = (
     "mmcv_version",
     "trained_with",
 )
+_CONTAINERS = ("state_dict", "model")  # keys of a file under which its weights lie
 _PLAIN = (str, int, float, bool, type(None))
 
 
@@ -138,6 +141,10 @@ def point_latest_at(path: str | Path) -> None:
 def load_checkpoint(path: str | Path) -> dict:
     """Read a checkpoint onto the CPU.
 
+    Args:
+        path: a file, a URL or a name such as torchvision://resnet50, see `download`. Weights may lie
+            under `state_dict` or `model` (detectron2), or be all that the file holds.
+
     Returns:
         dict with at least "state_dict" (names without a leading `module.`) and "meta" (maybe
         empty).
@@ -146,95 +153,24 @@ def load_checkpoint(path: str | Path) -> dict:
         FileNotFoundError: no such file.
         ValueError: unreadable, unsafe, or no weights inside.
     """
-    checkpoint = load_torch_file(path)
+    checkpoint = download(str(path)) if "://" in str(path) else load_torch_file(path)
     if not isinstance(checkpoint, dict):
         raise ValueError(
             f"checkpoint {path} holds a {type(checkpoint).__name__}, not a dict of weights"
         )
-    state = checkpoint.get("state_dict", checkpoint)
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+    state = checkpoint
+    while any(isinstance(state.get(key), dict) for key in _CONTAINERS):
+        state = next(state[key] for key in _CONTAINERS if isinstance(state.get(key), dict))
+    if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError(
-            f"checkpoint {path} has no state_dict of tensors: is it a model checkpoint?"
+            f"checkpoint {path} has no state_dict of tensors, its keys are "
+            f"{some_of(map(str, state))}: is it a model checkpoint?"
         )
     weights = OrderedDict((re.sub(r"^module\.", "", name), value) for name, value in state.items())
     weights._metadata = getattr(state, "_metadata", OrderedDict())
     if state is checkpoint:
         return {"state_dict": weights, "meta": {}}
     return {**checkpoint, "state_dict": weights, "meta": checkpoint.get("meta") or {}}
-
-
-def by_prefix(names: Iterable[str]) -> str:
-    """`3 pts_bbox_head.transformer, 1 img_neck.fpn_convs`"""
-    counts = Counter(".".join(name.split(".")[:2]) for name in names)
-    return ", ".join(f"{count} {prefix}" for prefix, count in counts.items())
-
-
-def _first(reshaped: dict[str, str], count: int = 3) -> str:
-    return "; ".join(list(reshaped.values())[:count])
-
-
-class WeightFit:
-    """How the weights of a file fit a model, name by name.
-
-    Args:
-        weights: name -> tensor of the file.
-        own: name -> tensor of the model.
-
-    Attributes:
-        fitting: OrderedDict of what can be loaded.
-        missing: names in the model only. Old files lack the BatchNorm counters, which are never
-            read, so those do not count.
-        surplus: names in the file only.
-        reshaped: name -> "name is (shape) in the file and (shape) in the model", of the others.
-    """
-
-    def __init__(self, weights: dict[str, torch.Tensor], own: dict[str, torch.Tensor]):
-        shared = [name for name in own if name in weights]
-        self.reshaped = {
-            name: f"{name} is {tuple(weights[name].shape)} in the file and "
-            f"{tuple(own[name].shape)} in the model"
-            for name in shared
-            if weights[name].shape != own[name].shape
-        }
-        self.missing = [
-            name for name in own if name not in weights and not name.endswith("num_batches_tracked")
-        ]
-        self.surplus = [name for name in weights if name not in own]
-        self.fitting = OrderedDict(
-            (name, weights[name]) for name in shared if name not in self.reshaped
-        )
-
-    def left_over(self) -> list[str]:
-        """Lines on weights that are not loaded or keep their initial values; empty if all fit."""
-        lines = []
-        if self.missing:
-            lines.append(f"absent from the file: {by_prefix(self.missing)}")
-        if self.surplus:
-            lines.append(f"absent from the model: {by_prefix(self.surplus)}")
-        if self.reshaped:
-            lines.append(f"other shape: {by_prefix(self.reshaped)}; {_first(self.reshaped)}")
-        return lines
-
-    def alarming(self) -> list[str]:
-        """Lines on differences that even a partial load should not have; empty if none.
-
-        A start from other weights is made for the sake of its backbone.
-        """
-        missing, reshaped = (
-            [name for name in names if name.startswith("img_backbone.")]
-            for names in (self.missing, self.reshaped)
-        )
-        lines = []
-        if missing:
-            lines.append(
-                f"{len(missing)} backbone weights are absent from the file ({by_prefix(missing)}): "
-                "it is not of this backbone"
-            )
-        if reshaped:
-            lines.append(
-                f"{len(reshaped)} backbone weights have another shape: {self.reshaped[reshaped[0]]}"
-            )
-        return lines
 
 
 def _camera_embeddings(weights: Iterable[str]) -> list[str]:
@@ -290,13 +226,60 @@ def _without_other_cameras(checkpoint, cameras, path, logger):
     return checkpoint
 
 
+def fit_checkpoint(
+    checkpoint: dict,
+    own: Mapping[str, torch.Tensor],
+    path: str | Path,
+    complete: bool,
+    part: str = "",
+) -> WeightFit:
+    """Compare a checkpoint with a network, and refuse what cannot be loaded.
+
+    Args:
+        checkpoint: what `load_checkpoint` returned.
+        own: name -> tensor of the network, or of a part of it with the names of the whole network.
+        path: file of the checkpoint, for messages.
+        complete: every weight has to come from the checkpoint.
+        part: name of the part; "" for the whole network.
+
+    Raises:
+        ValueError: not `complete`, nothing fits, or the file has a backbone of which nothing fits.
+    """
+    fit = WeightFit(checkpoint["state_dict"], own, part)
+    if not fit.fitting:
+        raise ValueError(
+            f"checkpoint {path} has no weight that fits {part or 'this model'}: the file has "
+            f"{some_of(checkpoint['state_dict'])}, {part or 'the model'} {some_of(own)}"
+            + (f"; {fit.first_reshaped(1)}" if fit.reshaped else "")
+        )
+    if fit.reshaped and complete:
+        raise ValueError(
+            f"checkpoint {path} was made with another config: {len(fit.reshaped)} shapes differ, "
+            f"{fit.first_reshaped()}; use the config it was trained with"
+        )
+    if fit.missing and complete:
+        raise ValueError(
+            f"checkpoint {path} lacks {len(fit.missing)} of {len(own)} weights of this model "
+            f"({by_prefix(fit.missing)}); use the config it was trained with"
+        )
+    theirs, ours = (
+        [name for name in names if "backbone." in name] for names in (checkpoint["state_dict"], own)
+    )
+    if theirs and ours and not any(name in fit.fitting for name in ours):
+        raise ValueError(
+            f"checkpoint {path} is of another backbone, no weight fits: the file has "
+            f"{some_of(theirs)}, the model {some_of(ours)}"
+        )
+    return fit
+
+
 def load_weights(
     detector: nn.Module,
     checkpoint: dict,
     path: str | Path,
     logger: logging.Logger,
     complete: bool = True,
-) -> None:
+) -> WeightFit:
     """Load a checkpoint's weights into a model.
 
     Args:
@@ -308,6 +291,9 @@ def load_weights(
             Otherwise (`load_from`) those it lacks keep their initial values, and those of another
             shape and embeddings of other cameras are skipped; all are reported.
 
+    Returns:
+        What was loaded and what was not.
+
     Raises:
         ValueError: not `complete` enough, nothing fits, or, if `complete`, it was trained with other
             cameras.
@@ -315,35 +301,19 @@ def load_weights(
     cameras = getattr(detector, "CAMERAS", None)
     if not complete:
         checkpoint = _without_other_cameras(checkpoint, cameras, path, logger)
-    weights, own = checkpoint["state_dict"].copy(), detector.state_dict()
     rows = camera_rows(checkpoint, cameras, path)
+    fit = fit_checkpoint(checkpoint, detector.state_dict(), path, complete)
     if rows is not None:
-        weights.update((name, weights[name][rows]) for name in _camera_embeddings(weights))
+        fit.fitting.update(
+            (name, fit.fitting[name][rows]) for name in _camera_embeddings(fit.fitting)
+        )
         logger.info("%s: camera embeddings reordered to %s", path, ", ".join(cameras))
-    fit = WeightFit(weights, own)
-    if fit.reshaped and complete:
-        raise ValueError(
-            f"checkpoint {path} was made with another config: {len(fit.reshaped)} shapes differ, "
-            f"{_first(fit.reshaped)}; use the config it was trained with"
-        )
-    if fit.missing and complete:
-        raise ValueError(
-            f"checkpoint {path} lacks {len(fit.missing)} of {len(own)} weights of this model "
-            f"({by_prefix(fit.missing)}); use the config it was trained with"
-        )
-    if not fit.fitting:
-        raise ValueError(
-            f"checkpoint {path} has no weight that fits this model: it holds "
-            f"{by_prefix(fit.surplus)}"
-        )
-    fit.fitting._metadata = getattr(checkpoint["state_dict"], "_metadata", OrderedDict())
-    detector.load_state_dict(fit.fitting, strict=False)
-
-    logger.info("%s: %d of %d weights loaded", path, len(fit.fitting), len(own))
-    for line in fit.left_over():
-        logger.info("%s: %s", path, line)
-    for line in fit.alarming():
-        logger.warning("%s: %s", path, line)
+    weights = fit.fitting.copy()
+    if not fit.notes:
+        weights._metadata = getattr(checkpoint["state_dict"], "_metadata", OrderedDict())
+    detector.load_state_dict(weights, strict=False)
+    fit.report(path, logger)
+    return fit
 
 
 def find_latest_checkpoint(

@@ -9,9 +9,12 @@ from pathlib import Path
 from mmcv import Config
 
 from projects.bevformer.engine.build import build_detector
-from projects.bevformer.engine.checkpoint import WeightFit, by_prefix
-from projects.bevformer.engine.provenance import disagreements, trained_with
+from projects.bevformer.engine.checkpoint import fit_checkpoint
+from projects.bevformer.engine.provenance import disagreements, stamp_of
+from projects.bevformer.engine.weight_fit import WeightFit, by_prefix, without_wrapper
 
+_VOVNET = ("VoVNet", "stem.stem_1/conv.weight")
+_VOVNETS = {(1, 1, 1, 1): 19, (1, 1, 2, 2): 39, (1, 1, 4, 3): 57, (1, 3, 9, 3): 99}
 _RESNETS = {
     ("basic", (2, 2, 2, 2)): "ResNet-18",
     ("basic", (3, 4, 6, 3)): "ResNet-34",
@@ -30,11 +33,11 @@ def describe(checkpoint: dict, path: str | Path) -> list[tuple[str, str]]:
     Returns:
         list of (what, value) strings.
     """
-    weights, meta = checkpoint["state_dict"], checkpoint["meta"]
-    stamp, origin = trained_with(meta)
+    weights, meta = without_wrapper(checkpoint["state_dict"]), checkpoint["meta"]
+    stamp, origin = stamp_of(checkpoint)
     progress = [f"{key} {meta[key]}" for key in ("epoch", "iter") if key in meta]
     rows = [
-        ("file", f"{path}, {Path(path).stat().st_size / 2**20:.1f} MiB"),
+        ("file", f"{path}{_size(Path(path).expanduser())}"),
         ("kind", _kind(weights)),
         ("weights", _count(weights)),
         ("optimizer", "with its state" if "optimizer" in checkpoint else "none: cannot be resumed"),
@@ -64,21 +67,30 @@ def compare(checkpoint: dict, path: str | Path, cfg: Config) -> list[str]:
     Raises:
         ValueError: the config's model cannot be built.
     """
-    own = build_detector(cfg).state_dict()
+    detector = build_detector(cfg)
+    own = detector.state_dict()
     fit = WeightFit(checkpoint["state_dict"], own)
     lines = [f"{len(fit.fitting)} of {len(own)} weights of the model are in the file"]
-    lines += fit.left_over()
-    lines += fit.alarming()
+    lines += [*fit.notes, *fit.left_over()]
+    try:
+        fit_checkpoint(checkpoint, own, path, complete=False)
+        lines += fit.alarming()
+    except ValueError as error:
+        lines.append(str(error))
     test = (cfg.get("data") or {}).get("test") or {}
     classes = test.get("classes") if isinstance(test, dict) else None
     trained_for = checkpoint["meta"].get("CLASSES")
     if classes and trained_for and list(classes) != list(trained_for):
         lines.append(f"trained for the classes {list(trained_for)}, the config has {list(classes)}")
     try:
-        lines += disagreements(checkpoint, path, cfg)
+        lines += disagreements(checkpoint, path, cfg, detector)
     except ValueError as error:
         lines.append(str(error))
     return lines
+
+
+def _size(path):
+    return f", {path.stat().st_size / 2**20:.1f} MiB" if path.is_file() else ""  # else a URL
 
 
 def _kind(weights):
@@ -87,8 +99,9 @@ def _kind(weights):
         return "BEVFormer"
     if {"img_backbone", "backbone"} & prefixes:
         return "a detector, but not BEVFormer: its backbone can be a start (load_from)"
-    if "conv1.weight" in weights or "layer1.0.conv1.weight" in weights:
-        return "a bare ResNet: for img_backbone.init_cfg or model.pretrained"
+    for name, mark in (("ResNet", "conv1.weight"), ("ResNet", "layer1.0.conv1.weight"), _VOVNET):
+        if mark in weights:
+            return f"a bare {name}: a start for load_from, img_backbone.init_cfg, model.pretrained"
     return f"unknown: {by_prefix(weights)}"
 
 
@@ -122,8 +135,11 @@ def _architecture(weights):
 
 
 def _backbone(shapes):
-    """`ResNet-101 with DCNv2 in layer3, layer4`, or None."""
-    prefix = r"(?:img_backbone\.|backbone\.)?"
+    """`ResNet-101 with DCNv2 in layer3, layer4`, `VoVNet V2-99`, or None."""
+    prefix = r"(?:img_backbone\.|backbone\.(?:bottom_up\.)?)?"
+    blocks = tuple(len(_found(rf"{prefix}stage{i}\.OSA{i}_(\d+)\.", shapes)) for i in range(2, 6))
+    if blocks[0]:
+        return f"VoVNet V2-{_VOVNETS.get(blocks, blocks)}"
     stages = (_found(rf"{prefix}layer{i}\.(\d+)\.conv1\.weight", shapes) for i in range(1, 5))
     blocks = tuple(map(len, stages))
     if not blocks[0]:

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any, Iterator, Mapping
 
 from mmcv import Config, ConfigDict
-from mmcv.utils import Registry, import_modules_from_strings
+from mmcv.utils import Registry
 
 from projects.bevformer.engine.config_files import SUFFIXES
 from projects.bevformer.engine.config_keys import did_you_mean
 from projects.bevformer.engine.config_options import read_config
 from projects.bevformer.engine.data_sections import info_files, inner_sections
 from projects.bevformer.engine.optimizer import MergedGroupsConstructor
+from projects.bevformer.engine.plugins import import_parts, missing_part
 
 _REGISTRIES = (  # modules that hold registries
     "mmcv.cnn.bricks.registry",
@@ -29,7 +30,6 @@ _REGISTRIES = (  # modules that hold registries
     "mmdet.datasets",
     "mmdet3d.datasets",
 )
-_ORIGINAL_PLUGIN = "mmdet3d_plugin"  # published BEVFormer configs name it; this project replaces it
 
 
 @contextlib.contextmanager
@@ -50,12 +50,17 @@ def _hint(error: BaseException) -> str:
     """A suggestion for a name that a registry or a constructor does not have."""
     unknown = re.search(r"(\w+) is not in the .+ registry", str(error))
     if unknown:
-        return did_you_mean(unknown.group(1), _registered_classes())
+        name = unknown.group(1)
+        return missing_part(name, did_you_mean(name, _registered_classes()))
     argument = re.search(
         r"(\w+): \S*__init__\(\) got an unexpected keyword argument '(\w+)'", str(error)
     )
     if argument:
-        known = inspect.signature(_registered_classes()[argument.group(1)]).parameters
+        classes = {part.__name__: part for part in _registered_classes().values()}
+        part = classes.get(argument.group(1))
+        if part is None:
+            return ""
+        known = [*inspect.signature(part).parameters, *getattr(part, "__published__", ())]
         return did_you_mean(argument.group(2), known) or f" (it takes {', '.join(known)})"
     while error.__context__ is not None:  # mmcv wraps the error of a nested section at each level
         error = error.__context__
@@ -102,12 +107,6 @@ def load_config(
     if Path(path).suffix not in SUFFIXES:
         raise ValueError(f"{path} is not a config: it must end in {', '.join(SUFFIXES)}")
     cfg = read_config(path, options or {})
-    if cfg.get("custom_imports"):
-        try:
-            import_modules_from_strings(**cfg.custom_imports)
-        except Exception as error:  # of the imported code
-            reason = error if str(error) else error.__context__  # mmcv raises a bare ImportError
-            raise ValueError(f"config {path}: custom_imports: {reason}") from error
     if data_root is not None:
         if not Path(data_root).is_dir():
             raise FileNotFoundError(f"--data-root {data_root} is not a folder")
@@ -116,7 +115,7 @@ def load_config(
                 _move_split(options, str(data_root))
     if cfg.get("optimizer"):
         cfg.optimizer.setdefault("constructor", MergedGroupsConstructor.__name__)
-    _import_plugin_dir(cfg)
+    import_parts(cfg)
     return cfg
 
 
@@ -131,21 +130,6 @@ def _move_split(options: ConfigDict, data_root: str) -> None:
     if files:
         options.ann_file = files if isinstance(options.ann_file, (list, tuple)) else files[0]
     options.data_root = data_root
-
-
-def _import_plugin_dir(cfg: Config) -> None:
-    """Import the package that a published config names by `plugin=True, plugin_dir=...`."""
-    if not cfg.get("plugin"):
-        return
-    directory = Path(cfg.get("plugin_dir", _ORIGINAL_PLUGIN))
-    if directory.name == _ORIGINAL_PLUGIN:
-        module = "projects.bevformer.plugin"
-    else:
-        module = ".".join(directory.parts)
-    try:
-        importlib.import_module(module)
-    except ImportError as error:
-        raise ValueError(f"plugin_dir {directory}: {error}") from error
 
 
 def resolve_work_dir(

@@ -185,15 +185,13 @@ def _images_prepared_twice(values: Sequence[_Value]) -> Iterator[tuple[str, str]
 
 
 def _two_starts(values: Sequence[_Value]) -> Iterator[tuple[str, str]]:
-    files = {one.key: one.value for one in values}
-    first, second = (
-        files.get(f"model.{key}") for key in ("pretrained.img", "img_backbone.init_cfg.checkpoint")
-    )
-    if first and second and first != second:
-        what = (
-            f"is {first!r}, model.img_backbone.init_cfg.checkpoint is {second!r}: set one of them"
-        )
-        yield "model.pretrained.img", what
+    files = {one.key: one.value for one in values if isinstance(one.value, str)}
+    named = ("pretrained.img", "pretrained", "img_backbone.init_cfg.checkpoint")
+    keys = [f"model.{key}" for key in (*named, "img_backbone.pretrained")]
+    first, *others = [key for key in keys if files.get(key)] or [""]
+    for key in others:
+        if files[key] != files[first]:
+            yield first, f"is {files[first]!r}, {key} is {files[key]!r}: set one of them"
 
 
 def _counted_in_epochs(cfg: Config) -> Iterator[tuple[str, str]]:

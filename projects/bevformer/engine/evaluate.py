@@ -97,7 +97,7 @@ def build_trained_model(cfg, checkpoint_path, dataset, device, logger, fuse=Fals
         )
     detector = build_detector(cfg, dataset)
     load_weights(detector, checkpoint, checkpoint_path, logger)
-    check_provenance(checkpoint, checkpoint_path, cfg, logger)
+    check_provenance(checkpoint, checkpoint_path, cfg, detector, logger)
     set_compute_format(detector, cfg, device, logger)
     if fuse:
         detector = fuse_conv_bn(detector)

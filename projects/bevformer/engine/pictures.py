@@ -10,6 +10,7 @@ from mmcv import Config
 from projects.bevformer.datasets.temporal_nuscenes import TemporalNuScenesDataset
 from projects.bevformer.engine.bev_inputs import (
     InputFrame,
+    bev_head,
     build_preprocessor,
     ego_track,
     network_input,
@@ -117,7 +118,7 @@ def draw_network_inputs(
 
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    preprocessor = build_preprocessor(cfg)
+    preprocessor, head = build_preprocessor(cfg), bev_head(cfg)
     # All at once: reading the records of nuScenes takes seconds.
     times_us = {info["token"]: info["timestamp"] for info in dataset.data_infos}
     drawn = []
@@ -133,8 +134,8 @@ def draw_network_inputs(
         # The boxes are where the network's matrices put them.
         views = dict(zip(sample.cameras, zip(last.images_bgr, last.lidar2img)))
         cameras = draw_views(info, views, drawable_boxes(None, sample.ground_truth, 0.0))
-        seen = dict(zip(sample.cameras, seen_cells(cfg, last)))
-        pc_range = cfg.model.pts_bbox_head.transformer.encoder.pc_range
+        seen = dict(zip(sample.cameras, seen_cells(head, last)))
+        pc_range = head.transformer.encoder.pc_range
         track = ego_track(sample.frames)
         bev = draw_input_bev(info, sample.ground_truth, seen, pc_range, *track, dataset.CLASSES)
         cv2.imwrite(str(out_dir / f"{last.token}_queue.png"), draw_queue(info, queue))

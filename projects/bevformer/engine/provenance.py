@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Sequence
 
 from mmcv import Config
 from mmcv.utils import digit_version
+from torch import nn
 
 from projects.bevformer.datasets.motion import QUIRKS
-from projects.bevformer.engine.config import config_errors
 from projects.bevformer.engine.data_sections import inner_sections
 from projects.bevformer.geometry.bev_grid import vehicle_cell
 from projects.bevformer.geometry.boxes import BOX_CONVENTION_NEW, BOX_CONVENTION_OLD
+from projects.bevformer.published import REPLACED_TYPES
 
 STAMP = "trained_with"  # key in a checkpoint's meta
+_MOTION = "can_bus_mlp"  # in the names of weights that depend on how the motion is given
 
 # Of `QUIRKS`, those that the weights depend on.
 _DATASET_QUIRKS = ("can_bus_quaternion", "can_bus_message", "can_bus_heading", "lidar_axes")
@@ -32,35 +34,45 @@ _OFFICIAL = {
 _NEW_CONVENTION_SINCE = "1.0.0rc0"  # mmdet3d
 
 
-def training_stamp(cfg: Config, split: str = "train") -> dict:
-    """Settings of a config that weights depend on and that do not show in their shapes.
+def training_stamp(cfg: Config, detector: nn.Module, split: str = "train") -> dict:
+    """Settings that weights depend on and that do not show in their shapes.
 
     Args:
         cfg: mmcv.Config of a BEVFormer.
+        detector: the network that was built from it.
         split: key in `data`.
 
     Returns:
-        dict of plain values: box_convention (of the network), rotate_center (column, row),
-        can_bus_quaternion, can_bus_message, can_bus_heading, lidar_axes. Empty for a model without a BEV.
+        dict of plain values: box_convention (of the network), rotate_center (column, row; left out for
+        a head that does not say what grid it has), can_bus_quaternion, can_bus_message, can_bus_heading,
+        lidar_axes, replaced_parts (types that parts of the user take the place of). Empty for a model
+        without a BEV.
 
     Raises:
-        ValueError: no model, a BEV head without a transformer or without its BEV grid, or data sets inside
-            the split that disagree.
+        ValueError: data sets inside the split disagree.
     """
-    with config_errors("model"):
-        head = cfg.model.get("pts_bbox_head")
+    head = getattr(detector, "pts_bbox_head", None)
     if head is None:
         return {}
-    with config_errors("model.pts_bbox_head"):
-        centre = head.transformer.get("rotate_center")
-        if centre is None:
-            pc_range = head.transformer.encoder.pc_range
-            centre = vehicle_cell(head.bev_h, head.bev_w, pc_range)
+    centre = _rotation_centre(head)
     return {
         "box_convention": BOX_CONVENTION_OLD,
-        "rotate_center": [float(number) for number in centre],
+        **({"rotate_center": [float(number) for number in centre]} if centre else {}),
         **_dataset_quirks(cfg.data.get(split, {}), f"data.{split}"),
+        "replaced_parts": sorted(REPLACED_TYPES),
     }
+
+
+def _rotation_centre(head: nn.Module) -> Sequence[float] | None:
+    """Column and row about which the previous BEV turns, or None where the head does not have them."""
+    transformer = getattr(head, "transformer", None)
+    centre = getattr(transformer, "rotate_center", None)
+    if centre is not None:
+        return centre
+    try:
+        return vehicle_cell(head.bev_h, head.bev_w, transformer.encoder.pc_range)
+    except AttributeError:
+        return None
 
 
 def _dataset_quirks(section: Any, key: str) -> dict:
@@ -102,8 +114,28 @@ def trained_with(meta: dict) -> tuple[dict, str]:
     return {"box_convention": BOX_CONVENTION_NEW}, f"mmdet3d {version}"
 
 
+def stamp_of(checkpoint: dict) -> tuple[dict, str]:
+    """`trained_with` of a checkpoint, of which only what its weights depend on.
+
+    A backbone depends on nothing, a network without a history (BEVFormer v2, which has no
+    `can_bus_mlp`) not on how the motion is given.
+    """
+    (stamp, origin), weights = trained_with(checkpoint["meta"]), checkpoint["state_dict"]
+    if not any("pts_bbox_head.reg_branches" in name for name in weights):
+        return {}, origin
+    if not any(_MOTION in name for name in weights):
+        of_motion = ("rotate_center", *_DATASET_QUIRKS)
+        stamp = {name: value for name, value in stamp.items() if name not in of_motion}
+    return stamp, origin
+
+
 def check_provenance(
-    checkpoint: dict, path: str | Path, cfg: Config, logger: logging.Logger, split: str = "test"
+    checkpoint: dict,
+    path: str | Path,
+    cfg: Config,
+    detector: nn.Module,
+    logger: logging.Logger,
+    split: str = "test",
 ) -> None:
     """Compare a checkpoint with the config that is to run it, before anything runs.
 
@@ -111,24 +143,31 @@ def check_provenance(
         checkpoint: what `load_checkpoint` returned.
         path: its file, for messages.
         cfg: mmcv.Config.
+        detector: the network that was built from it.
         logger: receives one warning per quirk that differs.
         split: key in `data` whose options count.
 
     Raises:
         ValueError: the weights use another box convention.
     """
-    for line in disagreements(checkpoint, path, cfg, split):
+    for line in disagreements(checkpoint, path, cfg, detector, split):
         logger.warning(line)
 
 
 def disagreements(
-    checkpoint: dict, path: str | Path, cfg: Config, split: str = "test"
+    checkpoint: dict, path: str | Path, cfg: Config, detector: nn.Module, split: str = "test"
 ) -> list[str]:
     """The lines that `check_provenance` logs; same arguments and errors."""
-    if not any("reg_branches" in name for name in checkpoint["state_dict"]):
-        return []  # a backbone
-    stamp, origin = trained_with(checkpoint["meta"])
-    wanted = training_stamp(cfg, split)
+    stamp, origin = stamp_of(checkpoint)
+    wanted = training_stamp(cfg, detector, split)
+    has_history = any(_MOTION in name for name in checkpoint["state_dict"])
+    unofficial = any(wanted.get(name, value) != value for name, value in _OFFICIAL.items())
+    if has_history and not stamp and unofficial:
+        return [
+            f"checkpoint {path} does not say what it was trained with: official weights need the "
+            "quirks that the recipes of configs/bevformer/ set "
+            "(docs/checkpoint_compatibility.md#quirks-that-the-weights-depend-on)"
+        ]
     convention = stamp.get("box_convention")
     if wanted and convention not in (None, wanted["box_convention"]):
         raise ValueError(

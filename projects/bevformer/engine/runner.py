@@ -18,6 +18,7 @@ from projects.bevformer.engine.checkpoint import (
 from projects.bevformer.engine.ema import AverageHook
 from projects.bevformer.engine.optimizer import changed_options, fit_saved_state, match_layouts
 from projects.bevformer.engine.resume import read_on_all_ranks
+from projects.bevformer.published import published
 
 _AFTER_OPTIMIZER = 41  # priority: mmcv's optimizer hooks have 40, its CheckpointHook 50
 
@@ -254,4 +255,16 @@ class SafeIterBasedRunner(_SafeCheckpoints, IterBasedRunner):
         self._iter = iteration
 
 
-RUNNERS = {"EpochBasedRunner": SafeEpochBasedRunner, "IterBasedRunner": SafeIterBasedRunner}
+@published(ignores=("keys",), only={"eval_model": None})
+class _VideoRunner(SafeEpochBasedRunner):
+    """The runner of the original's mixed-precision recipe, where a second network encodes the history.
+
+    Here one network does, and the whole batch goes to it.
+    """
+
+
+RUNNERS = {
+    "EpochBasedRunner": SafeEpochBasedRunner,
+    "IterBasedRunner": SafeIterBasedRunner,
+    "EpochBasedRunner_video": _VideoRunner,
+}

@@ -38,6 +38,7 @@ from projects.bevformer.engine.distributed import get_rank, get_world_size
 from projects.bevformer.engine.hooks import DataWaitHook, FiniteLossHook, TemporalEvalHook
 from projects.bevformer.engine.log import get_run_logger, log_to_file
 from projects.bevformer.engine.optimizer import check_parameter_options, fit_rate
+from projects.bevformer.engine.plugins import notices
 from projects.bevformer.engine.precision import optimizer_hook, set_compute_format
 from projects.bevformer.engine.provenance import STAMP, check_provenance, training_stamp
 from projects.bevformer.engine.resume import checkpoint_to_resume
@@ -45,6 +46,7 @@ from projects.bevformer.engine.runner import RUNNERS
 from projects.bevformer.engine.seed import choose_seed, set_seed
 from projects.bevformer.engine.summary import run_summary
 from projects.bevformer.engine.training_model import TrainingModel
+from projects.bevformer.published import REPLACED_TYPES
 
 
 def train(
@@ -88,9 +90,10 @@ def train(
     if max_iters is not None:
         _short_run(cfg, max_iters, given, logger)
     cfg.runner = runner_settings(cfg)
-    if cfg.runner.get("type") not in RUNNERS:
+    if cfg.runner.get("type") not in RUNNERS.keys() - REPLACED_TYPES:
         raise ValueError(
-            f"runner.type is {cfg.runner.get('type')!r}: it must be one of {list(RUNNERS)}"
+            f"runner.type is {cfg.runner.get('type')!r}: it must be one of {list(RUNNERS)} of this "
+            "project, others are not used; what a run does besides is the place of custom_hooks"
         )
     workflow = [tuple(phase) for phase in cfg.get("workflow", [("train", 1)])]
     if [phase for phase, _ in workflow] != ["train"]:
@@ -111,6 +114,7 @@ def train(
     detector = build_detector(cfg, dataset, pretrained=True)
     if cfg.resume_from is None:
         init_weights(detector, cfg, logger)
+    meta[STAMP] = training_stamp(cfg, detector)
     set_compute_format(detector, cfg, device, logger)
     if deterministic and device.type == "cuda":
         _warn_of_unrepeatable_parts(cfg, detector, logger)
@@ -203,6 +207,8 @@ def _describe_run(cfg: Config, config_name: str, seed: int, logger: logging.Logg
     log_to_file(logger, "environment\n%s", environment)
     config_text = cfg.pretty_text
     log_to_file(logger, "config\n%s", config_text)
+    for line in notices():
+        log_to_file(logger, "%s", line)
     if get_rank() == 0:
         (Path(cfg.work_dir) / config_name).write_text(config_text)
     return {
@@ -211,7 +217,6 @@ def _describe_run(cfg: Config, config_name: str, seed: int, logger: logging.Logg
         "seed": seed,
         "exp_name": config_name,
         "run": uuid.uuid4().hex,  # stays when the run is resumed
-        STAMP: training_stamp(cfg),
     }
 
 
@@ -242,7 +247,7 @@ def _say_if_finished(runner: BaseRunner, logger: logging.Logger) -> None:
 def _start_from(runner: BaseRunner, cfg: Config, logger: logging.Logger) -> None:
     """Load the weights of `load_from`; a function, so that its return frees the file's tensors."""
     checkpoint = runner.load_checkpoint(cfg.load_from)
-    check_provenance(checkpoint, cfg.load_from, cfg, logger, split="train")
+    check_provenance(checkpoint, cfg.load_from, cfg, runner.model.module, logger, split="train")
 
 
 def _warn_of_unrepeatable_parts(cfg: Config, detector: nn.Module, logger: logging.Logger) -> None:

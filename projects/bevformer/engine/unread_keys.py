@@ -18,7 +18,7 @@ from projects.bevformer.engine.config import _REGISTRIES
 from projects.bevformer.engine.config_keys import did_you_mean
 from projects.bevformer.engine.hooks import TemporalEvalHook
 from projects.bevformer.model.v2.dd3d_head import FCOS2DHead, FCOS3DHead
-from projects.bevformer.model.v2.dd3d_losses import FCOS2DLoss, FCOS3DLoss
+from projects.bevformer.model.v2.dd3d_losses import FCOS2DLoss, FCOS3DLoss, NuscenesLoss
 from projects.bevformer.model.v2.dd3d_targets import LocationAssigner
 
 _SECTIONS = (
@@ -66,13 +66,14 @@ _READ: dict[str, Sequence[str] | Callable] = {
     "NuscenesDD3D.fcos3d_cfg": FCOS3DHead,
     "NuscenesDD3D.fcos3d_loss_cfg": FCOS3DLoss,
     "NuscenesDD3D.target_assign_cfg": LocationAssigner,
-    "NuscenesDD3D.nusc_loss_weight": ("attr_loss_weight", "speed_loss_weight"),
+    "NuscenesDD3D.nusc_loss_weight": NuscenesLoss,
     "CustomNuScenesDatasetV2.mono_cfg": ("min_num_lidar_points", "min_box_visibility"),
     "CropResizeFlipImage.data_aug_conf": ("reisze", "crop", "H", "W", "rand_flip"),
 }
 # Keys of the original's configs that change nothing, here as there. Arguments of constructors that
 # change nothing are declared at the classes (`published`). docs/checkpoint_compatibility.md has both.
 WITHOUT_EFFECT: dict[str, Sequence[str]] = {
+    "runner": ("keys",),  # of EpochBasedRunner_video
     "data": ("nonshuffler_sampler",),
     "data.val": ("samples_per_gpu",),
     "data.test": ("samples_per_gpu",),

@@ -29,6 +29,7 @@ from projects.bevformer.model.mm import (  # noqa: F401
     focal_loss,
     mmcv_deform_attn,
     norms,
+    vovnet,
 )
 from projects.bevformer.model.temporal_memory import BEVState
 from projects.bevformer.model.v2 import dd3d_head, perception_transformer_v2  # noqa: F401

@@ -14,10 +14,12 @@ from mmdet3d.core import bbox3d2result
 from mmdet3d.models.detectors import Base3DDetector
 from torch import Tensor, nn
 
+from projects.bevformer.model.detection.head import BEVFormerHead
 from projects.bevformer.model.fit import check_model
 from projects.bevformer.model.frame import Frame
 from projects.bevformer.model.grid_mask import GridMask
 from projects.bevformer.model.mm.replacements import replace_type
+from projects.bevformer.model.perception_transformer import PerceptionTransformer
 from projects.bevformer.model.temporal_memory import BEVState, TemporalMemory
 from projects.bevformer.published import published, translate
 
@@ -54,8 +56,24 @@ class QueueBEV(NamedTuple):
     feats: Optional[List[Tensor]] = None
 
 
-@DETECTORS.register_module()
+# The original's detectors have places for a lidar branch and for heads on single images.
+EMPTY_SLOTS = dict.fromkeys(
+    (
+        "pts_voxel_layer",
+        "pts_voxel_encoder",
+        "pts_middle_encoder",
+        "pts_fusion_layer",
+        "pts_backbone",
+        "pts_neck",
+        "img_roi_head",
+        "img_rpn_head",
+    )
+)
+
+
+@DETECTORS.register_module(name=["BEVFormer", "BEVFormer_fp16"])
 @published(ignores=("test_cfg",))
+@published(only=EMPTY_SLOTS, why="this network has cameras and heads on the BEV only")
 class BEVFormer(Base3DDetector):
     """Camera-only 3D detection with a temporal bird's-eye view.
 
@@ -74,7 +92,7 @@ class BEVFormer(Base3DDetector):
             largest batch so far.
         num_levels: levels of the neck that the BEV encoder reads, the first ones; None for all.
         train_cfg: dict(pts=dict(assigner=...)).
-        pretrained: dict(img=URL or path) of backbone weights.
+        pretrained: URL or path of backbone weights, or dict(img=...) of it.
         data_preprocessor: config of the ImagePreprocessor for pipelines that end with uint8 images; None
             for pipelines that preprocess the images, such as the published ones.
 
@@ -103,9 +121,10 @@ class BEVFormer(Base3DDetector):
         data_preprocessor=None,
     ):
         super().__init__(init_cfg)
-        if pretrained and pretrained.get("img"):
+        file = pretrained.get("img") if isinstance(pretrained, dict) else pretrained
+        if file:
             # On the CPU: a file of GPU tensors would go to GPU 0 in every process.
-            checkpoint = dict(type="Pretrained", checkpoint=pretrained["img"], map_location="cpu")
+            checkpoint = dict(type="Pretrained", checkpoint=file, map_location="cpu")
             img_backbone = dict(img_backbone, init_cfg=checkpoint)
         pts_cfg = dict(pts_bbox_head, train_cfg=train_cfg["pts"] if train_cfg else None)
         parts = dict(backbone=img_backbone, head=pts_cfg, heads=list(heads))
@@ -124,7 +143,10 @@ class BEVFormer(Base3DDetector):
         self.max_scenes = max_scenes
         self.memory = TemporalMemory()
         self.autocast_dtype = None
-        check_model(self)
+        head = self.pts_bbox_head
+        # Heads and transformers from elsewhere need not have what is compared.
+        if isinstance(head, BEVFormerHead) and isinstance(head.transformer, PerceptionTransformer):
+            check_model(self)
 
     def _add_head(self, cfg):
         name = cfg.pop("name", None)

@@ -14,6 +14,9 @@ def check_model(detector):
         ("num_classes of the head", classes, "that of its bbox_coder", coder.num_classes),
         ("x and y of pc_range of the bbox_coder", xy[0], "that of the encoder", xy[1]),
     ]
+    groups = [getattr(part, "group", None) for part in head.transformer.decoder.modules()]
+    group = next(filter(None, groups), head.group_detr)
+    pairs.append(("group_detr of the head", head.group_detr, "group of attn_cfgs", group))
     if isinstance(pos, LearnedPositionalEncoding):
         cover = (pos.row_embed.num_embeddings, pos.col_embed.num_embeddings)
         cover = tuple(min(side, most) for side, most in zip(grid, cover))

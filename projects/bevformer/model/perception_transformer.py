@@ -83,6 +83,10 @@ class PerceptionTransformer(BaseModule):
         )
         if can_bus_norm:
             self.can_bus_mlp.add_module("norm", WeightPrecisionLayerNorm(embed_dims))
+        # What is switched off keeps its weights, whose names and shapes are the original's, but is not
+        # trained: DDP waits for a gradient of every weight that is.
+        self.can_bus_mlp.requires_grad_(bool(use_can_bus))
+        self.cams_embeds.requires_grad_(bool(use_cams_embeds))
         self.init_weights()
 
     def init_weights(self):

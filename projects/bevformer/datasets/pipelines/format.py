@@ -71,6 +71,19 @@ class ByteImageFormatBundle3D(DefaultFormatBundle3D):
         return results
 
 
+@PIPELINES.register_module()
+class CustomDefaultFormatBundle3D(DefaultFormatBundle3D):
+    """mmdet3d's DefaultFormatBundle3D that also formats `gt_map_masks`, which a data set of yours adds."""
+
+    def __call__(self, results):
+        """Make a DataContainer of a tensor of `gt_map_masks`, if the frame has it."""
+        results = super().__call__(results)
+        if "gt_map_masks" in results:
+            masks = torch.from_numpy(np.ascontiguousarray(results["gt_map_masks"]))
+            results["gt_map_masks"] = DataContainer(masks, stack=True)
+        return results
+
+
 def stack_byte_images(images: Sequence[np.ndarray]) -> DataContainer:
     """DataContainer of one (len(images), H, W, 3) tensor."""
     # mmcv pads the last two dimensions of a batch to its largest; here they are not H and W.

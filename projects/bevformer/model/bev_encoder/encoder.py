@@ -6,22 +6,22 @@ Shape legend: B batch, N cameras, Q BEV queries (= Hb * Wb), C channels, L level
 from dataclasses import replace
 
 from mmcv.cnn.bricks.registry import TRANSFORMER_LAYER_SEQUENCE
-from mmcv.cnn.bricks.transformer import build_transformer_layer
-from mmcv.runner import BaseModule, ModuleList
+from mmcv.runner import BaseModule
 
 from projects.bevformer import compat
 from projects.bevformer.geometry.bev_grid import check_range, pillar_points
 from projects.bevformer.model.bev_encoder.packed_queries import PackedQueries
+from projects.bevformer.model.post_norm_layer import build_layers
 from projects.bevformer.published import published
 
 
 @TRANSFORMER_LAYER_SEQUENCE.register_module()
-@published(only={"return_intermediate": False})
+@published(ignores=("dataset_type",), only={"return_intermediate": False})
 class BEVFormerEncoder(BaseModule):
     """A stack of BEVFormerLayers that share one FrameContext.
 
     Args:
-        transformerlayers: config of one layer.
+        transformerlayers: config of every layer, or a list with the config of each.
         num_layers: how many.
         pc_range: (x_min, y_min, z_min, x_max, y_max, z_max), metres, lidar frame.
         num_points_in_pillar: D, heights over each cell that are projected into the cameras.
@@ -48,9 +48,7 @@ class BEVFormerEncoder(BaseModule):
         self.pc_range = list(pc_range)
         self.num_points_in_pillar = num_points_in_pillar
         self.with_cp = with_cp
-        self.layers = ModuleList(
-            [build_transformer_layer(transformerlayers) for _ in range(num_layers)]
-        )
+        self.layers = build_layers(transformerlayers, num_layers)
 
     def forward(self, context):
         """Encode one frame.

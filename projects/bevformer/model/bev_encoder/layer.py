@@ -7,7 +7,7 @@ from projects.bevformer.published import published
 
 
 @TRANSFORMER_LAYER.register_module()
-@published(only={"operation_order": POST_NORM})
+@published(ignores=("batch_first",), only={"operation_order": POST_NORM})
 class BEVFormerLayer(PostNormLayer):
     """Temporal self-attention, spatial cross-attention, feed-forward; arguments as in PostNormLayer.
 

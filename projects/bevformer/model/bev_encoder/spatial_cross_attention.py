@@ -20,6 +20,7 @@ from projects.bevformer.published import published
 
 
 @ATTENTION.register_module()
+@published(ignores=("im2col_step", "batch_first", "dropout"), only={"norm_cfg": None})
 class MSDeformableAttention3D(DeformableAttention):
     """Deformable attention of each row in its camera, around the projected pillar points.
 
@@ -96,7 +97,7 @@ class MSDeformableAttention3D(DeformableAttention):
 
 
 @ATTENTION.register_module()
-@published(ignores=("num_cams", "pc_range"))
+@published(ignores=("num_cams", "pc_range", "batch_first"))
 class SpatialCrossAttention(BaseModule):
     """Each query attends to the cameras that see it; the mean over those is projected and added.
 

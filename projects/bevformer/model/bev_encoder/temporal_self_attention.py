@@ -17,7 +17,10 @@ FRAMES = 2
 
 
 @ATTENTION.register_module()
-@published(only={"num_levels": 1, "num_bev_queue": FRAMES})
+@published(
+    ignores=("im2col_step", "batch_first"),
+    only={"num_levels": 1, "num_bev_queue": FRAMES, "norm_cfg": None},
+)
 class TemporalSelfAttention(DeformableAttention):
     """Deformable attention over the stacked previous and current BEV, averaged over the two.
 

@@ -13,7 +13,7 @@ from projects.bevformer.published import published
 
 
 @ATTENTION.register_module()
-@published(only={"num_levels": 1})
+@published(ignores=("im2col_step", "batch_first"), only={"num_levels": 1, "norm_cfg": None})
 class CustomMSDeformableAttention(DeformableAttention):
     """Deformable attention of object queries to the BEV map.
 
@@ -51,26 +51,43 @@ class CustomMSDeformableAttention(DeformableAttention):
 
 
 @ATTENTION.register_module()
-@published(ignores=("group",))
 class GroupMultiheadAttention(MultiheadAttention):
     """The name under which published configs ask for self-attention within groups of queries.
 
-    It is mmcv's MultiheadAttention; the head's `group_detr` says how many groups there are, and
-    BEVFormerDecoderLayer passes one at a time.
+    It is mmcv's MultiheadAttention; BEVFormerDecoderLayer passes one group at a time.
 
     Args:
         embed_dims: C.
         num_heads: M.
-        dropout: of the attention weights and after the output projection.
+        dropout: sets `attn_drop` and the probability of `dropout_layer`; None leaves them.
+        attn_drop: dropout of the attention weights.
+        proj_drop: dropout after the output projection.
+        dropout_layer: config of another one after that.
+        group: the `group_detr` of the head; None for any.
         batch_first: the batch comes before the queries.
     """
 
-    def __init__(self, embed_dims, num_heads, dropout=0.0, batch_first=False, init_cfg=None):
+    def __init__(
+        self,
+        embed_dims,
+        num_heads,
+        dropout=None,
+        attn_drop=0.0,
+        proj_drop=0.0,
+        dropout_layer=None,
+        group=None,
+        batch_first=False,
+        init_cfg=None,
+    ):
+        if dropout is not None:
+            attn_drop, dropout_layer = dropout, dict(type="Dropout", drop_prob=dropout)
         super().__init__(
             embed_dims,
             num_heads,
-            attn_drop=dropout,
-            dropout_layer=dict(type="Dropout", drop_prob=dropout),
+            attn_drop=attn_drop,
+            proj_drop=proj_drop,
+            dropout_layer=dropout_layer or dict(type="Dropout", drop_prob=0.0),
             init_cfg=init_cfg,
             batch_first=batch_first,
         )
+        self.group = group

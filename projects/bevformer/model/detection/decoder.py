@@ -5,11 +5,11 @@ Shape legend: B batch, O object queries, C channels, X decoder layers.
 
 import torch
 from mmcv.cnn.bricks.registry import TRANSFORMER_LAYER_SEQUENCE
-from mmcv.cnn.bricks.transformer import build_transformer_layer
-from mmcv.runner import BaseModule, ModuleList
+from mmcv.runner import BaseModule
 from mmdet.models.utils.transformer import inverse_sigmoid
 
 from projects.bevformer.geometry.boxes import CX, CY, CZ
+from projects.bevformer.model.post_norm_layer import build_layers
 from projects.bevformer.published import published
 
 
@@ -19,7 +19,7 @@ class DetectionTransformerDecoder(BaseModule):
     """A stack of decoder layers with iterative refinement of the reference points.
 
     Args:
-        transformerlayers: config of one layer.
+        transformerlayers: config of every layer, or a list with the config of each.
         num_layers: X.
 
     Source: DETR3D (arXiv 2110.06922), section 3.2; Deformable DETR (arXiv 2010.04159), appendix A.4.
@@ -27,9 +27,7 @@ class DetectionTransformerDecoder(BaseModule):
 
     def __init__(self, transformerlayers, num_layers, init_cfg=None):
         super().__init__(init_cfg)
-        self.layers = ModuleList(
-            [build_transformer_layer(transformerlayers) for _ in range(num_layers)]
-        )
+        self.layers = build_layers(transformerlayers, num_layers)
 
     def forward(self, query, reference_points, context, reg_branches):
         """Decode.

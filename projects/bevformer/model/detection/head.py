@@ -34,6 +34,8 @@ from projects.bevformer.transfer import upload
 
 @HEADS.register_module(name=["BEVFormerHead", "BEVFormerHead_GroupDETR"])
 @published(ignores=("test_cfg",), only={"as_two_stage": False}, unweighted=("loss_iou",))
+@published(only={"code_size": CODE_SIZE}, why="a box has ten code columns")
+@published(only={"num_cls_fcs": 2}, why="num_reg_fcs is the number of layers of both branches")
 class BEVFormerHead(BaseModule):
     """Encodes frames into a BEV and detects objects in it.
 

@@ -11,7 +11,7 @@ from projects.bevformer.published import published
 
 
 @TRANSFORMER_LAYER.register_module()
-@published(only={"operation_order": POST_NORM})
+@published(ignores=("batch_first",), only={"operation_order": POST_NORM})
 class BEVFormerDecoderLayer(PostNormLayer):
     """Self-attention among objects, attention to the BEV, feed-forward; arguments as in PostNormLayer.
 
@@ -19,14 +19,7 @@ class BEVFormerDecoderLayer(PostNormLayer):
     other module with its `forward`.
     """
 
-    def __init__(self, attn_cfgs, feedforward_channels=512, ffn_dropout=0.0, init_cfg=None):
-        self_attention, *others = attn_cfgs
-        super().__init__(
-            [dict(self_attention, batch_first=True), *others],
-            feedforward_channels,
-            ffn_dropout,
-            init_cfg,
-        )
+    attention_options = (dict(batch_first=True), {})
 
     def forward(self, query, reference_xy, context):
         """Refine the object queries.

@@ -7,7 +7,7 @@ import torch
 from mmdet.models.builder import DETECTORS, build_head
 
 from projects.bevformer.geometry.bev_warp import warp_bev
-from projects.bevformer.model.bevformer import BEVFormer, QueueBEV, eval_no_grad
+from projects.bevformer.model.bevformer import EMPTY_SLOTS, BEVFormer, QueueBEV, eval_no_grad
 from projects.bevformer.model.frame import Frame
 from projects.bevformer.published import published
 from projects.bevformer.transfer import upload
@@ -15,6 +15,7 @@ from projects.bevformer.transfer import upload
 
 @DETECTORS.register_module()
 @published(ignores=("test_cfg",), only={"video_test_mode": False})
+@published(only=EMPTY_SLOTS, why="this network has cameras and heads on the BEV only")
 class BEVFormerV2(BEVFormer):
     """BEVFormer with perspective supervision; frames are encoded one by one and fused.
 

@@ -12,7 +12,7 @@ from mmcv.runner import BaseModule
 from mmdet.models.builder import HEADS
 from torch import nn
 
-from projects.bevformer.model.v2.dd3d_losses import FCOS2DLoss, FCOS3DLoss, mean_of_known
+from projects.bevformer.model.v2.dd3d_losses import FCOS2DLoss, FCOS3DLoss, NuscenesLoss
 from projects.bevformer.model.v2.dd3d_targets import LocationAssigner
 from projects.bevformer.published import published
 
@@ -258,7 +258,7 @@ class NuscenesDD3D(BaseModule):
         fcos3d_loss_cfg: arguments of FCOS3DLoss.
         target_assign_cfg: arguments of LocationAssigner: center_sample, pos_radius,
             sizes_of_interest.
-        nusc_loss_weight: dict(attr_loss_weight=..., speed_loss_weight=...).
+        nusc_loss_weight: arguments of NuscenesLoss.
 
     Raises:
         ValueError: a list has another length than there are classes or strides.
@@ -288,14 +288,13 @@ class NuscenesDD3D(BaseModule):
         self.num_classes = num_classes
         self.strides = list(strides)
         self.assigner = LocationAssigner(self.strides, num_classes, **target_assign_cfg)
-        self.attr_loss_weight = nusc_loss_weight["attr_loss_weight"]
-        self.speed_loss_weight = nusc_loss_weight["speed_loss_weight"]
         self.fcos2d_head = FCOS2DHead(num_classes, in_channels, strides, **fcos2d_cfg)
         self.fcos2d_loss = FCOS2DLoss(**fcos2d_loss_cfg)
         self.fcos3d_head = FCOS3DHead(num_classes, in_channels, strides, **fcos3d_cfg)
         self.fcos3d_loss = FCOS3DLoss(**fcos3d_loss_cfg)
         self.attr_logits = _predictor(in_channels, NUM_ATTRIBUTES)
         self.speed = _predictor(in_channels, 1)
+        self.nusc_loss = NuscenesLoss(**nusc_loss_weight)
 
     def forward(self, feats):
         """Predict at every location, in float32.
@@ -343,18 +342,7 @@ class NuscenesDD3D(BaseModule):
         of_class = targets.positive_labels[:, None, None].expand(-1, at["box3d"].shape[1], 1)
         losses = self.fcos2d_loss(predicted["logits"], at["distances"], at["centerness"], targets)
         losses.update(self.fcos3d_loss(at["box3d"].gather(2, of_class).squeeze(2), targets))
-        losses["loss_attr"] = self.attr_loss_weight * mean_of_known(
-            F.cross_entropy(at["attributes"], targets.attribute.clamp(min=0), reduction="none"),
-            targets.attribute >= 0,
-            targets.centerness,
-        )
-        losses["loss_speed"] = self.speed_loss_weight * mean_of_known(
-            F.smooth_l1_loss(
-                at["speeds"], torch.nan_to_num(targets.speed), reduction="none", beta=0.05
-            ),
-            torch.isfinite(targets.speed),
-            targets.centerness,
-        )
+        losses.update(self.nusc_loss(at["attributes"], at["speeds"], targets))
         return losses
 
 

@@ -19,18 +19,19 @@ from projects.bevformer.model.mm.focal_loss import TorchFocalLoss
 from projects.bevformer.published import published
 
 
-def giou_from_sides(predicted, true):
+def giou_from_sides(predicted, true, added_pixels=0.0):
     """Generalised IoU of boxes that both contain a common point.
 
     mmdet's GIoULoss reads its weights back and copies its epsilon to the GPU, which both force a sync.
 
     Args:
         predicted, true: (P, 4) distances from the point to left, top, right, bottom, not negative.
+        added_pixels: added to intersection and union in their quotient, pixels^2.
 
     Returns:
         (P,) in (-1, 1].
 
-    Source: GIoU (arXiv 1902.09630), algorithm 2.
+    Source: GIoU (arXiv 1902.09630), algorithm 2; `added_pixels`: AdelaiDet's FCOS, with 1.
     """
 
     def area(sides):
@@ -40,7 +41,8 @@ def giou_from_sides(predicted, true):
     intersection = area(torch.minimum(predicted, true))
     union = (area(predicted) + area(true) - intersection).clamp(min=1e-6)
     hull = area(torch.maximum(predicted, true)).clamp(min=1e-6)
-    return intersection / union - (hull - union) / hull
+    iou = (intersection + added_pixels) / (union + added_pixels)
+    return iou - (hull - union) / hull
 
 
 @published(only={"loc_loss_type": "giou"})
@@ -49,10 +51,12 @@ class FCOS2DLoss(nn.Module):
 
     Args:
         focal_loss_alpha, focal_loss_gamma: of the classification loss.
+        iou_added_pixels: see giou_from_sides; the original has 1.
     """
 
-    def __init__(self, focal_loss_alpha=0.25, focal_loss_gamma=2.0):
+    def __init__(self, focal_loss_alpha=0.25, focal_loss_gamma=2.0, iou_added_pixels=0.0):
         super().__init__()
+        self.iou_added_pixels = iou_added_pixels
         self.loss_cls = TorchFocalLoss(
             use_sigmoid=True, gamma=focal_loss_gamma, alpha=focal_loss_alpha
         )
@@ -71,7 +75,7 @@ class FCOS2DLoss(nn.Module):
         """
         # On the device throughout: a Python number would have to be read back after the reduction.
         num_positive = reduce_mean(logits.new_full((), float(len(distances)))).clamp(min=1)
-        giou = giou_from_sides(distances, targets.distances)
+        giou = giou_from_sides(distances, targets.distances, self.iou_added_pixels)
         centered = F.binary_cross_entropy_with_logits(
             centerness, targets.centerness, reduction="sum"
         )
@@ -96,6 +100,7 @@ class FCOS3DLoss(nn.Module):
         conf3d_loss_weight: of the confidence.
         conf_3d_temperature: metres of corner distance at which a confidence should be 1 / e.
         smooth_l1_loss_beta: metres.
+        divide_by_beta: see smooth_l1; the original does not.
         predict_allocentric_rot: the quaternion is relative to the viewing ray.
         scale_depth_by_focal_lengths: depths are predicted for pixels of one size.
         scale_depth_by_focal_lengths_factor: that size is 1 / factor.
@@ -112,6 +117,7 @@ class FCOS3DLoss(nn.Module):
         conf3d_loss_weight=1.0,
         conf_3d_temperature=1.0,
         smooth_l1_loss_beta=0.05,
+        divide_by_beta=True,
         predict_allocentric_rot=True,
         scale_depth_by_focal_lengths=True,
         scale_depth_by_focal_lengths_factor=500.0,
@@ -123,6 +129,7 @@ class FCOS3DLoss(nn.Module):
         self.conf3d_loss_weight = conf3d_loss_weight
         self.conf_3d_temperature = conf_3d_temperature
         self.smooth_l1_loss_beta = smooth_l1_loss_beta
+        self.divide_by_beta = divide_by_beta
         self.predict_allocentric_rot = predict_allocentric_rot
         self.focal_factor = (
             scale_depth_by_focal_lengths_factor if scale_depth_by_focal_lengths else None
@@ -150,8 +157,8 @@ class FCOS3DLoss(nn.Module):
         losses = {}
         for part in true:
             corners = _corners(dict(true, **{part: predicted[part]}), targets)
-            distance = F.smooth_l1_loss(
-                corners, true_corners, reduction="none", beta=self.smooth_l1_loss_beta
+            distance = smooth_l1(
+                corners - true_corners, self.smooth_l1_loss_beta, self.divide_by_beta
             )
             losses[f"loss_box3d_{part}"] = self.box3d_loss_weight * _weighted(
                 distance.mean(dim=(1, 2)), targets
@@ -191,7 +198,64 @@ def _weighted(values, targets):
     return (values * targets.centerness).sum() / targets.weight_sum
 
 
-def mean_of_known(losses, known, weights):
+class NuscenesLoss(nn.Module):
+    """Losses of attributes and speeds, over the locations whose object's value is known.
+
+    Args:
+        attr_loss_weight, speed_loss_weight: factors.
+        attr_by_centerness: weigh attributes by centre-ness, as speeds always are; the original weighs
+            all locations of a process alike.
+    """
+
+    def __init__(self, attr_loss_weight=0.2, speed_loss_weight=0.2, attr_by_centerness=True):
+        super().__init__()
+        self.attr_loss_weight = attr_loss_weight
+        self.speed_loss_weight = speed_loss_weight
+        self.attr_by_centerness = attr_by_centerness
+
+    def forward(self, attributes, speeds, targets):
+        """Losses.
+
+        Args:
+            attributes: (P, A) logits at the positive locations.
+            speeds: (P,) m/s.
+            targets: LocationTargets.
+
+        Returns:
+            dict of loss_attr, loss_speed.
+        """
+        known = targets.attribute >= 0
+        attr = F.cross_entropy(attributes, targets.attribute.clamp(min=0), reduction="none")
+        if not self.attr_by_centerness:
+            attr = ((attr * known).sum() / known.sum().clamp(min=1)).expand_as(attr)
+        speed = F.smooth_l1_loss(
+            speeds, torch.nan_to_num(targets.speed), reduction="none", beta=0.05
+        )
+        known_speed = torch.isfinite(targets.speed)
+        weights = targets.centerness
+        return dict(
+            loss_attr=self.attr_loss_weight * _mean_of_known(attr, known, weights),
+            loss_speed=self.speed_loss_weight * _mean_of_known(speed, known_speed, weights),
+        )
+
+
+def smooth_l1(errors, beta, divide_by_beta=True):
+    """Smooth L1 loss of errors, elementwise: x^2 / (2 beta) below beta, |x| - beta / 2 above.
+
+    Args:
+        errors: any shape.
+        beta: where the quadratic part ends.
+        divide_by_beta: False leaves x^2 / 2 below beta, with a jump at beta, as the original does.
+
+    Source: Fast R-CNN (arXiv 1504.08083), equation 3, scaled by beta.
+    """
+    if divide_by_beta:
+        return F.smooth_l1_loss(errors, torch.zeros_like(errors), reduction="none", beta=beta)
+    size = errors.abs()
+    return torch.where(size < beta, 0.5 * size**2, size - 0.5 * beta)
+
+
+def _mean_of_known(losses, known, weights):
     """(P,) losses -> their mean over the locations whose object's value is known, weighted."""
     weights = weights * known
     weight_sum = reduce_mean(weights.sum()).clamp(min=1e-6)
