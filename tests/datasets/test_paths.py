@@ -81,6 +81,14 @@ def test_images_far_off_their_principal_point_are_warned_of(
         assert says in lines[0]
 
 
+def test_cameras_upside_down_are_warned_of(make_info):
+    info = make_info()
+    camera = info["cams"]["CAM_FRONT"]
+    camera["sensor2lidar_rotation"] = camera["sensor2lidar_rotation"].T
+    (line,) = gaps({}, info, DataPaths("root", info, "a.pkl"))
+    assert line.startswith("a.pkl: camera CAM_FRONT is upside down by sensor2lidar_rotation")
+
+
 def test_a_data_set_compares_images_with_the_recorded_size(make_dataset, two_scenes):
     for info in two_scenes:
         info["cams"][CAMERAS[1]].update(width=160, height=90)

@@ -126,9 +126,10 @@ def test_load_refuses_images_of_another_size_than_recorded(tmp_path, recorded):
         (dict(backend="lmdb", db_path="."), "package is missing: pip install lmdb"),
     ],
 )
-def test_other_file_clients_are_refused_when_built(monkeypatch, options, says):
+@pytest.mark.parametrize("name", ["LoadMultiViewImageFromFiles", "LoadAnnotations3D"])
+def test_other_file_clients_are_refused_when_built(monkeypatch, name, options, says):
     monkeypatch.setitem(sys.modules, "lmdb", None)
-    pipeline = [dict(type="LoadMultiViewImageFromFiles", file_client_args=options)]
+    pipeline = [dict(type=name, file_client_args=options)]
     with pytest.raises(ValueError, match=says):
         Compose(with_own_steps(pipeline, logging.getLogger("steps")))
 

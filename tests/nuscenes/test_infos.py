@@ -282,6 +282,10 @@ def set_camera(field, value):
             set_camera("cam_intrinsic", np.array([[100.0, 0, 0], [0, 100, 0], [200, 112, 1]])),
             "CAM_BACK.cam_intrinsic of frame 1 is not fx, 0, cx",
         ),
+        (
+            set_camera("cam_intrinsic", np.diag([0.8, 1.4, 1])),
+            "CAM_BACK.cam_intrinsic of frame 1 is",
+        ),
     ],
 )
 def test_broken_numbers_are_named(make_info, write_infos, damage, message):

@@ -56,7 +56,7 @@ class DataPaths:
 
 
 def gaps(metadata: dict[str, Any], record: dict[str, Any], paths: DataPaths) -> list[str]:
-    """Warnings about fields that an info file lacks, and images that its camera matrices may not fit.
+    """Warnings about fields that an info file lacks, and camera matrices that may not fit the images.
 
     Args:
         metadata: of the file.
@@ -64,7 +64,12 @@ def gaps(metadata: dict[str, Any], record: dict[str, Any], paths: DataPaths) -> 
         paths: of the file.
     """
     lines = [f"{paths.ann_file}: {line}" for line in metadata.get("filled_in", ())]
-    for camera in record["cams"].values():
+    for name, camera in record["cams"].items():
+        if camera["sensor2lidar_rotation"][2][1] > 0.5:  # z of the lidar for y of the camera
+            lines.append(
+                f"{paths.ann_file}: camera {name} is upside down by sensor2lidar_rotation: is the matrix "
+                "transposed? point_lidar = R @ point_camera + t"
+            )
         path, size = paths.join(camera["data_path"]), recorded_size(camera)
         if size is None and osp.isfile(path):
             with contextlib.suppress(ValueError):  # damaged: loading says so

@@ -16,6 +16,7 @@ _COMPARED_FRAMES = 64
 # Between a camera's pose in the file and the one that follows from its ego pose. Files that leave out the
 # vehicle's motion between lidar and camera differ by less.
 _CAMERA_DEGREES, _CAMERA_METRES = 5, 3
+_SHORTEST_FOCAL = 5  # pixels; in parts of the image's size it is about 1
 _SPACING_US = (1e3, 1e8)  # of key frames, median
 _FASTEST = 100  # m/s
 
@@ -57,8 +58,7 @@ def check_poses(poses: _Rows, cameras: Mapping[str, _Rows], path: str) -> None:
         intrinsic = camera["cam_intrinsic"]
         _require(
             (np.abs(intrinsic[:, 2] - (0, 0, 1)).max(axis=1) < 1e-3)
-            & (intrinsic[:, 0, 0] > 0)
-            & (intrinsic[:, 1, 1] > 0),
+            & (intrinsic[:, [0, 1], [0, 1]] > _SHORTEST_FOCAL).all(axis=1),
             f"{path}: {prefix}cam_intrinsic of frame",
             "is not fx, 0, cx; 0, fy, cy; 0, 0, 1 in pixels",
         )

@@ -39,11 +39,17 @@ def with_own_steps(pipeline: Sequence[Any], logger: logging.Logger) -> Sequence[
         pipeline: step configs, also within wrappers such as MultiScaleFlipAug3D. It is not modified. A step
             that somebody else registered under the name of mmdet3d's stays.
         logger: receives the names of the replaced steps.
+
+    Raises:
+        ValueError: files are to be read in a way that is not supported, see `check_file_client`.
     """
 
     def replace(step: dict) -> dict:
+        registered = PIPELINES.get(step["type"])
+        if getattr(registered, "__module__", "").startswith("mmdet"):
+            loading.check_file_client(step.get("file_client_args") or {})
         theirs, ours = _OWN_STEPS.get(step["type"], (None, None))
-        if ours is not None and PIPELINES.get(step["type"]) is theirs:
+        if ours is not None and registered is theirs:
             step["type"] = ours.__name__
         return step
 

@@ -34,7 +34,7 @@ class LoadCameraImages(Step):
         self.to_float32 = to_float32
         self.color_type = color_type
         self.file_client_args = dict(file_client_args or {})
-        _check_backend(self.file_client_args)
+        check_file_client(self.file_client_args)
 
     def __call__(self, results):
         """Read `img_filename`; add `filename`, `img`, and the shapes as lists of N (H, W, 3).
@@ -96,7 +96,8 @@ class LoadCameraImages(Step):
             ) from None
 
 
-def _check_backend(args):
+def check_file_client(args):
+    """Refuse `file_client_args` other than `LoadCameraImages` takes."""
     backend = args.get("backend", "disk")
     if backend not in ("disk", "lmdb") or (backend == "disk" and set(args) - {"backend"}):
         raise ValueError(
