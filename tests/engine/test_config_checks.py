@@ -226,6 +226,8 @@ def test_keys_of_the_original_without_effect_pass(name, changes):
         (TINY, {f"{CODER}.max_num": -1}, r"bbox_coder\.max_num is -1: "),
         (TINY, {"data.train.queue_length": None}, r"^data\.train\.queue_length is None: "),
         (TINY, {"data.samples_per_gpu": 0}, r"^data\.samples_per_gpu is 0: "),
+        (TINY, {"auto_scale_lr.base_batch_size": 0}, r"^auto_scale_lr\.base_batch_size is 0: "),
+        (TINY, {"optimizer_config.grad_clip.max_norm": -1}, "max_norm is -1: it must be a positive number"),
         (TINY, {"runner.max_epochs": 0}, r"^runner\.max_epochs is 0: "),
         (TINY, {"data.train.classes": ["car", "car"]}, r"classes is \['car', 'car'\]: .*each once"),
         (TINY, {"data.train.classes": []}, r"^data\.train\.classes is \[\]: "),
@@ -310,3 +312,9 @@ def test_a_refusal_names_the_variable_that_was_given():
         ValueError, match=r"5\.gamma is not .* \(made of --cfg-options img_norm_cfg\.gam"
     ):
         check_config(cfg, ["img_norm_cfg.gamma"])
+
+
+@pytest.mark.parametrize("section", ["model", "data"])
+def test_a_config_must_have_a_network_and_data(section):
+    with pytest.raises(ValueError, match=f"^{section} is None: a config must have it"):
+        check_config(changed({section: None}))

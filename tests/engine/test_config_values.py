@@ -268,6 +268,8 @@ def test_order_of_the_published_test_pipelines(recipe, types):
             ["data.train.queue_length=3", "queue_length=5"],
             r"data\.train\.queue_length and queue_length contradict each other: .* is 3, 5 by queue",
         ),
+        (["log_level=TRACE"], "log_level is 'TRACE' in .*: it must be one of INFO"),
+        (["mp_start_method=thread"], "mp_start_method is 'thread' in .*: it must be one of fork"),
         (["point_cloud_range=[0,0,0,9]"], "--cfg-options point_cloud_range: .*list index"),
         (
             ["images_on_device=True", "data.train.pipeline.8.keys=[]"],

@@ -50,7 +50,9 @@ _COUNTS = (
     *(f"{_HEAD}.{name}" for name in ("bev_h", "bev_w", "num_query", "bbox_coder.max_num")),
     *(f"{_HEAD}.*.{name}" for name in ("embed_dims", "num_heads", "num_points", "num_layers")),
     *("model.img_neck.out_channels", "model.img_neck.num_outs", "data.*.queue_length"),
-    *("data.samples_per_gpu", "runner.max_epochs", "runner.max_iters", "log_config.interval"),
+    *("data.samples_per_gpu", "data.*.load_interval"),
+    *("runner.max_epochs", "runner.max_iters", "log_config.interval"),
+    "auto_scale_lr.base_batch_size",
 )
 
 
@@ -64,6 +66,9 @@ def check_config(cfg: Config, given: Iterable[str] = ()) -> None:
     Raises:
         ValueError: names the keys and their values.
     """
+    for section in ("model", "data"):
+        if not cfg.get(section):
+            raise ValueError(f"{section} is {cfg.get(section)!r}: a config must have it")
     problems = [f"{key} {what}" for key, what in config_problems(cfg)]
     if len(problems) > 1:
         problems[0] += f" (and {len(problems) - 1} more: tools/doctor.py --config lists them)"
@@ -109,7 +114,7 @@ def _contradictions(cfg: Config) -> Iterator[tuple[str, str]]:
         values += _values(model, "model")
         yield from _images_prepared_twice(values)
         yield from _two_starts(values)
-    for section in ("runner", "log_config"):
+    for section in ("runner", "log_config", "auto_scale_lr"):
         values += _values(cfg.get(section), section)
     yield from _bad_lists(cfg, values)
     yield from _not_counts(values)
@@ -122,6 +127,9 @@ def _contradictions(cfg: Config) -> Iterator[tuple[str, str]]:
             yield odd.key, f"is {odd}, {usual.key} is {usual}: they must be equal"
     yield from _covered_range(values)
     yield from _counted_in_epochs(cfg)
+    norm = ((cfg.get("optimizer_config") or {}).get("grad_clip") or {}).get("max_norm", 1)
+    if not isinstance(norm, (int, float)) or norm <= 0:
+        yield "optimizer_config.grad_clip.max_norm", f"is {norm!r}: it must be a positive number"
 
 
 def _values(part: Any, key: str) -> Iterator[_Value]:
@@ -175,7 +183,7 @@ def _not_counts(values: Sequence[_Value]) -> Iterator[tuple[str, str]]:
     for one in values:
         if not any(fnmatchcase(one.key, pattern) for pattern in _COUNTS):
             continue
-        unset = one.value is None and one.key.startswith("runner.")
+        unset = one.value is None and one.key.startswith(("runner.", "auto_"))
         if not unset and (type(one.value) is not int or one.value < 1):
             yield one.key, f"is {one}: it must be a whole number of at least 1"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import reprlib
 from pathlib import Path
 from typing import Any, Mapping
 
@@ -24,6 +25,10 @@ from projects.bevformer.engine.config_keys import (
 )
 
 _logger = logging.getLogger(__name__)
+_CHOICES = {
+    "log_level": ("INFO", "DEBUG", "WARNING", "ERROR", "CRITICAL"),
+    "mp_start_method": ("fork", "spawn", "forkserver"),
+}
 _RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")  # the process group starts later
 
 
@@ -71,6 +76,11 @@ def read_config(path: str | Path, options: Mapping[str, Any]) -> Config:
     for name in SECTIONS:
         if tree.get(name) and not isinstance(tree[name], dict):
             raise ValueError(f"{name} is {tree[name]!r} in {path}: it must be a dict")
+    for name, choices in _CHOICES.items():
+        if tree.get(name, choices[0]) not in choices:
+            raise ValueError(
+                f"{name} is {tree[name]!r} in {path}: it must be one of {', '.join(choices)}"
+            )
     if int(next((os.environ[name] for name in _RANKS if name in os.environ), 0)) == 0:
         for line in _suspicious_names(files, tree):
             _logger.warning(line)
@@ -131,8 +141,8 @@ def _check_not_overruled(
             _at(final, key),
         ):
             raise ValueError(
-                f"--cfg-options {key} and {typed} contradict each other: {key} is {_at(final, key)!r}, "
-                f"{_at(tree, key)!r} by {typed}; give one of them"
+                f"--cfg-options {key} and {typed} contradict each other: {key} is {reprlib.repr(_at(final, key))}, "
+                f"{reprlib.repr(_at(tree, key))} by {typed}; give one of them"
             )
 
 
