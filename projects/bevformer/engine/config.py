@@ -14,22 +14,11 @@ from mmcv import Config, ConfigDict
 from mmcv.utils import Registry
 
 from projects.bevformer.engine.config_files import SUFFIXES
-from projects.bevformer.engine.config_keys import did_you_mean
+from projects.bevformer.engine.config_keys import REGISTRIES, did_you_mean
 from projects.bevformer.engine.config_options import read_config
 from projects.bevformer.engine.data_sections import info_files, inner_sections
 from projects.bevformer.engine.optimizer import MergedGroupsConstructor
 from projects.bevformer.engine.plugins import import_parts, missing_part
-
-_REGISTRIES = (  # modules that hold registries
-    "mmcv.cnn.bricks.registry",
-    "mmcv.runner",
-    "mmdet.core.bbox.builder",
-    "mmdet.core.bbox.match_costs.builder",
-    "mmdet.models.utils.builder",
-    "mmdet3d.models.builder",
-    "mmdet.datasets",
-    "mmdet3d.datasets",
-)
 
 
 @contextlib.contextmanager
@@ -73,7 +62,7 @@ def _registered_classes() -> dict[str, type]:
     """What configs can name by `type`; where mmdet and mmdet3d share a name, mmdet3d's."""
     return {
         name: registered
-        for module in _REGISTRIES
+        for module in REGISTRIES
         for registry in vars(importlib.import_module(module)).values()
         if isinstance(registry, Registry)
         for name, registered in registry.module_dict.items()

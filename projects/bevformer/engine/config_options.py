@@ -6,6 +6,7 @@ import copy
 import logging
 import os
 import reprlib
+from inspect import signature
 from pathlib import Path
 from typing import Any, Mapping
 
@@ -22,6 +23,7 @@ from projects.bevformer.engine.config_keys import (
     look_alike,
     nearest_key,
     places_of,
+    registered,
 )
 
 _logger = logging.getLogger(__name__)
@@ -181,17 +183,21 @@ def _known(
 
 
 def _check_spelling(plain: Mapping[str, Any], dotted_key: str) -> None:
-    """Refuse a new key that looks like an existing one."""
+    """Refuse a new key that looks like an existing one and that its part does not read."""
     node: Any = plain
+    before = ""
     for part in dotted_key.split("."):
-        if not isinstance(node, dict):
+        if not isinstance(node, dict) or before == "custom_keys":  # those are patterns
             return
         if part not in node:
+            for cls in registered(node.get("type")):
+                if part in (*signature(cls).parameters, *getattr(cls, "__published__", ())):
+                    return
             hint = did_you_mean(part, node)
             if hint:
                 raise ValueError(f"--cfg-options {dotted_key}: the config has no {part!r}{hint}")
             return
-        node = node[part]
+        node, before = node[part], part
 
 
 def _has(plain: Mapping[str, Any], dotted_key: str) -> bool:
