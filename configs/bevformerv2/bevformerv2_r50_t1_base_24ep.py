@@ -208,7 +208,7 @@ lr_config = dict(
     warmup="linear",
     warmup_iters=2000,
     warmup_ratio=1.0 / 3,
-    step=[total_epochs - 4],
+    step=[max(total_epochs - 4, 1)],
 )
 evaluation = dict(interval=4)
 runner = dict(type="EpochBasedRunner", max_epochs=total_epochs)

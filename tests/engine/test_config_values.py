@@ -123,6 +123,7 @@ TABLE = [
     ),
     (TINY, "info_prefix", "own", {"data.train.ann_file": "data/nuscenes/own_infos_temporal_train.pkl"}),
     (TINY, "total_epochs", 3, {"total_epochs": 3, "runner.max_epochs": 3}),
+    (V2, "total_epochs", 3, {"lr_config.step": [1], "runner.max_epochs": 3}),
     (TINY, "images_on_device", True, {"model.data_preprocessor.scale": 0.5, f"{TRAIN}.1.type": "DrawColorDistortion"}),
     (V2, "frames", (0, -1), everywhere((0, -1), "model.frames", f"{HEAD}.transformer.frames", "data.test.frames")),
 ]  # fmt: skip
