@@ -219,6 +219,11 @@ def test_keys_of_the_original_without_effect_pass(name, changes):
             {"runner": dict(type="IterBasedRunner", max_iters=9), "evaluation.by_epoch": True},
             r"^evaluation\.by_epoch is True, but runner\.type is IterBasedRunner: set it False",
         ),
+        (
+            TINY,
+            {"data.val.benchmark": dict(distances=[1.0, 2.0])},
+            r"^data\.val\.benchmark is \{.*\}, data\.train\.benchmark is None: they must be equal",
+        ),
     ],
 )  # fmt: skip
 def test_values_that_contradict_each_other_are_refused(name, changes, says):
