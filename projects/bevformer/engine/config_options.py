@@ -49,8 +49,10 @@ def read_config(path: str | Path, options: Mapping[str, Any]) -> Config:
     for name, change in list(changes.items()):
         if name in READ_KEYS:
             continue
-        without = _evaluate(files, {key: part for key, part in changes.items() if key != name})
-        if without[name] == tree[name] or _read_part(without) != _read_part(tree):
+        without = _attempt(files, {key: part for key, part in changes.items() if key != name})
+        if without is None or without[name] == tree[name]:
+            continue
+        if _read_part(without) != _read_part(tree):
             continue
         if name not in SHORT_NAMES or not _has(plain, SHORT_NAMES[name]):
             typed = next(key for key in options if key.split(".")[0] == name)
@@ -81,6 +83,14 @@ def _evaluate(
         name, line = type(error).__name__, files.line_of(error)
         reason = f"{line}: {error}" if line else error
         raise ValueError(f"config {files.path} cannot be read ({name}): {reason}") from error
+
+
+def _attempt(files: ConfigFiles, *args: Any, **options: Any) -> dict[str, Any] | None:
+    """`_evaluate`, or None where the files cannot do without the override that is left out."""
+    try:
+        return _evaluate(files, *args, **options)
+    except ValueError:
+        return None
 
 
 def _read_part(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,7 +191,9 @@ def _check_file(files: ConfigFiles, path: str) -> None:
     for name in files.overrides(path):
         if name in READ_KEYS or name in UNREAD_KEYS:
             continue
-        without = _evaluate(files, {}, path, without=name)
+        without = _attempt(files, {}, path, without=name)
+        if without is None:
+            continue
         idle = without[name] != tree[name] and _read_part(without) == _read_part(tree)
         # The sections of the file may hold the same value, written out.
         if idle and tree[name] not in places_of(name, tree[name], tree).values():
