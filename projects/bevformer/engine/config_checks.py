@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 import re
 from fnmatch import fnmatchcase
-from typing import Any, Iterator, NamedTuple, Sequence
+from numbers import Integral
+from typing import Any, Iterable, Iterator, NamedTuple, Sequence
 
 from mmcv import Config
 
-from projects.bevformer.engine.unread_keys import registered, unread_keys
+from projects.bevformer.engine.config_keys import READ_KEYS, registered
+from projects.bevformer.engine.unread_keys import unread_keys
 from projects.bevformer.model.detection.head import BEVFormerHead
 
 _HEAD = "model.pts_bbox_head"
@@ -45,21 +47,37 @@ _EQUAL: tuple[Sequence[str], ...] = (
     *((f"data.*.{name}:NormalizeMultiviewImage",) for name in ("mean", "std", "to_rgb")),
 )
 _NONE = ("benchmark",)  # keys that None is a value of: nuScenes' benchmark
+# Whole numbers of at least 1.
+_COUNTS = (
+    *(f"{_HEAD}.{name}" for name in ("bev_h", "bev_w", "num_query", "bbox_coder.max_num")),
+    *(f"{_HEAD}.*.{name}" for name in ("embed_dims", "num_heads", "num_points", "num_layers")),
+    *("model.img_neck.out_channels", "model.img_neck.num_outs", "data.*.queue_length"),
+    *("data.samples_per_gpu", "data.*.load_interval"),
+    *("runner.max_epochs", "runner.max_iters", "log_config.interval"),
+    "auto_scale_lr.base_batch_size",
+)
 
 
-def check_config(cfg: Config) -> None:
+def check_config(cfg: Config, given: Iterable[str] = ()) -> None:
     """Refuse a config in which a value has no effect or contradicts another one.
 
     Args:
         cfg: of `load_config`.
+        given: keys of the command line; where a message names none of them, it ends with the variables.
 
     Raises:
         ValueError: names the keys and their values.
     """
+    for section in ("model", "data"):
+        if not cfg.get(section):
+            raise ValueError(f"{section} is {cfg.get(section)!r}: a config must have it")
     problems = [f"{key} {what}" for key, what in config_problems(cfg)]
     if len(problems) > 1:
         problems[0] += f" (and {len(problems) - 1} more: tools/doctor.py --config lists them)"
     if problems:
+        variables = [key for key in given if key.split(".")[0] not in READ_KEYS]
+        if variables and not any(key in problems[0] for key in given):
+            problems[0] += f" (made of --cfg-options {', '.join(variables)})"
         raise ValueError(problems[0])
 
 
@@ -98,6 +116,11 @@ def _contradictions(cfg: Config) -> Iterator[tuple[str, str]]:
         values += _values(model, "model")
         yield from _images_prepared_twice(values)
         yield from _two_starts(values)
+        yield from _overruled_dropout(values)
+    for section in ("runner", "log_config", "auto_scale_lr"):
+        values += _values(cfg.get(section), section)
+    yield from _bad_lists(cfg, values)
+    yield from _not_counts(values)
     groups = [[v for key in group for v in _matching(values, key)] for group in _EQUAL]
     for group in [*groups, _levels(values)]:
         number = [sum(other.value == one.value for other in group) for one in group]
@@ -107,6 +130,9 @@ def _contradictions(cfg: Config) -> Iterator[tuple[str, str]]:
             yield odd.key, f"is {odd}, {usual.key} is {usual}: they must be equal"
     yield from _covered_range(values)
     yield from _counted_in_epochs(cfg)
+    norm = ((cfg.get("optimizer_config") or {}).get("grad_clip") or {}).get("max_norm", 1)
+    if not isinstance(norm, (int, float)) or norm <= 0:
+        yield "optimizer_config.grad_clip.max_norm", f"is {norm!r}: it must be a positive number"
 
 
 def _values(part: Any, key: str) -> Iterator[_Value]:
@@ -157,6 +183,35 @@ def _matching(values: Sequence[_Value], pattern: str) -> list[_Value]:
     return found
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _not_counts(values: Sequence[_Value]) -> Iterator[tuple[str, str]]:
+    for one in values:
+        if not any(fnmatchcase(one.key, pattern) for pattern in _COUNTS):
+            continue
+        unset = one.value is None and one.key.startswith(("runner.", "auto_"))
+        if not unset and (not _is_whole(one.value) or one.value < 1):
+            yield one.key, f"is {one}: it must be a whole number of at least 1"
+
+
+def _bad_lists(cfg: Config, values: Sequence[_Value]) -> Iterator[tuple[str, str]]:
+    for one in _matching(values, "data.*.classes:?*"):
+        names = one.value if isinstance(one.value, tuple) else ()
+        if not names or len(set(names)) < len(names) or not all(isinstance(n, str) for n in names):
+            yield one.key, f"is {one}: it must be a list of names, each once"
+    hooks = {"custom_hooks": cfg.get("custom_hooks")}
+    hooks["log_config.hooks"] = (cfg.get("log_config") or {}).get("hooks")
+    for key, items in hooks.items():
+        for item in items if isinstance(items, list) else [items] if items else []:
+            if isinstance(item, str) or (isinstance(item, dict) and "type" not in item):
+                yield (
+                    key,
+                    f"has {item!r}: it must be a list of dicts with a `type`, in a config file",
+                )
+
+
 def _levels(values: Sequence[_Value]) -> list[_Value]:
     """The numbers of feature levels: those that the encoder gets and those that its attention reads."""
     given = _matching(values, "model.num_levels") or _matching(values, "model.img_neck.num_outs")
@@ -184,6 +239,19 @@ def _images_prepared_twice(values: Sequence[_Value]) -> Iterator[tuple[str, str]
             yield step.key, "normalises images that model.data_preprocessor takes as they are"
         elif not on_device and kind == "ByteImageFormatBundle3D":
             yield step.key, "ends with uint8 images, for which model.data_preprocessor is not set"
+
+
+def _overruled_dropout(values: Sequence[_Value]) -> Iterator[tuple[str, str]]:
+    """mmcv's attention takes `dropout` for both of its dropouts and forgets the others."""
+    given = {one.key: one for one in values if one.given}
+    for key, one in given.items():
+        holder, _, name = key.rpartition(".")
+        dropout = given.get(f"{holder}.dropout")
+        if name == "attn_drop" and dropout and one.value != dropout.value:
+            yield (
+                key,
+                f"is {one}, {dropout.key} is {dropout} and counts instead: remove one of them",
+            )
 
 
 def _two_starts(values: Sequence[_Value]) -> Iterator[tuple[str, str]]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 from typing import Any, Iterable, Mapping
+
+from mmcv.utils import Registry
 
 SECTIONS = frozenset(  # dicts
     "model data optimizer optimizer_config lr_config momentum_config runner checkpoint_config "
@@ -19,6 +22,18 @@ READ_KEYS = (
 )
 # Keys of published configs that nothing reads, here and mostly there; files may have them.
 UNREAD_KEYS = frozenset({"dist_params", "file_client_args", "gpu_ids", "seed", "sync_bn"})
+# Of MultiScaleFlipAug3D, which needs it: no step reads the scale that it passes on.
+UNREAD_ARGUMENTS = frozenset({"img_scale"})
+REGISTRIES = (  # modules that hold registries
+    "mmcv.cnn.bricks.registry",
+    "mmcv.runner",
+    "mmdet.core.bbox.builder",
+    "mmdet.core.bbox.match_costs.builder",
+    "mmdet.models.utils.builder",
+    "mmdet3d.models.builder",
+    "mmdet.datasets",
+    "mmdet3d.datasets",
+)
 # What every config can be asked for in short.
 SHORT_NAMES = {
     "samples_per_gpu": "data.samples_per_gpu",
@@ -65,5 +80,18 @@ def places_of(name: str, value: Any, config: Mapping[str, Any]) -> dict[str, Any
     return {
         key: held
         for key, held in nested_values({key: config[key] for key in config if key in READ_KEYS})
-        if key.split(".")[-1] == name.strip("_") or (telling and held == value)
+        if key.split(".")[-1] not in UNREAD_ARGUMENTS
+        and (key.split(".")[-1] == name.strip("_") or (telling and held == value))
     }
+
+
+def registered(name: Any) -> list[type]:
+    """All classes that a config can name so, in any registry; an empty list where there is none."""
+    name = str(name).rpartition(".")[2]  # without a scope such as "mmdet."
+    found = [
+        registry.module_dict[name]
+        for module in (*REGISTRIES, "mmcv.cnn")
+        for registry in vars(importlib.import_module(module)).values()
+        if isinstance(registry, Registry) and name in registry.module_dict
+    ]
+    return list(dict.fromkeys(found))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import reprlib
+from inspect import signature
 from pathlib import Path
 from typing import Any, Mapping
 
@@ -15,14 +17,20 @@ from projects.bevformer.engine.config_keys import (
     READ_KEYS,
     SECTIONS,
     SHORT_NAMES,
+    UNREAD_ARGUMENTS,
     UNREAD_KEYS,
     did_you_mean,
     look_alike,
     nearest_key,
     places_of,
+    registered,
 )
 
 _logger = logging.getLogger(__name__)
+_CHOICES = {
+    "log_level": ("INFO", "DEBUG", "WARNING", "ERROR", "CRITICAL"),
+    "mp_start_method": ("fork", "spawn", "forkserver"),
+}
 _RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")  # the process group starts later
 
 
@@ -43,26 +51,38 @@ def read_config(path: str | Path, options: Mapping[str, Any]) -> Config:
     options = _known(path, options, plain)
     changes = _nested(options)
     _check_fit(options, changes, plain)
-    tree = _evaluate(files, changes)
+    typed = {key.split(".")[0]: key for key in options}
+    variables = [name for name in changes if name not in READ_KEYS]
+    try:
+        tree = _evaluate(files, changes)
+        final = merged(changes, tree)
+    except (ValueError, KeyError) as error:  # the files alone are right
+        named = " ".join(typed[name] for name in variables or changes)
+        raise ValueError(f"--cfg-options {named}: {error.args[0]}") from error
     for file in list(files.new_names):
         _check_file(files, file)
-    for name, change in list(changes.items()):
-        if name in READ_KEYS:
-            continue
-        without = _attempt(files, {key: part for key, part in changes.items() if key != name})
+    for name in variables:
+        without = _without(files, {key: part for key, part in changes.items() if key != name})
         if without is None or without[name] == tree[name]:
             continue
         if _read_part(without) != _read_part(tree):
+            _check_not_overruled(typed[name], options, changes, without, tree)
             continue
         if name not in SHORT_NAMES or not _has(plain, SHORT_NAMES[name]):
-            typed = next(key for key in options if key.split(".")[0] == name)
             remedy = _remedy(name, plain)
-            raise ValueError(f"--cfg-options {typed}: nothing in {path} is made of {name}{remedy}")
-        changes = merged(_nested({SHORT_NAMES[name]: change}), changes)
-    tree = merged(changes, tree)
+            raise ValueError(
+                f"--cfg-options {typed[name]}: nothing in {path} is made of {name}{remedy}"
+            )
+        final = merged(_nested({SHORT_NAMES[name]: changes[name]}), final)
+    tree = final
     for name in SECTIONS:
         if tree.get(name) and not isinstance(tree[name], dict):
             raise ValueError(f"{name} is {tree[name]!r} in {path}: it must be a dict")
+    for name, choices in _CHOICES.items():
+        if tree.get(name, choices[0]) not in choices:
+            raise ValueError(
+                f"{name} is {tree[name]!r} in {path}: it must be one of {', '.join(choices)}"
+            )
     if int(next((os.environ[name] for name in _RANKS if name in os.environ), 0)) == 0:
         for line in _suspicious_names(files, tree):
             _logger.warning(line)
@@ -85,16 +105,55 @@ def _evaluate(
         raise ValueError(f"config {files.path} cannot be read ({name}): {reason}") from error
 
 
-def _attempt(files: ConfigFiles, *args: Any, **options: Any) -> dict[str, Any] | None:
-    """`_evaluate`, or None where the files cannot do without the override that is left out."""
+def _without(
+    files: ConfigFiles, changes: Mapping[str, Any], path: str | None = None, name: str | None = None
+) -> dict[str, Any] | None:
+    """`_evaluate` without a variable; None where the files need it, as one of two that belong together."""
     try:
-        return _evaluate(files, *args, **options)
+        return _evaluate(files, changes, path, name)
     except ValueError:
         return None
 
 
 def _read_part(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in tree.items() if key in READ_KEYS}
+    return {key: _read_values(value) for key, value in tree.items() if key in READ_KEYS}
+
+
+def _read_values(value: Any) -> Any:
+    if isinstance(value, dict):
+        read = value.keys() - UNREAD_ARGUMENTS
+        return {key: _read_values(part) for key, part in value.items() if key in read}
+    return [_read_values(part) for part in value] if isinstance(value, list) else value
+
+
+def _check_not_overruled(
+    typed: str,
+    options: Mapping[str, Any],
+    changes: Mapping[str, Any],
+    without: Mapping[str, Any],
+    tree: Mapping[str, Any],
+) -> None:
+    """Refuse a variable if other options give another value to all that is made of it."""
+    final = merged(changes, tree)
+    if _read_part(final) != _read_part(merged(changes, without)):
+        return
+    for key in options:
+        if key.split(".")[0] in READ_KEYS and _at(tree, key) not in (
+            _at(without, key),
+            _at(final, key),
+        ):
+            raise ValueError(
+                f"--cfg-options {key} and {typed} contradict each other: {key} is {reprlib.repr(_at(final, key))}, "
+                f"{reprlib.repr(_at(tree, key))} by {typed}; give one of them"
+            )
+
+
+def _at(tree: Any, dotted_key: str) -> Any:
+    for part in dotted_key.split("."):
+        if isinstance(tree, list):
+            tree = {str(index): item for index, item in enumerate(tree)}
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree
 
 
 def _known(
@@ -124,17 +183,21 @@ def _known(
 
 
 def _check_spelling(plain: Mapping[str, Any], dotted_key: str) -> None:
-    """Refuse a new key that looks like an existing one."""
+    """Refuse a new key that looks like an existing one and that its part does not read."""
     node: Any = plain
+    before = ""
     for part in dotted_key.split("."):
-        if not isinstance(node, dict):
+        if not isinstance(node, dict) or before == "custom_keys":  # those are patterns
             return
         if part not in node:
+            for cls in registered(node.get("type")):
+                if part in (*signature(cls).parameters, *getattr(cls, "__published__", ())):
+                    return
             hint = did_you_mean(part, node)
             if hint:
                 raise ValueError(f"--cfg-options {dotted_key}: the config has no {part!r}{hint}")
             return
-        node = node[part]
+        node, before = node[part], part
 
 
 def _has(plain: Mapping[str, Any], dotted_key: str) -> bool:
@@ -191,7 +254,7 @@ def _check_file(files: ConfigFiles, path: str) -> None:
     for name in files.overrides(path):
         if name in READ_KEYS or name in UNREAD_KEYS:
             continue
-        without = _attempt(files, {}, path, without=name)
+        without = _without(files, {}, path, name)
         if without is None:
             continue
         idle = without[name] != tree[name] and _read_part(without) == _read_part(tree)

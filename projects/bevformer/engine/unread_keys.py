@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import ast
 import functools
-import importlib
 import inspect
 import textwrap
 from fnmatch import fnmatchcase
 from typing import Any, Callable, Iterator, NamedTuple, Sequence
 
 from mmcv.runner import CheckpointHook
-from mmcv.utils import Registry
 from torch.nn.utils import clip_grad_norm_
 
-from projects.bevformer.engine.config import _REGISTRIES
-from projects.bevformer.engine.config_keys import did_you_mean
+from projects.bevformer.engine.config_keys import did_you_mean, registered
 from projects.bevformer.engine.hooks import TemporalEvalHook
 from projects.bevformer.model.v2.dd3d_head import FCOS2DHead, FCOS3DHead
 from projects.bevformer.model.v2.dd3d_losses import FCOS2DLoss, FCOS3DLoss, NuscenesLoss
@@ -54,6 +51,7 @@ _READ: dict[str, Sequence[str] | Callable] = {
     "custom_hooks.*": ("priority",),
     "runner": ("type", "max_epochs", "max_iters"),
     "auto_scale_lr": ("base_batch_size", "enable"),
+    "data.*.modality": ("use_camera", "use_lidar", "use_radar", "use_map", "use_external"),
     "model.heads.*": ("name", "weight"),
     "*norm_cfg": ("requires_grad",),
     "*init_cfg*": ("override", "name"),
@@ -158,18 +156,6 @@ def _hook_of_policy(section: dict, path: str) -> str | None:
 
 def _hint(key: str, known: set[str]) -> str:
     return did_you_mean(key, sorted(known)) or f" (it reads {', '.join(sorted(known))})"
-
-
-def registered(name: Any) -> list[type]:
-    """All classes that a config can name so, in any registry; an empty list where there is none."""
-    name = str(name).rpartition(".")[2]  # without a scope such as "mmdet."
-    found = [
-        registry.module_dict[name]
-        for module in (*_REGISTRIES, "mmcv.cnn")
-        for registry in vars(importlib.import_module(module)).values()
-        if isinstance(registry, Registry) and name in registry.module_dict
-    ]
-    return list(dict.fromkeys(found))
 
 
 @functools.lru_cache(maxsize=None)
