@@ -150,7 +150,16 @@ def train(
     elif cfg.get("load_from"):
         _start_from(runner, cfg, logger)
     _log_short_epochs(runner, logger)
-    runner.run([loader], workflow)
+    try:
+        runner.run([loader], workflow)
+    except KeyboardInterrupt:
+        latest = work_dir / "latest.pth"
+        logger.warning(
+            "interrupted in epoch %d, iteration %d: %s", runner.epoch + 1, runner.iter + 1,
+            f"the last checkpoint is {latest.resolve()}, --auto-resume goes on from it"
+            if latest.exists() else "no checkpoint was saved yet",
+        )  # fmt: skip
+        raise
 
 
 def _short_run(cfg: Config, max_iters: int, given: Collection[str], logger: logging.Logger) -> None:
