@@ -398,9 +398,9 @@ class Interrupt(Hook):
         ),
     ],
 )
-def test_an_interrupted_run_says_what_is_left(run, monkeypatch, caplog, after, says):
+def test_an_interrupted_run_says_what_is_left(run, tmp_path, monkeypatch, after, says):
     monkeypatch.setitem(HOOKS.module_dict, "Interrupt", Interrupt)
-    monkeypatch.setattr(get_run_logger(), "propagate", True)
     with pytest.raises(KeyboardInterrupt):
         run({"custom_hooks": [dict(type="Interrupt", after=after)]}, validate=False)
-    assert re.search(says, caplog.text)
+    (log,) = (tmp_path / "work").glob("*.log")
+    assert re.search(says, log.read_text())
