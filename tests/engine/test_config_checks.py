@@ -220,6 +220,11 @@ def test_keys_of_the_original_without_effect_pass(name, changes):
             {"runner": dict(type="IterBasedRunner", max_iters=9), "evaluation.by_epoch": True},
             r"^evaluation\.by_epoch is True, but runner\.type is IterBasedRunner: set it False",
         ),
+        (
+            TINY,
+            {"data.val.benchmark": dict(distances=[1.0, 2.0])},
+            r"^data\.val\.benchmark is \{.*\}, data\.train\.benchmark is None: they must be equal",
+        ),
         (TINY, {"model.pts_bbox_head.bev_h": 0}, r"^model\.pts_bbox_head\.bev_h is 0: it must be a whole"),
         (TINY, {"model.pts_bbox_head.bev_w": 30.5}, r"bev_w is 30\.5: it must be a whole number"),
         (TINY, {f"{LAYER}.attn_cfgs.0.num_heads": 0}, r"attn_cfgs\.0\.num_heads is 0: "),

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import weakref
 from functools import partial
 from io import StringIO
@@ -277,10 +278,11 @@ def test_evaluation_may_count_iterations_in_a_run_of_epochs(run):
     assert {path.name for path in (work_dir / "eval").iterdir()} == {"iter_4", "iter_8"}
 
 
-def test_other_classes_in_validation_are_refused_before_training(run, monkeypatch):
-    swapped = type("Swapped", (DummyDataset,), {"CLASSES": DummyDataset.CLASSES[::-1]})
+@pytest.mark.parametrize("what", ["CLASSES", "cameras"])
+def test_other_classes_or_cameras_in_validation_are_refused_before_training(run, monkeypatch, what):
+    swapped = type("Swapped", (DummyDataset,), {what: getattr(DummyDataset, what)[::-1]})
     monkeypatch.setitem(DATASETS.module_dict, "Swapped", swapped)
-    with pytest.raises(ValueError, match="data.train has the classes .*, data.val "):
+    with pytest.raises(ValueError, match=f"data.train has the {what.lower()} .*, data.val "):
         run({"data.val.type": "Swapped"})
 
 
@@ -360,7 +362,7 @@ def test_a_runner_of_the_user_is_not_used_in_silence(run, monkeypatch):
         ({"workflow": [("train", 1), ("val", 1)]}, "only .*train.* is supported"),
         ({"resume_from": "no.pth"}, r"no\.pth does not exist"),
         ({"load_from": "no.pth"}, r"no\.pth does not exist"),
-        ({"model": None}, "config section `model`"),
+        ({"model": None}, "^model is None"),
         (
             {"model.pts_bbox_head": dict(bev_h=1, bev_w=1, transformer={}, num_classes=9)},
             "num_classes is 9, but the data set has 10 classes",
@@ -374,3 +376,32 @@ def test_a_runner_of_the_user_is_not_used_in_silence(run, monkeypatch):
 def test_config_errors_say_what_and_where(run, options, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         run(options)
+
+
+class Interrupt(Hook):
+    """Ctrl-C after an iteration."""
+
+    def __init__(self, after):
+        self.after = after
+
+    def after_train_iter(self, runner):
+        if runner.iter + 1 == self.after:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("after", "says"),
+    [
+        (2, "interrupted in epoch 1, iteration 2: no checkpoint was saved yet"),
+        (
+            7,
+            "interrupted in epoch 2, iteration 7: the last checkpoint is .*epoch_1.pth, --auto-resume",
+        ),
+    ],
+)
+def test_an_interrupted_run_says_what_is_left(run, tmp_path, monkeypatch, after, says):
+    monkeypatch.setitem(HOOKS.module_dict, "Interrupt", Interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run({"custom_hooks": [dict(type="Interrupt", after=after)]}, validate=False)
+    (log,) = (tmp_path / "work").glob("*.log")
+    assert re.search(says, log.read_text())
