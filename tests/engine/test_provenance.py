@@ -129,9 +129,7 @@ def test_unstamped_weights_in_a_config_without_the_quirks_are_one_line():
     official = load_config(f"{REPOSITORY}/configs/bevformer/bevformer_tiny.py")
     centre = detector(rotate_center=[100, 100])
     assert disagreements(checkpoint(), "a.pth", official, centre) == []
-    assert (
-        disagreements(checkpoint(), "a.pth", config(), SimpleNamespace()) == []
-    )
+    assert disagreements(checkpoint(), "a.pth", config(), SimpleNamespace()) == []
 
 
 def test_a_network_without_history_has_no_quirks():

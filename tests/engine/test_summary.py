@@ -8,7 +8,7 @@ from dummy_task import DummyDataset
 from mmdet.datasets import RepeatDataset
 from tiny_bevformer import build_detector
 
-from projects.bevformer.engine.build import unwrapped
+from projects.bevformer.engine.build import data_sets_inside
 from projects.bevformer.engine.config import load_config
 from projects.bevformer.engine.summary import run_summary
 
@@ -36,8 +36,8 @@ def summary(config_path, dataset, detector=None, **changes):
 def test_wrapped_data_sets_are_looked_through(config_path):
     inner = DummyDataset()
     repeated = RepeatDataset(inner, 2)
-    assert unwrapped(repeated) is inner
-    assert unwrapped(SimpleNamespace(datasets=[repeated])) is inner
+    assert data_sets_inside(repeated) == [inner]
+    assert data_sets_inside(SimpleNamespace(datasets=[repeated])) == [inner]
     assert "18 samples in 3 scenes" in summary(config_path, repeated)
 
 

@@ -40,7 +40,7 @@ def build_detector(
         model_cfg = copy.deepcopy(cfg.model)
         model_cfg.update({} if pretrained else {"pretrained": None})
     # A data set from elsewhere may not name its cameras.
-    cameras = getattr(unwrapped(dataset), "cameras", None)
+    cameras = getattr(data_sets_inside(dataset)[0], "cameras", None)
     if dataset is not None:
         _check_num_classes(model_cfg, dataset.CLASSES)
     if cameras is not None:
@@ -63,11 +63,6 @@ def data_sets_inside(dataset: Any) -> list[Any]:
         if hasattr(dataset, "dataset"):
             return data_sets_inside(dataset.dataset)
     return [dataset]
-
-
-def unwrapped(dataset: Any) -> Any:
-    """The first of `data_sets_inside`."""
-    return data_sets_inside(dataset)[0]
 
 
 def init_weights(detector: nn.Module, cfg: Config, logger: logging.Logger) -> None:

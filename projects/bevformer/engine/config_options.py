@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 from pathlib import Path
 from typing import Any, Mapping
 
@@ -21,9 +20,9 @@ from projects.bevformer.engine.config_keys import (
     nearest_key,
     places_of,
 )
+from projects.bevformer.engine.distributed import launched_as_first
 
 _logger = logging.getLogger(__name__)
-_RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")  # the process group starts later
 
 
 def read_config(path: str | Path, options: Mapping[str, Any]) -> Config:
@@ -61,7 +60,7 @@ def read_config(path: str | Path, options: Mapping[str, Any]) -> Config:
     for name in SECTIONS:
         if tree.get(name) and not isinstance(tree[name], dict):
             raise ValueError(f"{name} is {tree[name]!r} in {path}: it must be a dict")
-    if int(next((os.environ[name] for name in _RANKS if name in os.environ), 0)) == 0:
+    if launched_as_first():
         for line in _suspicious_names(files, tree):
             _logger.warning(line)
     return Config(tree, cfg_text=files.text, filename=str(path))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
-import os
 import sys
 import traceback
 from pathlib import Path
@@ -19,6 +18,7 @@ from mmcv.utils import Registry
 from mmdet3d.utils import get_root_logger
 
 from projects.bevformer import plugin, published  # noqa: F401
+from projects.bevformer.engine.distributed import launched_as_first
 from projects.bevformer.engine.original_names import SUBSTITUTES
 
 # Published configs name this folder; where it does not exist, this project's plugin stands for it.
@@ -40,8 +40,6 @@ _registered_by: dict[str, list[_Registration]] = {}  # by module; Python imports
 _in_effect: list[_Registration] = []  # those of the last config that take the place of others
 _stood_for: list[str] = []  # plugins of the last config that do not exist
 _notices: list[str] = []  # lines about the parts of the last config
-# Configs are read before the process group exists.
-_RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
 
 
 def import_parts(cfg: Config) -> None:
@@ -141,7 +139,7 @@ def _bring_in(what: str, name: str, config: str | None, optional: bool = False) 
 
 def _notice(line: str) -> None:
     _notices.append(line)
-    if all(os.environ.get(rank, "0") == "0" for rank in _RANKS):
+    if launched_as_first():
         get_root_logger().warning(line)
 
 
