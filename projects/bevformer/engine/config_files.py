@@ -181,11 +181,7 @@ class ConfigFiles:
         )
 
     def _run(
-        self,
-        path: str,
-        own: dict[str, Any],
-        changes: dict[str, Any],
-        without: str | None,
+        self, path: str, own: dict[str, Any], changes: dict[str, Any], without: str | None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Values of a file, and of its bases with the variables `own` of the file."""
         namespace: dict[str, Any] = {"__file__": path, "__name__": Path(path).stem}

@@ -6,8 +6,8 @@ from typing import Any, Mapping, Sequence
 
 import numpy as np
 
-from projects.bevformer.geometry import rotations
 from projects.bevformer.geometry.poses import inverse_poses, pose_matrix
+from projects.bevformer.nuscenes.records import poses_of
 
 _REMEDY = "write the file again with tools/create_data.py"
 _ON_A_VEHICLE = 50  # metres from the ego frame or the lidar
@@ -140,8 +140,7 @@ def _compare_camera(infos, name, step, path):
 
 def _poses(records: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
     """(n, 4, 4)"""
-    wxyz = rotations.normalise(_rows(records, f"{name}_rotation"))
-    return pose_matrix(wxyz, _rows(records, f"{name}_translation"))
+    return pose_matrix(*poses_of(records, name))
 
 
 def _rows(records: Sequence[Mapping[str, Any]], field: str) -> np.ndarray:
