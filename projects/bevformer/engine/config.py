@@ -14,11 +14,11 @@ from mmcv import Config, ConfigDict
 from mmcv.utils import Registry
 
 from projects.bevformer.engine.config_files import SUFFIXES
-from projects.bevformer.engine.config_keys import did_you_mean
 from projects.bevformer.engine.config_options import read_config
 from projects.bevformer.engine.data_sections import info_files, inner_sections
 from projects.bevformer.engine.optimizer import MergedGroupsConstructor
 from projects.bevformer.engine.plugins import import_parts, missing_part
+from projects.bevformer.messages import did_you_mean
 
 _REGISTRIES = (  # modules that hold registries
     "mmcv.cnn.bricks.registry",

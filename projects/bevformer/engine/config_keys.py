@@ -27,17 +27,6 @@ SHORT_NAMES = {
 }
 
 
-def look_alike(name: str, known: Iterable[str]) -> str | None:
-    """The known name that `name` probably is a misspelling of."""
-    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.8)), None)
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`, did you mean 'x'?`, or nothing where no known name is near."""
-    near = look_alike(name, known)
-    return f", did you mean {near!r}?" if near else ""
-
-
 def nearest_key(name: str, config: Mapping[str, Any]) -> str:
     """The key of a config that is the most like `name`: of its first level, or a dotted one."""
     keys = {key: key for key in (*sorted(READ_KEYS), *config, *SHORT_NAMES)}

@@ -15,12 +15,11 @@ from projects.bevformer.engine.config_keys import (
     SECTIONS,
     SHORT_NAMES,
     UNREAD_KEYS,
-    did_you_mean,
-    look_alike,
     nearest_key,
     places_of,
 )
 from projects.bevformer.engine.distributed import launched_as_first
+from projects.bevformer.messages import did_you_mean, listed, look_alike
 
 _logger = logging.getLogger(__name__)
 
@@ -193,7 +192,7 @@ def _check_file(files: ConfigFiles, path: str) -> None:
 def _remedy(name: str, config: Mapping[str, Any]) -> str:
     places = list(places_of(name, config[name], config))
     if places:
-        return f": set {', '.join(places[:8])}{', ...' if len(places) > 8 else ''}"
+        return f": set {listed(places, 8)}"
     return ", and no key that is read has this name or value"
 
 

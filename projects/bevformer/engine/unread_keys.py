@@ -15,8 +15,8 @@ from mmcv.utils import Registry
 from torch.nn.utils import clip_grad_norm_
 
 from projects.bevformer.engine.config import _REGISTRIES
-from projects.bevformer.engine.config_keys import did_you_mean
 from projects.bevformer.engine.hooks import TemporalEvalHook
+from projects.bevformer.messages import did_you_mean
 from projects.bevformer.model.v2.dd3d_head import FCOS2DHead, FCOS3DHead
 from projects.bevformer.model.v2.dd3d_losses import FCOS2DLoss, FCOS3DLoss, NuscenesLoss
 from projects.bevformer.model.v2.dd3d_targets import LocationAssigner

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from typing import Any, Mapping, Sequence
 
 import numpy as np
 
+from projects.bevformer.messages import did_you_mean, listed
 from projects.bevformer.nuscenes.spec import ATTRIBUTES, CLASSES
 
 DEFAULT_RANGE_M = 50.0
@@ -227,11 +227,10 @@ def _absent_classes(infos, class_names):
     absent = [name for name in class_names if name not in found]
     if absent:
         others = [name for name, _ in found.most_common() if name not in class_names]
-        more = len(others) - _NAMED_AT_MOST
-        named = f"; it has {', '.join(others[:_NAMED_AT_MOST])}" if others else ""
+        named = f"; it has {listed(others, _NAMED_AT_MOST)}" if others else ""
         yield (
             f"object with lidar or radar points of {len(absent)} of {len(class_names)} classes, which are not "
-            f"learned and whose AP is 0: {', '.join(absent)}{named}{f' and {more} more' * (more > 0)}"
+            f"learned and whose AP is 0: {', '.join(absent)}{named}"
         )
 
 
@@ -261,8 +260,7 @@ def _checked_dict(value, known, where):
         raise ValueError(f"{where} is {value!r}, not a dict of {', '.join(known)}")
     for key in value:
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, 1)
-            hint = f": did you mean {close[0]!r}?" if close else ""
+            hint = did_you_mean(str(key), known)
             raise ValueError(f"{where} has {key!r}, which is not one of {', '.join(known)}{hint}")
     return value
 
