@@ -51,6 +51,7 @@ from projects.bevformer.model.bev_encoder import packed_queries  # noqa: E402
 from projects.bevformer.model.bev_encoder.encoder import BEVFormerEncoder  # noqa: E402
 from projects.bevformer.model.bev_encoder.packed_queries import PackedQueries  # noqa: E402
 from projects.bevformer.model.bevformer import BEVFormer  # noqa: E402
+from projects.bevformer.model.mm.replacements import replace_type  # noqa: E402
 from projects.bevformer.ops import backends, deform_attn_lean  # noqa: E402
 
 from mmcv.ops.multi_scale_deform_attn import (  # noqa: E402  isort: skip
@@ -280,10 +281,14 @@ def _as_on_a_gpu(naive):
         ):
             stack.enter_context(mock.patch.object(owner, name, replacement))
         if naive:
-            stack.enter_context(mock.patch.object(bevformer, "replace_type", lambda cfg: cfg))
+            stack.enter_context(mock.patch.object(bevformer, "replace_type", _keep_batch_norms))
         for chunks in (deform_attn_lean.FORWARD_CHUNK_BYTES, deform_attn_lean.BACKWARD_CHUNK_BYTES):
             stack.enter_context(mock.patch.dict(chunks, cpu=chunks["cuda"]))
         yield
+
+
+def _keep_batch_norms(cfg):
+    return cfg if cfg["type"] in ("BN", "BN2d") else replace_type(cfg)
 
 
 def _cuda_dropout(input, p=0.5, training=True, inplace=False):

@@ -13,7 +13,7 @@ model = dict(
         out_features=("stage3", "stage4", "stage5"),
         frozen_stages=1,
         norm_eval=True,
-        with_cp=True,
+        with_cp=True,  # 11 GiB instead of 24, modelled by benchmarks/memory_model.py
     ),
     img_neck=dict(in_channels=[512, 768, 1024]),
 )

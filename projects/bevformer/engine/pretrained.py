@@ -84,10 +84,10 @@ def checked_pretrained(detector: nn.Module, logger: logging.Logger) -> Iterator[
         CheckpointLoader.load_checkpoint = read
     noted = {start.module for start in starts}
     starts += [
-        _Start(module, cfg["checkpoint"], cfg.get("prefix"))
+        _Start(module, init["checkpoint"], init.get("prefix"))
         for module in names
-        for cfg in _init_cfgs(module)
-        if cfg.get("type") == "Pretrained" and module not in noted
+        for init in _init_cfgs(module)
+        if init.get("type") == "Pretrained" and module not in noted
     ]
     order = list(names)
     for start in sorted(starts, key=lambda start: order.index(start.module)):
@@ -123,8 +123,8 @@ def pretrained_files(part: Any, key: str = "model") -> dict[str, str]:
 
 
 def _init_cfgs(module: nn.Module) -> Sequence[dict]:
-    cfg = getattr(module, "init_cfg", None) or ()
-    return (cfg,) if isinstance(cfg, dict) else cfg
+    init = getattr(module, "init_cfg", None) or ()
+    return (init,) if isinstance(init, dict) else init
 
 
 def _weights_of(module: nn.Module, checkpoint: dict) -> list[str]:
