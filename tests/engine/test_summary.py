@@ -41,6 +41,12 @@ def test_wrapped_data_sets_are_looked_through(config_path):
     assert "18 samples in 3 scenes" in summary(config_path, repeated)
 
 
+@pytest.mark.parametrize("pretrained", ["r50.pth", dict(img="r50.pth")])
+def test_pretrained_weights_are_named(config_path, pretrained):
+    model = dict(type="DummyDetector", pretrained=pretrained)
+    assert "pretrained weights of r50.pth\n" in summary(config_path, [0], model=model)
+
+
 def test_data_sets_without_records_are_counted(config_path):
     assert ": 4 samples; validation" in summary(config_path, [0, 1, 2, 3])
 

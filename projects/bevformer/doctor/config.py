@@ -74,14 +74,8 @@ def _check_weights(cfg):
     from projects.bevformer.engine.pretrained import pretrained_files
 
     findings = []
-    model = cfg.get("model", {})
-    pretrained = model.get("pretrained") or {}
-    named = {
-        "load_from": cfg.get("load_from"),
-        "resume_from": cfg.get("resume_from"),
-        "model.pretrained": pretrained.get("img") if isinstance(pretrained, dict) else pretrained,
-        **pretrained_files(model),
-    }
+    named = {key: cfg.get(key) for key in ("load_from", "resume_from")}
+    named.update(pretrained_files(cfg.get("model", {})))
     for key, value in named.items():
         if not value:
             continue

@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 import re
 from fnmatch import fnmatchcase
-from typing import Any, Iterator, NamedTuple, Sequence
+from typing import Any, Iterator, Mapping, NamedTuple, Sequence
 
 from mmcv import Config
 
+from projects.bevformer.engine.pretrained import pretrained_files
 from projects.bevformer.engine.unread_keys import registered, unread_keys
 from projects.bevformer.model.detection.head import BEVFormerHead
 
@@ -96,7 +97,7 @@ def _contradictions(cfg: Config) -> Iterator[tuple[str, str]]:
     ):  # little is known of other networks
         values += _values(model, "model")
         yield from _images_prepared_twice(values)
-        yield from _two_starts(values)
+        yield from _two_starts(model)
     groups = [[v for key in group for v in _matching(values, key)] for group in _EQUAL]
     for group in [*groups, _levels(values)]:
         number = [sum(other.value == one.value for other in group) for one in group]
@@ -184,11 +185,11 @@ def _images_prepared_twice(values: Sequence[_Value]) -> Iterator[tuple[str, str]
             yield step.key, "ends with uint8 images, for which model.data_preprocessor is not set"
 
 
-def _two_starts(values: Sequence[_Value]) -> Iterator[tuple[str, str]]:
-    files = {one.key: one.value for one in values if isinstance(one.value, str)}
-    named = ("pretrained.img", "pretrained", "img_backbone.init_cfg.checkpoint")
-    keys = [f"model.{key}" for key in (*named, "img_backbone.pretrained")]
-    first, *others = [key for key in keys if files.get(key)] or [""]
+def _two_starts(model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    files = pretrained_files(model)
+    of_backbone = ("img_backbone.pretrained", "img_backbone.init_cfg.checkpoint")
+    keys = [f"model.{key}" for key in ("pretrained", "pretrained.img", *of_backbone)]
+    first, *others = [key for key in keys if key in files] or [""]
     for key in others:
         if files[key] != files[first]:
             yield first, f"is {files[first]!r}, {key} is {files[key]!r}: set one of them"
