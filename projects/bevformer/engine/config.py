@@ -20,7 +20,8 @@ from projects.bevformer.engine.optimizer import MergedGroupsConstructor
 from projects.bevformer.engine.plugins import import_parts, missing_part
 from projects.bevformer.messages import did_you_mean
 
-_REGISTRIES = (  # modules that hold registries
+_REGISTRIES = (  # modules that hold registries; of parts with the same name the last counts
+    "mmcv.cnn",
     "mmcv.cnn.bricks.registry",
     "mmcv.runner",
     "mmdet.core.bbox.builder",
@@ -69,15 +70,14 @@ def _hint(error: BaseException) -> str:
     return ""
 
 
+def registries() -> list[Registry]:
+    """The registries of OpenMMLab that configs name parts of."""
+    modules = map(importlib.import_module, _REGISTRIES)
+    return [one for module in modules for one in vars(module).values() if isinstance(one, Registry)]
+
+
 def _registered_classes() -> dict[str, type]:
-    """What configs can name by `type`; where mmdet and mmdet3d share a name, mmdet3d's."""
-    return {
-        name: registered
-        for module in _REGISTRIES
-        for registry in vars(importlib.import_module(module)).values()
-        if isinstance(registry, Registry)
-        for name, registered in registry.module_dict.items()
-    }
+    return {name: part for one in registries() for name, part in one.module_dict.items()}
 
 
 def load_config(

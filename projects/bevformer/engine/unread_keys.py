@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import ast
 import functools
-import importlib
 import inspect
 import textwrap
 from fnmatch import fnmatchcase
 from typing import Any, Callable, Iterator, NamedTuple, Sequence
 
 from mmcv.runner import CheckpointHook
-from mmcv.utils import Registry
 from torch.nn.utils import clip_grad_norm_
 
-from projects.bevformer.engine.config import _REGISTRIES
+from projects.bevformer.engine.config import registries
 from projects.bevformer.engine.hooks import TemporalEvalHook
 from projects.bevformer.messages import did_you_mean
 from projects.bevformer.model.v2.dd3d_head import FCOS2DHead, FCOS3DHead
@@ -163,12 +161,7 @@ def _hint(key: str, known: set[str]) -> str:
 def registered(name: Any) -> list[type]:
     """All classes that a config can name so, in any registry; an empty list where there is none."""
     name = str(name).rpartition(".")[2]  # without a scope such as "mmdet."
-    found = [
-        registry.module_dict[name]
-        for module in (*_REGISTRIES, "mmcv.cnn")
-        for registry in vars(importlib.import_module(module)).values()
-        if isinstance(registry, Registry) and name in registry.module_dict
-    ]
+    found = [one.module_dict[name] for one in registries() if name in one.module_dict]
     return list(dict.fromkeys(found))
 
 
