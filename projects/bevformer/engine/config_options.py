@@ -37,17 +37,17 @@ def read_config(path: str | Path, options: Mapping[str, Any]) -> Config:
             variable that an option or a child file overrides reaches nothing that is read.
     """
     files = ConfigFiles(path)
-    plain = _evaluate(files, {})
+    plain = files.evaluate({})
     options = _known(path, options, plain)
     changes = _nested(options)
     _check_fit(options, changes, plain)
-    tree = _evaluate(files, changes)
+    tree = files.evaluate(changes)
     for file in list(files.new_names):
         _check_file(files, file)
     for name, change in list(changes.items()):
         if name in READ_KEYS:
             continue
-        without = _evaluate(files, {key: part for key, part in changes.items() if key != name})
+        without = files.evaluate({key: part for key, part in changes.items() if key != name})
         if without[name] == tree[name] or _read_part(without) != _read_part(tree):
             continue
         if name not in SHORT_NAMES or not _has(plain, SHORT_NAMES[name]):
@@ -63,22 +63,6 @@ def read_config(path: str | Path, options: Mapping[str, Any]) -> Config:
         for line in _suspicious_names(files, tree):
             _logger.warning(line)
     return Config(tree, cfg_text=files.text, filename=str(path))
-
-
-def _evaluate(
-    files: ConfigFiles,
-    changes: Mapping[str, Any],
-    path: str | None = None,
-    without: str | None = None,
-) -> dict[str, Any]:
-    try:
-        return files.evaluate(changes, path, without)
-    except OSError:
-        raise  # its message names the missing base
-    except Exception as error:  # a config is code, it can raise anything
-        name, line = type(error).__name__, files.line_of(error)
-        reason = f"{line}: {error}" if line else error
-        raise ValueError(f"config {files.path} cannot be read ({name}): {reason}") from error
 
 
 def _read_part(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,11 +159,11 @@ def _check_fit(
 
 def _check_file(files: ConfigFiles, path: str) -> None:
     """Refuse a variable of the bases that a file gives another value, and that nothing is made of."""
-    tree = _evaluate(files, {}, path)
+    tree = files.evaluate({}, path)
     for name in files.overrides(path):
         if name in READ_KEYS or name in UNREAD_KEYS:
             continue
-        without = _evaluate(files, {}, path, without=name)
+        without = files.evaluate({}, path, without=name)
         idle = without[name] != tree[name] and _read_part(without) == _read_part(tree)
         # The sections of the file may hold the same value, written out.
         if idle and tree[name] not in places_of(name, tree[name], tree).values():
