@@ -53,7 +53,7 @@ def read_config(path: str | Path, options: Mapping[str, Any]) -> Config:
         if name not in SHORT_NAMES or not _has(plain, SHORT_NAMES[name]):
             typed = next(key for key in options if key.split(".")[0] == name)
             remedy = _remedy(name, plain)
-            raise ValueError(f"--cfg-options {typed}: nothing in {path} is made of {name}{remedy}")
+            raise ValueError(f"--cfg-options {typed}: nothing in {path} depends on {name}{remedy}")
         changes = merged(_nested({SHORT_NAMES[name]: change}), changes)
     tree = merged(changes, tree)
     for name in SECTIONS:
@@ -158,7 +158,7 @@ def _check_fit(
 
 
 def _check_file(files: ConfigFiles, path: str) -> None:
-    """Refuse a variable of the bases that a file gives another value, and that nothing is made of."""
+    """Refuse a variable of the bases that a file gives another value, and on which nothing depends."""
     tree = files.evaluate({}, path)
     for name in files.overrides(path):
         if name in READ_KEYS or name in UNREAD_KEYS:
@@ -168,7 +168,7 @@ def _check_file(files: ConfigFiles, path: str) -> None:
         # The sections of the file may hold the same value, written out.
         if idle and tree[name] not in places_of(name, tree[name], tree).values():
             raise ValueError(
-                f"config {path}: {name} differs from that of its bases, and nothing is made of it"
+                f"config {path}: {name} differs from its bases, but nothing depends on it"
                 f"{_remedy(name, without)}"
             )
 

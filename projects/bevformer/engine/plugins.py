@@ -47,7 +47,7 @@ def import_parts(cfg: Config) -> None:
 
     First `custom_imports`, then `plugin` and `plugin_dir`. What they register under a name that exists
     replaces that part until another config is read, and is logged. Modules and folders are found on the
-    search path of Python, in the working directory, and beside the config or in a folder above it.
+    search path of Python, in the working directory, and next to the config or in a folder above it.
 
     Args:
         cfg: mmcv.Config; `filename` is where to look for folders.
@@ -227,5 +227,5 @@ def _remedy(error: Exception, name: str) -> str:
     if _ORIGINAL in str(error.name):
         return ": the modules of the original are not here, use those of projects.bevformer (docs/own_parts.md)"
     if name.replace("/", ".").startswith(str(error.name)):
-        return ": it must lie in the working directory, beside the config or on PYTHONPATH"
+        return ": it must lie in the working directory, next to the config or on PYTHONPATH"
     return ""

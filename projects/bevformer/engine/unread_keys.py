@@ -89,7 +89,7 @@ _KNOWN_PACKAGES = ("projects.bevformer.", "mmcv.", "mmdet.", "mmdet3d.", "mmseg.
 def unread_keys(cfg: Any) -> Iterator[tuple[str, str]]:
     """Keys that nothing reads.
 
-    A dict with a `type` is compared with the constructor of that class and, where it hands `**kwargs`
+    A dict with a `type` is compared with the constructor of that class and, where it passes `**kwargs`
     on, with those of its bases; other dicts with what the code reads there. Where a class does something
     else with its `**kwargs`, or nothing is known of a dict, every key passes.
 

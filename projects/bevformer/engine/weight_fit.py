@@ -134,7 +134,7 @@ class WeightFit:
     def alarming(self) -> list[str]:
         """Lines on differences that even a partial load should not have; empty if none.
 
-        A start from other weights is made for the sake of its backbone, that of a part for the part.
+        `load_from` is used for the backbone of a file, `init_cfg` of a part for that part.
         """
         part = self._part or "img_backbone"
         missing, reshaped = (

@@ -200,7 +200,7 @@ def name_objects(
         scored: whether the records are ground truth of an evaluation.
 
     Returns:
-        what there is none of in the file: objects of some classes, and of own ones what is compared.
+        what the file lacks: objects of some classes, and for own classes what is compared.
     """
     annotated = [info for info in infos if "gt_names" in info]
     if not annotated:

@@ -203,7 +203,7 @@ def check_attributes(infos: Sequence[dict], metadata: dict[str, Any], path: str)
         unknown = set(info["gt_attributes"]) - known if "gt_attributes" in info else ()
         if unknown:
             raise ValueError(
-                f"{path}: gt_attributes of frame {position} has {min(unknown)!r}, which is no attribute of "
+                f"{path}: gt_attributes of frame {position} has {min(unknown)!r}, which is not an attribute of "
                 f"nuScenes: {_REMEDY}"
             )
 
