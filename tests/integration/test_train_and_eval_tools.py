@@ -69,6 +69,7 @@ def test_training_leaves_checkpoint_log_and_metrics(trained):
         "can_bus_message": "same",
         "can_bus_heading": "wrapped",
         "lidar_axes": "lidar2ego",
+        "replaced_parts": [],
     }
     assert (trained / "latest.pth").resolve() == (trained / "iter_2.pth").resolve()
     assert (trained / "demo.py").is_file()
