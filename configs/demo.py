@@ -5,7 +5,6 @@ _base_ = ["./_base_/bevformer.py", "./_base_/default_runtime.py"]
 assert not {{_base_.images_on_device}}, "images_on_device: this recipe scales float images"
 data_root = "data/synthetic/"
 info_prefix = "synthetic"
-image_size = (800, 450)
 image_scale = 0.5
 image_divisor = 16
 img_norm_cfg = {{_base_.torchvision_statistics}}
@@ -73,7 +72,7 @@ test_pipeline = [
     {{_base_.steps.pad}},
     dict(
         type="MultiScaleFlipAug3D",
-        img_scale=image_size,
+        img_scale=(800, 450),
         pts_scale_ratio=1,
         flip=False,
         transforms=[{{_base_.steps.format_test}}, {{_base_.steps.collect_test}}],

@@ -138,8 +138,9 @@ def evaluate(args, eval_options):
     from projects.bevformer.engine.report import metrics_table
     from projects.bevformer.engine.seed import choose_seed, set_seed
 
-    cfg = load_config(args.config, parse_options(args.cfg_options), args.data_root)
-    check_config(cfg)
+    options = parse_options(args.cfg_options) or {}
+    cfg = load_config(args.config, options, args.data_root)
+    check_config(cfg, options)
     if args.work_dir is not None:
         resolve_work_dir(cfg, args.config, args.work_dir)  # refuses one that cannot be written
     setup_multi_processes(cfg)

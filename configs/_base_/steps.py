@@ -14,7 +14,7 @@ class_names = [
     "pedestrian",
     "traffic_cone",
 ]
-image_size = (1600, 900)  # width and height of the images as they are stored
+image_size = (1600, 900)  # width and height of the stored images, of which v2 cuts out a part
 image_scale = 1.0
 image_divisor = 32  # scaled images are padded to multiples of it
 

@@ -119,6 +119,25 @@ def test_load_refuses_images_of_another_size_than_recorded(tmp_path, recorded):
 
 
 @pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("NormalizeMultiviewImage", dict(mean=1, std=[1] * 3), "must be three numbers each"),
+        ("NormalizeMultiviewImage", dict(mean=[1, 2], std=[1] * 3), "must be three numbers each"),
+        ("NormalizeMultiviewImage", dict(mean=[1] * 3, std=[1, 0, 1]), "std positive"),
+        (
+            "RandomScaleImageMultiViewImage",
+            dict(scales=[0]),
+            r"scales is \[0\]: it must be positive",
+        ),
+        ("PadMultiViewImage", dict(size_divisor=-32), "size_divisor is -32: it must be at least 1"),
+    ],
+)
+def test_numbers_that_make_no_image_are_refused_when_built(name, options, says):
+    with pytest.raises(ValueError, match=says):
+        step(name, **options)
+
+
+@pytest.mark.parametrize(
     ("options", "says"),
     [
         (dict(backend="petrel", path_mapping={}), "disk.* or dict.*lmdb.*no other backend"),

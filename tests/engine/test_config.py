@@ -157,6 +157,13 @@ def test_runner_settings(config_path):
         runner_settings(cfg)
     cfg.runner = {"type": "IterBasedRunner", "max_iters": 3}
     assert runner_settings(cfg).max_iters == 3
+    cfg.runner.max_epochs = 2
+    with pytest.raises(
+        ValueError, match=r"runner\.max_iters = 3 and runner\.max_epochs = 2 contradict"
+    ):
+        runner_settings(cfg)
+    cfg.runner.max_epochs = None
+    assert runner_settings(cfg) == {"type": "IterBasedRunner", "max_iters": 3}
     cfg.runner = cfg.total_epochs = None
     with pytest.raises(ValueError, match="does not say how long to train"):
         runner_settings(cfg)

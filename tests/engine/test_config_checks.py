@@ -54,6 +54,7 @@ CODER = "model.pts_bbox_head.bbox_coder"
     ("name", "key", "nearest"),
     [
         (TINY, "model.use_gridmask", "use_grid_mask"),
+        (TINY, "data.val.modality.use_cameras", "use_camera"),
         (TINY, "model.img_backbone.frozen_stage", "frozen_stages"),
         (TINY, "model.img_backbone.norm_cfg.requires_gradient", "requires_grad"),
         (TINY, "model.img_neck.num_out", "num_outs"),
@@ -219,6 +220,19 @@ def test_keys_of_the_original_without_effect_pass(name, changes):
             {"runner": dict(type="IterBasedRunner", max_iters=9), "evaluation.by_epoch": True},
             r"^evaluation\.by_epoch is True, but runner\.type is IterBasedRunner: set it False",
         ),
+        (TINY, {"model.pts_bbox_head.bev_h": 0}, r"^model\.pts_bbox_head\.bev_h is 0: it must be a whole"),
+        (TINY, {"model.pts_bbox_head.bev_w": 30.5}, r"bev_w is 30\.5: it must be a whole number"),
+        (TINY, {f"{LAYER}.attn_cfgs.0.num_heads": 0}, r"attn_cfgs\.0\.num_heads is 0: "),
+        (TINY, {f"{CODER}.max_num": -1}, r"bbox_coder\.max_num is -1: "),
+        (TINY, {"data.train.queue_length": None}, r"^data\.train\.queue_length is None: "),
+        (TINY, {"data.samples_per_gpu": 0}, r"^data\.samples_per_gpu is 0: "),
+        (TINY, {"auto_scale_lr.base_batch_size": 0}, r"^auto_scale_lr\.base_batch_size is 0: "),
+        (TINY, {"optimizer_config.grad_clip.max_norm": -1}, "max_norm is -1: it must be a positive number"),
+        (TINY, {"runner.max_epochs": 0}, r"^runner\.max_epochs is 0: "),
+        (TINY, {"data.train.classes": ["car", "car"]}, r"classes is \['car', 'car'\]: .*each once"),
+        (TINY, {"data.train.classes": []}, r"^data\.train\.classes is \[\]: "),
+        (TINY, {"custom_hooks": ["{type: EMAHook}"]}, "^custom_hooks has '{type: EMAHook}': it must be"),
+        (TINY, {"log_config.hooks": ["Text"]}, r"^log_config\.hooks has 'Text': it must be a list of dicts"),
     ],
 )  # fmt: skip
 def test_values_that_contradict_each_other_are_refused(name, changes, says):
@@ -290,3 +304,17 @@ def test_only_what_is_certain_is_refused_of_own_parts(monkeypatch):
 )
 def test_values_of_another_kind_are_left_to_those_who_read_them(changes):
     assert config_problems(changed(changes)) == []
+
+
+def test_a_refusal_names_the_variable_that_was_given():
+    cfg = load_config(CONFIGS / TINY, {"img_norm_cfg.gamma": 3})
+    with pytest.raises(
+        ValueError, match=r"5\.gamma is not .* \(made of --cfg-options img_norm_cfg\.gam"
+    ):
+        check_config(cfg, ["img_norm_cfg.gamma"])
+
+
+@pytest.mark.parametrize("section", ["model", "data"])
+def test_a_config_must_have_a_network_and_data(section):
+    with pytest.raises(ValueError, match=f"^{section} is None: a config must have it"):
+        check_config(changed({section: None}))

@@ -103,7 +103,6 @@ TABLE = [
     ),
     (BASE, "image_scale", 0.25, everywhere([0.25], f"{TRAIN}.6.scales", f"{TEST}.2.transforms.0.scales")),
     (DEFAULT, "image_scale", 0.25, {"model.data_preprocessor.scale": 0.25}),
-    (TINY, "image_size", (800, 450), {f"{TEST}.2.img_scale": (800, 450)}),
     (V2, "image_size", (1600, 940), {f"{TRAIN}.5.data_aug_conf.crop": (0, 300, 1600, 940)}),
     (DEMO, "image_divisor", 64, everywhere(64, f"{TRAIN}.6.size_divisor", f"{TEST}.3.size_divisor")),
     (
@@ -162,12 +161,12 @@ def test_a_value_arrives_wherever_it_counts(tmp_path, recipe, name, value, expec
 def test_words_of_the_command_line_have_the_types_of_the_config():
     words = [
         "lr=1e-4", "class_names=[car, traffic cone]", "point_cloud_range=[-30,-20,-5,30,20,3]",
-        "image_size=(800,450)", "load_from=None", "point_cloud_range=[-30,-20,-5,30,20,4]",
+        "margins=(-1,-2,-3,1,2,3)", "load_from=None", "point_cloud_range=[-30,-20,-5,30,20,4]",
     ]  # fmt: skip
     cfg = load_config(TINY, parse_options(words))
     assert cfg.optimizer.lr == 1e-4
     assert cfg.data.val.classes == ["car", "traffic cone"]
-    assert at(cfg, f"{TEST}.2.img_scale") == (800, 450)
+    assert at(cfg, f"{HEAD}.bbox_coder.post_center_range") == [-31, -22, -8, 31, 22, 7]
     assert cfg.load_from is None
     assert at(cfg, f"{ENCODER}.pc_range") == [-30, -20, -5, 30, 20, 4]  # the last counts
 
@@ -263,6 +262,19 @@ def test_order_of_the_published_test_pipelines(recipe, types):
         (["bev_h.x=3"], r"--cfg-options bev_h\.x does not fit the config: bev_h is 50"),
         (["point_cloud_range.6=3"], r"--cfg-options point_cloud_range\.6 .*no index '6'"),
         (["caffe_statistics.mean=[1,2,3]"], r"--cfg-options caffe_statistics\.mean: nothing in"),
+        # Only `img_scale` is made of it, which no step reads.
+        (["image_size=(800,450)"], "--cfg-options image_size: nothing in .*has this name or value"),
+        (
+            ["data.train.queue_length=3", "queue_length=5"],
+            r"data\.train\.queue_length and queue_length contradict each other: .* is 3, 5 by queue",
+        ),
+        (["log_level=TRACE"], "log_level is 'TRACE' in .*: it must be one of INFO"),
+        (["mp_start_method=thread"], "mp_start_method is 'thread' in .*: it must be one of fork"),
+        (["point_cloud_range=[0,0,0,9]"], "--cfg-options point_cloud_range: .*list index"),
+        (
+            ["images_on_device=True", "data.train.pipeline.8.keys=[]"],
+            r"--cfg-options images_on_device: data\.train\.pipeline .*no index '8'",
+        ),
     ],
 )
 def test_options_without_effect_are_refused_in_one_line(words, says):
@@ -370,6 +382,21 @@ def test_which_value_counts(tmp_path, text, options, key, value):
     except KeyError:
         held = None
     assert held == value
+
+
+def test_variables_that_need_each_other_count(tmp_path):
+    sizes = "model.fcos3d_bbox_head.fcos3d_loss_cfg.canon_box_sizes"
+    options = {"class_names": ["boat"], "canonical_sizes.boat": [1, 2, 3]}
+    assert at(load_config(V2, options), sizes) == [[1, 2, 3]]
+    text = "class_names = ['boat']\ncanonical_sizes = dict(boat=[1, 2, 3])"
+    assert at(load_config(child(tmp_path, text, V2)), sizes) == [[1, 2, 3]]
+
+
+def test_equal_values_and_values_of_single_places_do_not_contradict():
+    cfg = load_config(TINY, {"queue_length": 5, "data.train.queue_length": 5})
+    assert cfg.data.train.queue_length == 5
+    cfg = load_config(TINY, {"data_root": "/x", "data.train.ann_file": "/y/own.pkl"})
+    assert (cfg.data.train.ann_file, cfg.data.val.data_root) == ("/y/own.pkl", "/x")
 
 
 def test_the_nearest_file_counts(tmp_path):

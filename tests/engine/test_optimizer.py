@@ -216,6 +216,8 @@ def test_loaded_states_get_the_memory_layout_of_their_parameters():
     [
         ({"custom_keys": {"img_backbne": {"lr_mult": 0.1}}}, "'img_backbne', .*: modules are img_backbone"),
         ({"custom_keys": {"head": {}, "xyz": {}}}, "'xyz', .*: modules are head, img_backbone, norm"),
+        ({"custom_keys": {"head": 0.1}}, r"custom_keys\.head is 0\.1: it must be a dict of lr_mult"),
+        ({"custom_keys": {"head": {"lr_mult": "x"}}}, r"custom_keys\.head is {'lr_mult': 'x'}: "),
         ({"dcn_offset_lr_mult": 0.1}, "of which the network has none: use custom_keys"),
     ],
 )  # fmt: skip
@@ -264,3 +266,6 @@ def test_a_rate_for_no_known_batch_is_not_scaled():
 def test_a_rate_that_is_no_number_is_refused():
     with pytest.raises(ValueError, match="optimizer.lr is 'abc': it must be a number"):
         fit_rate(Config(dict(optimizer=dict(lr="abc"))), 1, False, logging.getLogger("rates"))
+    for name in ("lr", "weight_decay"):
+        with pytest.raises(ValueError, match=f"^optimizer.{name} is None: it must be a number"):
+            fit_rate(Config({"optimizer": {name: None}}), 1, False, logging.getLogger("rates"))

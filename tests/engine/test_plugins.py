@@ -183,6 +183,7 @@ def test_a_folder_of_the_original_that_does_not_exist_is_ours(tmp_path, caplog):
             dict(custom_imports=dict(imports=["parts_fork"])),
             r"'projects\.mmdet3d_plugin', .*parts_fork\.py:1\): the modules of the original are not",
         ),
+        (dict(plugin=3), "custom_imports.imports take a module, a folder or a list, not 3"),
         (dict(custom_imports=dict(imports=[], allow=True)), "custom_imports has no 'allow'"),
         (
             dict(plugin=True, plugin_dir="fork/mmdet3d_plugin"),

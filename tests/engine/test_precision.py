@@ -45,7 +45,7 @@ def test_bfloat16_needs_hardware_support(monkeypatch):
     assert autocast_dtype({"dtype": "float16"}, CUDA, LOGGER) is torch.float16
 
 
-@pytest.mark.parametrize("fp16", [{"dtype": "float8"}, {"lossscale": 1}, True])
+@pytest.mark.parametrize("fp16", [{"dtype": "float8"}, {"lossscale": 1}, {"loss_scale": "x"}, True])
 def test_autocast_dtype_refuses_unknown_values(fp16):
     with pytest.raises(ValueError, match="fp16"):
         autocast_dtype(fp16, CUDA, LOGGER)

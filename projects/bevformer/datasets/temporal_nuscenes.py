@@ -65,7 +65,7 @@ class TemporalNuScenesDataset(EvaluatedDataset, NuScenesDataset):
         load_interval: take every n-th frame.
         with_velocity: boxes have 9 columns instead of 7.
         modality: written into result files; camera where None.
-        box_type_3d: as in mmdet3d.
+        box_type_3d: "LiDAR": the network's boxes are in the lidar frame.
         filter_empty_gt: in training, draw another frame for a current frame without objects.
             History frames need none.
         test_mode: items are test items.
@@ -126,6 +126,8 @@ class TemporalNuScenesDataset(EvaluatedDataset, NuScenesDataset):
     ) -> None:
         if queue_length < 1:
             raise ValueError(f"queue_length must be 1 or more, got {queue_length}")
+        if box_type_3d.lower() != "lidar":
+            raise ValueError(f"box_type_3d must be 'LiDAR', got {box_type_3d!r}")
         self.can_bus_quaternion, self.can_bus_message = can_bus_quaternion, can_bus_message
         self.can_bus_heading, self.lidar_axes = can_bus_heading, lidar_axes
         self.result_velocity = result_velocity

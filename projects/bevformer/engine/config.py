@@ -110,7 +110,7 @@ def load_config(
     if data_root is not None:
         if not Path(data_root).is_dir():
             raise FileNotFoundError(f"--data-root {data_root} is not a folder")
-        for split in {"train", "val", "test"} & set(cfg.data):
+        for split in {"train", "val", "test"} & set(cfg.get("data") or {}):
             for _, options in inner_sections(cfg.data[split], f"data.{split}"):
                 _move_split(options, str(data_root))
     if cfg.get("optimizer"):
@@ -170,17 +170,23 @@ def runner_settings(cfg: Config, max_iters: int | None = None) -> ConfigDict:
         if max_iters < 1:
             raise ValueError(f"--max-iters is {max_iters}: it must be at least 1")
         return ConfigDict(type="IterBasedRunner", max_iters=max_iters)
-    runner, total_epochs = cfg.get("runner"), cfg.get("total_epochs")
-    if runner is None and total_epochs is None:
+    total_epochs = cfg.get("total_epochs")
+    default = dict(type="EpochBasedRunner", max_epochs=total_epochs)
+    runner = {key: part for key, part in (cfg.get("runner") or default).items() if part is not None}
+    epochs, iters = runner.get("max_epochs"), runner.get("max_iters")
+    if epochs is None and iters is None:
         raise ValueError(
             "the config does not say how long to train: "
             "add runner = dict(type='EpochBasedRunner', max_epochs=24)"
         )
-    if runner is None:
-        return ConfigDict(type="EpochBasedRunner", max_epochs=total_epochs)
-    if total_epochs is not None and runner.get("max_epochs", total_epochs) != total_epochs:
+    if epochs is not None and iters is not None:
         raise ValueError(
-            f"total_epochs = {total_epochs} and runner.max_epochs = {runner.max_epochs} contradict "
+            f"runner.max_iters = {iters} and runner.max_epochs = {epochs} contradict each other: set one "
+            "of them to None"
+        )
+    if None not in (total_epochs, epochs) and total_epochs != epochs:
+        raise ValueError(
+            f"total_epochs = {total_epochs} and runner.max_epochs = {epochs} contradict "
             "each other: set both (--cfg-options total_epochs=N runner.max_epochs=N)"
         )
-    return runner.copy()
+    return ConfigDict(runner)

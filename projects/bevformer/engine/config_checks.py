@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 import re
 from fnmatch import fnmatchcase
-from typing import Any, Iterator, Mapping, NamedTuple, Sequence
+from typing import Any, Iterable, Iterator, Mapping, NamedTuple, Sequence
 
 from mmcv import Config
 
+from projects.bevformer.engine.config_keys import READ_KEYS
 from projects.bevformer.engine.pretrained import pretrained_files
 from projects.bevformer.engine.unread_keys import registered, unread_keys
 from projects.bevformer.model.detection.head import BEVFormerHead
@@ -45,21 +46,37 @@ _EQUAL: tuple[Sequence[str], ...] = (
     ),
     *((f"data.*.{name}:NormalizeMultiviewImage",) for name in ("mean", "std", "to_rgb")),
 )
+# Whole numbers of at least 1.
+_COUNTS = (
+    *(f"{_HEAD}.{name}" for name in ("bev_h", "bev_w", "num_query", "bbox_coder.max_num")),
+    *(f"{_HEAD}.*.{name}" for name in ("embed_dims", "num_heads", "num_points", "num_layers")),
+    *("model.img_neck.out_channels", "model.img_neck.num_outs", "data.*.queue_length"),
+    *("data.samples_per_gpu", "data.*.load_interval"),
+    *("runner.max_epochs", "runner.max_iters", "log_config.interval"),
+    "auto_scale_lr.base_batch_size",
+)
 
 
-def check_config(cfg: Config) -> None:
+def check_config(cfg: Config, given: Iterable[str] = ()) -> None:
     """Refuse a config in which a value has no effect or contradicts another one.
 
     Args:
         cfg: of `load_config`.
+        given: keys of the command line; where a message names none of them, it ends with the variables.
 
     Raises:
         ValueError: names the keys and their values.
     """
+    for section in ("model", "data"):
+        if not cfg.get(section):
+            raise ValueError(f"{section} is {cfg.get(section)!r}: a config must have it")
     problems = [f"{key} {what}" for key, what in config_problems(cfg)]
     if len(problems) > 1:
         problems[0] += f" (and {len(problems) - 1} more: tools/doctor.py --config lists them)"
     if problems:
+        variables = [key for key in given if key.split(".")[0] not in READ_KEYS]
+        if variables and not any(key in problems[0] for key in given):
+            problems[0] += f" (made of --cfg-options {', '.join(variables)})"
         raise ValueError(problems[0])
 
 
@@ -98,6 +115,10 @@ def _contradictions(cfg: Config) -> Iterator[tuple[str, str]]:
         values += _values(model, "model")
         yield from _images_prepared_twice(values)
         yield from _two_starts(model)
+    for section in ("runner", "log_config", "auto_scale_lr"):
+        values += _values(cfg.get(section), section)
+    yield from _bad_lists(cfg, values)
+    yield from _not_counts(values)
     groups = [[v for key in group for v in _matching(values, key)] for group in _EQUAL]
     for group in [*groups, _levels(values)]:
         number = [sum(other.value == one.value for other in group) for one in group]
@@ -107,6 +128,9 @@ def _contradictions(cfg: Config) -> Iterator[tuple[str, str]]:
             yield odd.key, f"is {odd}, {usual.key} is {usual}: they must be equal"
     yield from _covered_range(values)
     yield from _counted_in_epochs(cfg)
+    norm = ((cfg.get("optimizer_config") or {}).get("grad_clip") or {}).get("max_norm", 1)
+    if not isinstance(norm, (int, float)) or norm <= 0:
+        yield "optimizer_config.grad_clip.max_norm", f"is {norm!r}: it must be a positive number"
 
 
 def _values(part: Any, key: str) -> Iterator[_Value]:
@@ -154,6 +178,31 @@ def _matching(values: Sequence[_Value], pattern: str) -> list[_Value]:
     if change:
         return [one._replace(key=f"2 * {one.key}", value=2 * one.value) for one in found]
     return found
+
+
+def _not_counts(values: Sequence[_Value]) -> Iterator[tuple[str, str]]:
+    for one in values:
+        if not any(fnmatchcase(one.key, pattern) for pattern in _COUNTS):
+            continue
+        unset = one.value is None and one.key.startswith(("runner.", "auto_"))
+        if not unset and (type(one.value) is not int or one.value < 1):
+            yield one.key, f"is {one}: it must be a whole number of at least 1"
+
+
+def _bad_lists(cfg: Config, values: Sequence[_Value]) -> Iterator[tuple[str, str]]:
+    for one in _matching(values, "data.*.classes:?*"):
+        names = one.value if isinstance(one.value, tuple) else ()
+        if not names or len(set(names)) < len(names) or not all(isinstance(n, str) for n in names):
+            yield one.key, f"is {one}: it must be a list of names, each once"
+    hooks = {"custom_hooks": cfg.get("custom_hooks")}
+    hooks["log_config.hooks"] = (cfg.get("log_config") or {}).get("hooks")
+    for key, items in hooks.items():
+        for item in items if isinstance(items, list) else [items] if items else []:
+            if isinstance(item, str) or (isinstance(item, dict) and "type" not in item):
+                yield (
+                    key,
+                    f"has {item!r}: it must be a list of dicts with a `type`, in a config file",
+                )
 
 
 def _levels(values: Sequence[_Value]) -> list[_Value]:

@@ -19,6 +19,8 @@ READ_KEYS = (
 )
 # Keys of published configs that nothing reads, here and mostly there; files may have them.
 UNREAD_KEYS = frozenset({"dist_params", "file_client_args", "gpu_ids", "seed", "sync_bn"})
+# Of MultiScaleFlipAug3D, which needs it: no step reads the scale that it passes on.
+UNREAD_ARGUMENTS = frozenset({"img_scale"})
 # What every config can be asked for in short.
 SHORT_NAMES = {
     "samples_per_gpu": "data.samples_per_gpu",
@@ -54,5 +56,6 @@ def places_of(name: str, value: Any, config: Mapping[str, Any]) -> dict[str, Any
     return {
         key: held
         for key, held in nested_values({key: config[key] for key in config if key in READ_KEYS})
-        if key.split(".")[-1] == name.strip("_") or (telling and held == value)
+        if key.split(".")[-1] not in UNREAD_ARGUMENTS
+        and (key.split(".")[-1] == name.strip("_") or (telling and held == value))
     }

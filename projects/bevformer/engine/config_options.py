@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import reprlib
 from pathlib import Path
 from typing import Any, Mapping
 
@@ -14,6 +15,7 @@ from projects.bevformer.engine.config_keys import (
     READ_KEYS,
     SECTIONS,
     SHORT_NAMES,
+    UNREAD_ARGUMENTS,
     UNREAD_KEYS,
     nearest_key,
     places_of,
@@ -22,6 +24,10 @@ from projects.bevformer.engine.distributed import launched_as_first
 from projects.bevformer.messages import did_you_mean, listed, look_alike
 
 _logger = logging.getLogger(__name__)
+_CHOICES = {
+    "log_level": ("INFO", "DEBUG", "WARNING", "ERROR", "CRITICAL"),
+    "mp_start_method": ("fork", "spawn", "forkserver"),
+}
 
 
 def read_config(path: str | Path, options: Mapping[str, Any]) -> Config:
@@ -41,32 +47,93 @@ def read_config(path: str | Path, options: Mapping[str, Any]) -> Config:
     options = _known(path, options, plain)
     changes = _nested(options)
     _check_fit(options, changes, plain)
-    tree = files.evaluate(changes)
+    typed = {key.split(".")[0]: key for key in options}
+    variables = [name for name in changes if name not in READ_KEYS]
+    try:
+        tree = files.evaluate(changes)
+        final = merged(changes, tree)
+    except (ValueError, KeyError) as error:  # the files alone are right
+        named = " ".join(typed[name] for name in variables or changes)
+        raise ValueError(f"--cfg-options {named}: {error.args[0]}") from error
     for file in list(files.new_names):
         _check_file(files, file)
-    for name, change in list(changes.items()):
-        if name in READ_KEYS:
+    for name in variables:
+        without = _without(files, {key: part for key, part in changes.items() if key != name})
+        if without is None or without[name] == tree[name]:
             continue
-        without = files.evaluate({key: part for key, part in changes.items() if key != name})
-        if without[name] == tree[name] or _read_part(without) != _read_part(tree):
+        if _read_part(without) != _read_part(tree):
+            _check_not_overruled(typed[name], options, changes, without, tree)
             continue
         if name not in SHORT_NAMES or not _has(plain, SHORT_NAMES[name]):
-            typed = next(key for key in options if key.split(".")[0] == name)
             remedy = _remedy(name, plain)
-            raise ValueError(f"--cfg-options {typed}: nothing in {path} depends on {name}{remedy}")
-        changes = merged(_nested({SHORT_NAMES[name]: change}), changes)
-    tree = merged(changes, tree)
+            raise ValueError(
+                f"--cfg-options {typed[name]}: nothing in {path} depends on {name}{remedy}"
+            )
+        final = merged(_nested({SHORT_NAMES[name]: changes[name]}), final)
+    tree = final
     for name in SECTIONS:
         if tree.get(name) and not isinstance(tree[name], dict):
             raise ValueError(f"{name} is {tree[name]!r} in {path}: it must be a dict")
+    for name, choices in _CHOICES.items():
+        if tree.get(name, choices[0]) not in choices:
+            raise ValueError(
+                f"{name} is {tree[name]!r} in {path}: it must be one of {', '.join(choices)}"
+            )
     if launched_as_first():
         for line in _suspicious_names(files, tree):
             _logger.warning(line)
     return Config(tree, cfg_text=files.text, filename=str(path))
 
 
+def _without(
+    files: ConfigFiles, changes: Mapping[str, Any], path: str | None = None, name: str | None = None
+) -> dict[str, Any] | None:
+    """The config without a variable; None where the files need it, as one of two that belong together."""
+    try:
+        return files.evaluate(changes, path, name)
+    except ValueError:
+        return None
+
+
 def _read_part(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in tree.items() if key in READ_KEYS}
+    return {key: _read_values(value) for key, value in tree.items() if key in READ_KEYS}
+
+
+def _read_values(value: Any) -> Any:
+    if isinstance(value, dict):
+        read = value.keys() - UNREAD_ARGUMENTS
+        return {key: _read_values(part) for key, part in value.items() if key in read}
+    return [_read_values(part) for part in value] if isinstance(value, list) else value
+
+
+def _check_not_overruled(
+    typed: str,
+    options: Mapping[str, Any],
+    changes: Mapping[str, Any],
+    without: Mapping[str, Any],
+    tree: Mapping[str, Any],
+) -> None:
+    """Refuse a variable if other options give another value to all that depends on it."""
+    final = merged(changes, tree)
+    if _read_part(final) != _read_part(merged(changes, without)):
+        return
+    for key in options:
+        if key.split(".")[0] in READ_KEYS and _at(tree, key) not in (
+            _at(without, key),
+            _at(final, key),
+        ):
+            raise ValueError(
+                f"--cfg-options {key} and {typed} contradict each other: {key} is {reprlib.repr(_at(final, key))}, "
+                f"{reprlib.repr(_at(tree, key))} by {typed}; give one of them"
+            )
+
+
+def _at(tree: Any, dotted_key: str) -> Any:
+    for part in dotted_key.split("."):
+        if isinstance(tree, list):
+            tree = {str(index): item for index, item in enumerate(tree)}
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree
 
 
 def _known(
@@ -163,7 +230,9 @@ def _check_file(files: ConfigFiles, path: str) -> None:
     for name in files.overrides(path):
         if name in READ_KEYS or name in UNREAD_KEYS:
             continue
-        without = files.evaluate({}, path, without=name)
+        without = _without(files, {}, path, name)
+        if without is None:
+            continue
         idle = without[name] != tree[name] and _read_part(without) == _read_part(tree)
         # The sections of the file may hold the same value, written out.
         if idle and tree[name] not in places_of(name, tree[name], tree).values():

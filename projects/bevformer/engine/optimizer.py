@@ -83,7 +83,13 @@ def check_parameter_options(optimizer_cfg: Mapping, model: nn.Module) -> None:
     options = optimizer_cfg.get("paramwise_cfg") or {}
     names = [name for name, _ in model.named_parameters()]
     modules = {part for name, _ in model.named_modules() for part in (name, *name.split("."))}
-    for pattern in options.get("custom_keys") or {}:
+    for pattern, factors in (options.get("custom_keys") or {}).items():
+        values = list(factors.values()) if isinstance(factors, dict) else [None]
+        if not all(isinstance(value, (int, float)) for value in values):
+            raise ValueError(
+                f"optimizer.paramwise_cfg.custom_keys.{pattern} is {factors!r}: it must be a dict of "
+                "lr_mult, decay_mult and their numbers"
+            )
         if not any(pattern in f".{name}" for name in names):
             close = difflib.get_close_matches(pattern, sorted(modules), n=3) or sorted(
                 name for name, _ in model.named_children()
@@ -124,8 +130,9 @@ def fit_rate(cfg: Config, samples: int, scale: bool, logger: logging.Logger) -> 
     options = cfg.get("auto_scale_lr") or {}
     base, rate = options.get("base_batch_size"), cfg.optimizer.get("lr")
     scale = scale or options.get("enable", False)
-    if rate is not None and not isinstance(rate, (int, float)):
-        raise ValueError(f"optimizer.lr is {rate!r}: it must be a number")
+    for name in {"lr", "weight_decay", "momentum", "eps"} & set(cfg.optimizer):
+        if not isinstance(cfg.optimizer[name], (int, float)):
+            raise ValueError(f"optimizer.{name} is {cfg.optimizer[name]!r}: it must be a number")
     if scale and (base is None or rate is None):
         what = "auto_scale_lr = dict(base_batch_size=8)" if base is None else "optimizer.lr"
         raise ValueError(

@@ -94,6 +94,10 @@ def missing_part(name: str, guess: str) -> str:
 def _as_list(value: Any) -> list:
     if not value:
         return []
+    if not isinstance(value, (str, list, tuple)):
+        raise ValueError(
+            f"plugin, plugin_dir and custom_imports.imports take a module, a folder or a list, not {value!r}"
+        )
     return [value] if isinstance(value, str) else list(value)
 
 

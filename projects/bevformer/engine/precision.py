@@ -48,6 +48,9 @@ def autocast_dtype(
     name = fp16.get("dtype", "float16")
     if name not in _DTYPES:
         raise ValueError(f"fp16.dtype is {name!r}: it must be one of {sorted(_DTYPES)}")
+    scale = fp16.get("loss_scale", "dynamic")
+    if scale != "dynamic" and not isinstance(scale, (int, float, dict)):
+        raise ValueError(f"fp16.loss_scale is {scale!r}: it must be a number or 'dynamic'")
     if name == "float16" and device.type == "cpu":
         logger.info("fp16: CPUs have no float16 autocast, bfloat16 is used")
         name = "bfloat16"

@@ -77,7 +77,7 @@ def train(
     work_dir = Path(cfg.work_dir)
     timestamp = time.strftime("%Y%m%d_%H%M%S")
     logger = get_run_logger(work_dir / f"{timestamp}.log", cfg.get("log_level", "INFO"))
-    check_config(cfg)
+    check_config(cfg, given)
     cfg = copy.deepcopy(cfg)
     if max_iters is not None:
         _short_run(cfg, max_iters, given, logger)

@@ -52,6 +52,7 @@ _READ: dict[str, Sequence[str] | Callable] = {
     "custom_hooks.*": ("priority",),
     "runner": ("type", "max_epochs", "max_iters"),
     "auto_scale_lr": ("base_batch_size", "enable"),
+    "data.*.modality": ("use_camera", "use_lidar", "use_radar", "use_map", "use_external"),
     "model.heads.*": ("name", "weight"),
     "*norm_cfg": ("requires_grad",),
     "*init_cfg*": ("override", "name"),

@@ -129,11 +129,18 @@ class NormalizeMultiviewImage(Step):
         mean: three numbers, in the channel order of the result.
         std: three numbers, in the channel order of the result.
         to_rgb: swap BGR to RGB first.
+
+    Raises:
+        ValueError: `mean` or `std` are not three numbers, or `std` is not positive.
     """
 
     def __init__(self, mean, std, to_rgb=True):
         self.mean = np.array(mean, dtype=np.float32)
         self.std = np.array(std, dtype=np.float32)
+        if not self.mean.shape == self.std.shape == (3,) or (self.std <= 0).any():
+            raise ValueError(
+                f"mean ({mean}) and std ({std}) must be three numbers each, std " "positive"
+            )
         self.to_rgb = to_rgb
 
     def __call__(self, results):

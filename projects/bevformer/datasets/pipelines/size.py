@@ -17,7 +17,7 @@ class RandomScaleImageMultiViewImage(Step):
         scales: a list with the one factor.
 
     Raises:
-        ValueError: not exactly one factor.
+        ValueError: not exactly one factor, or not a positive one.
     """
 
     def __init__(self, scales):
@@ -26,6 +26,8 @@ class RandomScaleImageMultiViewImage(Step):
                 f"RandomScaleImageMultiViewImage takes one scale, got {scales}: "
                 "the frames of a queue must have one size"
             )
+        if scales[0] <= 0:
+            raise ValueError(f"scales is {scales}: it must be positive")
         self.scale = scales[0]
 
     def __call__(self, results):
@@ -44,12 +46,14 @@ class PadMultiViewImage(Step):
         pad_val: value of the new pixels, all channels.
 
     Raises:
-        ValueError: not exactly one of `size` and `size_divisor`.
+        ValueError: not exactly one of `size` and `size_divisor`, or a divisor below 1.
     """
 
     def __init__(self, size=None, size_divisor=None, pad_val=0):
         if (size is None) == (size_divisor is None):
             raise ValueError("PadMultiViewImage takes either size or size_divisor")
+        if size_divisor is not None and size_divisor < 1:
+            raise ValueError(f"size_divisor is {size_divisor}: it must be at least 1")
         self.size = size
         self.size_divisor = size_divisor
         self.pad_val = pad_val
