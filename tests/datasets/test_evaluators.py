@@ -11,6 +11,7 @@ from mmdet3d.core.bbox import LiDARInstance3DBoxes
 from projects.bevformer.datasets.evaluators import EVALUATORS
 from projects.bevformer.nuscenes import info_list
 from projects.bevformer.nuscenes.evaluation.scoring import flat_metrics
+from projects.bevformer.nuscenes.records import boxes_global
 
 
 @EVALUATORS.register_module()
@@ -37,10 +38,9 @@ def scorable(make_info):
     """Records of a whole split of four frames that can be scored without tables."""
     infos = [make_info(frame=i) for i in range(4)]
     for info in infos:
-        number = len(info["gt_boxes"])
-        info["gt_centers_global"] = np.zeros((number, 3))
-        info["gt_rotations_global"] = np.tile([1.0, 0, 0, 0], (number, 1))
-        info["gt_attributes"] = np.array([""] * number)
+        boxes = boxes_global(info)
+        info["gt_centers_global"], info["gt_rotations_global"] = boxes[:, :3], boxes[:, 6:]
+        info["gt_attributes"] = np.array([""] * len(boxes))
     return infos
 
 

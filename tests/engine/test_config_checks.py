@@ -233,6 +233,11 @@ def test_keys_of_the_original_without_effect_pass(name, changes):
         (TINY, {"data.train.classes": []}, r"^data\.train\.classes is \[\]: "),
         (TINY, {"custom_hooks": ["{type: EMAHook}"]}, "^custom_hooks has '{type: EMAHook}': it must be"),
         (TINY, {"log_config.hooks": ["Text"]}, r"^log_config\.hooks has 'Text': it must be a list of dicts"),
+        (
+            TINY,
+            {"data.val.benchmark": dict(distances=[1.0, 2.0])},
+            r"^data\.val\.benchmark is \{.*\}, data\.train\.benchmark is None: they must be equal",
+        ),
     ],
 )  # fmt: skip
 def test_values_that_contradict_each_other_are_refused(name, changes, says):

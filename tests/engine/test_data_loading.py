@@ -215,6 +215,10 @@ class OwnStep:
         results["gt_bboxes_3d"] = results["gt_bboxes_3d"].clone()
         results["gt_bboxes_3d"].flip("horizontal")
 
+    def turned_boxes(self, results):
+        results["gt_bboxes_3d"] = results["gt_bboxes_3d"].clone()
+        results["gt_bboxes_3d"].tensor[:, 6] *= -1
+
     def smaller_images(self, results):
         results["img"] = [image[::2, ::2] for image in results["img"]]
 
@@ -281,10 +285,18 @@ def test_own_steps_that_keep_everything_in_place_are_taken(ann_file, synthetic_r
     np.testing.assert_array_equal(np.random.get_state()[1], before)
 
 
+def test_training_in_test_mode_is_refused(ann_file, synthetic_root):
+    cfg = train_config(ann_file, synthetic_root, PIPELINE)
+    cfg.data.train.dataset.test_mode = True
+    with pytest.raises(ValueError, match="^data.train.dataset.test_mode is True"):
+        build_train_dataset(cfg)
+
+
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        ("mirrored_boxes", "moves or adds boxes"),
+        ("mirrored_boxes", "moves, turns or adds boxes"),
+        ("turned_boxes", "moves, turns or adds boxes"),
         ("smaller_images", "moves images or cameras"),
         ("mirrored_images", "moves images or cameras"),
         ("shifted_images", "moves images or cameras"),

@@ -5,6 +5,7 @@ import pytest
 
 from projects.bevformer.geometry.boxes import new_to_old_boxes
 from projects.bevformer.nuscenes.infos import load_infos
+from projects.bevformer.nuscenes.records import boxes_global
 from projects.bevformer.nuscenes.spec import CAMERAS
 
 
@@ -71,7 +72,10 @@ def test_no_boxes_need_no_convention(make_info, write_infos):
         "valid_flag",
     ):
         empty[field] = empty[field][:0]
-    assert len(load_infos(write_infos([test_split, empty], box_convention=None))[0]) == 2
+    for info in (test_split, empty):
+        assert len(load_infos(write_infos([info], box_convention=None))[0]) == 1
+    with pytest.raises(ValueError, match="frame 0 has no gt_boxes, others have"):
+        load_infos(write_infos([test_split, empty]))
     assert load_infos(write_infos([], box_convention=None))[0] == []
 
 
@@ -329,6 +333,10 @@ def damaged(infos, damage):
             "samples scene_a_0 and scene_a_1 of one scene have the same timestamp",
         ),
         (scale("ego2global_translation", 1e3), "vehicle drives at .* m/s: it must be in metres"),
+        (
+            lambda i: i["gt_boxes"].__iadd__([300, 200, 0, 0, 0, 0, 0]),  # axes of the world
+            "gt_boxes .* centre further than 100 m away: it must be in the frame of the lidar",
+        ),
     ],
 )
 def test_other_units_are_refused(two_scenes, write_infos, damage, says):
@@ -453,21 +461,22 @@ def turned(info, columns):
     ],
 )
 def test_boxes_are_compared_with_the_way_they_move(make_info, write_infos, columns, stamp, fits):
-    path = write_infos([turned(moving_cars(make_info), columns)], box_convention=stamp)
+    cars = moving_cars(make_info, 40)
+    path = write_infos([turned(cars, columns)], box_convention=stamp)
     if fits is None:
         (info,), _ = load_infos(path)
-        expected = moving_cars(make_info)["gt_boxes"]
+        expected = cars["gt_boxes"]
         np.testing.assert_allclose(info["gt_boxes"][:, :6], expected[:, :6])
         np.testing.assert_allclose(np.sin(info["gt_boxes"][:, 6] - expected[:, 6]), 0, atol=1e-9)
         return
     with pytest.raises(
-        ValueError, match=rf"infos.pkl: boxes read as .* point \d+ deg.*12.* {fits}"
+        ValueError, match=rf"infos.pkl: boxes read as .* point \d+ deg.*40 mov.* {fits}"
     ):
         load_infos(path)
 
 
 def test_velocities_of_another_frame_are_refused(make_info, write_infos):
-    info = moving_cars(make_info)
+    info = moving_cars(make_info, 40)
     course = np.random.RandomState(0).uniform(-np.pi, np.pi, len(info["gt_boxes"]))
     info["gt_velocity"] = 8 * np.column_stack((np.cos(course), np.sin(course)))
     with pytest.raises(ValueError, match="no known convention fits; gt_velocity must be m/s along"):
@@ -480,16 +489,52 @@ def test_velocities_of_another_frame_are_refused(make_info, write_infos):
         (lambda i: None, True),
         (lambda i: i["gt_velocity"].__imul__(0.2), False),  # parked
         (lambda i: i["gt_velocity"].fill(np.nan), False),
-        (lambda i: i["gt_names"].fill("ped"), False),
+        (lambda i: i["gt_names"].fill("Auto"), True),  # own classes
+        (lambda i: i["gt_boxes"][:, 3:5].fill(0.7), False),  # people
         (lambda i: i["gt_velocity"][4:].fill(0), False),  # too few for a judgement
         (lambda i: i["gt_velocity"][5:].fill(0), True),
     ],
 )
 def test_headings_are_judged_by_enough_moving_vehicles(make_info, write_infos, change, refused):
-    info = turned(moving_cars(make_info, headings=[0, 1.6, -1.6, 3, 0.2, 1.5]), (False, 1, np.pi))
+    cars = moving_cars(make_info, headings=[0, 1.6, -1.6, 3, 0.2, 1.5])
+    info = turned(cars, (False, -1, -np.pi / 2))
     change(info)
-    expected = pytest.raises(ValueError, match="point 180 degrees away")
+    expected = pytest.raises(ValueError, match="degrees away from the velocities")
     with expected if refused else contextlib.nullcontext():
+        load_infos(write_infos([info], box_convention="lwh_yaw"))
+
+
+@pytest.mark.parametrize(
+    "drive", [lambda yaws: yaws + np.pi, lambda yaws: yaws + np.linspace(0.6, 1.8, len(yaws))]
+)
+def test_a_few_cars_may_reverse_or_slide(make_info, write_infos, drive):
+    for number, expected in (
+        (12, contextlib.nullcontext()),
+        (40, pytest.raises(ValueError, match="degrees away from the velocities")),
+    ):
+        info = moving_cars(make_info, number)
+        course = drive(info["gt_boxes"][:, 6])
+        info["gt_velocity"] = 8 * np.column_stack((np.cos(course), np.sin(course)))
+        with expected:
+            load_infos(write_infos([info]))
+
+
+@pytest.mark.parametrize(
+    ("move", "says"),
+    [
+        (lambda boxes: boxes, None),
+        (lambda boxes: boxes + [1e-4, 0, 0, 0, 0, 0, 0.01], None),
+        (lambda boxes: boxes - [0, 0, 0.8, 0, 0, 0, 0], "row 0 .* frame 0 .* 0.8 m and 0 degrees"),
+        (lambda boxes: boxes + [0, 0, 0, 0, 0, 0, 0.3], "row 0 .* frame 0 .* 0.0 m and 17 degrees"),
+    ],
+)
+def test_boxes_that_are_trained_are_those_that_are_scored(make_info, write_infos, move, says):
+    info = make_info()
+    boxes = boxes_global(info)
+    info.update(gt_centers_global=boxes[:, :3], gt_rotations_global=boxes[:, 6:])
+    info["gt_boxes"] = move(info["gt_boxes"])
+    expected = pytest.raises(ValueError, match=f"{says} from gt_centers_global") if says else None
+    with expected or contextlib.nullcontext():
         load_infos(write_infos([info]))
 
 

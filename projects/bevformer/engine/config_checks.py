@@ -55,6 +55,7 @@ _COUNTS = (
     *("runner.max_epochs", "runner.max_iters", "log_config.interval"),
     "auto_scale_lr.base_batch_size",
 )
+_NONE = ("benchmark",)  # keys that None is a value of: nuScenes' benchmark
 
 
 def check_config(cfg: Config, given: Iterable[str] = ()) -> None:
@@ -159,18 +160,19 @@ def _defaults(reader: str) -> dict[str, Any]:
             defaults.update({name: parameter.default for name, parameter in parameters})
             defaults["classes"] = getattr(cls, "CLASSES", None)  # of data sets
     unset = (inspect.Parameter.empty, None)
-    return {name: value for name, value in defaults.items() if value not in unset}
+    return {name: value for name, value in defaults.items() if value not in unset or name in _NONE}
 
 
 def _matching(values: Sequence[_Value], pattern: str) -> list[_Value]:
-    """The values of an entry of `_EQUAL`, without those that are None or name a file."""
+    """The values of an entry of `_EQUAL`, without those that name a file or are None and unset by that."""
     change, key, reader = re.fullmatch(r"(2 \* |len\()?([^:)]+):?([^)]*)\)?", pattern).groups()
     found = [
         one
         for one in values
         if fnmatchcase(one.key, key)
         and fnmatchcase(one.reader, reader or "*")
-        and not isinstance(one.value, (str, type(None)))
+        and not isinstance(one.value, str)
+        and (one.value is not None or key.split(".")[-1] in _NONE)
     ]
     if change == "len(":
         lists = [one for one in found if isinstance(one.value, tuple)]

@@ -29,6 +29,9 @@ def build_train_dataset(cfg: Config) -> Dataset:
     """
     section = cfg.data.train
     sections = dict(inner_sections(section, "data.train"))  # refuses keys that a wrapper drops
+    for key, options in sections.items():
+        if options.get("test_mode"):
+            raise ValueError(f"{key}.test_mode is True: frames without annotations train nothing")
     # CBGSDataset draws its samples while it is built: the same in every process and after a resume.
     with config_errors("data.train"), seeded(0):
         try:

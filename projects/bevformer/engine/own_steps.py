@@ -91,10 +91,10 @@ def _try_steps(dataset: TemporalNuScenesDataset, steps: list[Callable], key: str
 def _moved_alone(before: dict, after: dict) -> str | None:
     """What a step does that the rest does not follow, or None."""
     if "gt_bboxes_3d" in before and hasattr(after.get("gt_bboxes_3d"), "tensor"):
-        old, new = (frame["gt_bboxes_3d"].tensor[:, :3].numpy() for frame in (before, after))
+        old, new = (_places(frame["gt_bboxes_3d"].tensor.numpy()) for frame in (before, after))
         distances = np.abs(new[:, None] - old[None]).max(axis=2, initial=0)
         if len(new) and distances.min(axis=1, initial=np.inf).max() > 1e-3:
-            return "moves or adds boxes, and images and ego motion do not follow"
+            return "moves, turns or adds boxes, and images and ego motion do not follow"
     images = [frame.get("img") for frame in (before, after)]
     if not all(isinstance(of_frame, list) and np.ndim(of_frame[0]) == 3 for of_frame in images):
         return None
@@ -104,6 +104,11 @@ def _moved_alone(before: dict, after: dict) -> str | None:
         if old.shape[2] == new.shape[2] and not _in_place(expected, np.asarray(new, np.float32)):
             return "moves images or cameras (lidar2img), and the others do not follow"
     return None
+
+
+def _places(boxes: np.ndarray) -> np.ndarray:
+    """(G, 7 or more) boxes -> (G, 5): centres, and headings as cosine and sine."""
+    return np.column_stack((boxes[:, :3], np.cos(boxes[:, 6]), np.sin(boxes[:, 6])))
 
 
 def _in_place(old: np.ndarray, new: np.ndarray) -> bool:

@@ -8,14 +8,15 @@ import numpy as np
 
 from projects.bevformer.geometry.boxes import BOX_CONVENTION_NEW, BOX_CONVENTION_OLD
 
-# Classes whose boxes are clearly longer than wide, and which drive the way that they point.
+# Classes whose boxes are clearly longer than wide.
 _VEHICLES = ("car", "truck", "bus")
 _CLEARLY_LONGER = 1.2
-_MOVING = 2.0  # m/s
-_ENOUGH = 5  # moving vehicles, for a judgement
+_MOVING = 2.0  # m/s; what is so fast and long moves the way that it points, whatever its class
+# Moving objects for a judgement: for quarter turns, and for what a few reversing cars explain as well.
+_ENOUGH, _MANY = 5, 30
 _FRAMES = 2000  # that are looked at, for speed
 # Degrees between heading and velocity, median. A wrong convention is about 90 degrees off in most traffic.
-_FITS, _MAY_FIT = 20, 50
+_FITS, _MAY_FIT, _MAY_FIT_OF_FEW = 20, 35, 50
 _COLUMNS = {
     BOX_CONVENTION_NEW: "x, y, z, l, w, h, yaw",
     BOX_CONVENTION_OLD: "x, y, z, w, l, h, -yaw - pi/2",
@@ -36,7 +37,7 @@ def box_convention(infos: Sequence[dict], metadata: dict[str, Any], path: str) -
         )
     if not any(len(info.get("gt_boxes", ())) for info in infos):
         return stamp or BOX_CONVENTION_NEW  # no box, nothing to convert
-    boxes = _vehicles(infos)["boxes"]
+    boxes = _objects(infos, _VEHICLES)["boxes"]
     ratio = (boxes[:, 3] / boxes[:, 4]).mean() if len(boxes) else 1.0
     shown = None
     if ratio > _CLEARLY_LONGER:
@@ -60,7 +61,7 @@ def box_convention(infos: Sequence[dict], metadata: dict[str, Any], path: str) -
 
 
 def check_headings(infos: Sequence[dict], convention: str, path: str) -> None:
-    """Refuse a file whose vehicles do not drive the way that they point.
+    """Refuse a file whose objects do not move the way that they point.
 
     Args:
         infos: records with boxes of `BOX_CONVENTION_NEW`.
@@ -70,20 +71,27 @@ def check_headings(infos: Sequence[dict], convention: str, path: str) -> None:
     Raises:
         ValueError: names the angle, and the columns that fit if any do.
     """
-    vehicles = _vehicles(infos)
-    moving = np.hypot(*vehicles["velocity"].T) > _MOVING  # False where unknown
+    objects = _objects(infos)
+    moving = np.hypot(*objects["velocity"].T) > _MOVING  # False where unknown
+    moving &= np.abs(np.log(objects["boxes"][:, 3] / objects["boxes"][:, 4])) > np.log(
+        _CLEARLY_LONGER
+    )
     if moving.sum() < _ENOUGH:
         return
-    boxes, velocity = vehicles["boxes"][moving], vehicles["velocity"][moving]
+    boxes, velocity = objects["boxes"][moving], objects["velocity"][moving]
     course = np.arctan2(velocity[:, 1], velocity[:, 0])
     found = _median_degrees(boxes[:, 6] - course)
-    if found <= _MAY_FIT:
+    few = len(boxes) < _MANY
+    if found <= (_MAY_FIT_OF_FEW if few else _MAY_FIT):
         return
     # The true yaw as sign * yaw + quarters * pi/2 of the yaw that was read.
     turns = [(sign, quarters) for sign in (1, -1) for quarters in range(4)]
     angles = [_median_degrees(s * boxes[:, 6] + q * np.pi / 2 - course) for s, q in turns]
+    best = turns[int(np.argmin(angles))]
+    if few and (min(angles) > _FITS or best == (1, 2)):
+        return
     if min(angles) <= _FITS:
-        sign, quarters = turns[int(np.argmin(angles))]
+        sign, quarters = best
         longer_first = (boxes[:, 3] > boxes[:, 4]).mean() > 0.5
         columns = _columns_of_file(convention, sign, quarters, longer_first)
         remedy = f"they fit {columns}: "
@@ -99,7 +107,7 @@ def check_headings(infos: Sequence[dict], convention: str, path: str) -> None:
         remedy = "no known convention fits; gt_velocity must be m/s along the axes of the lidar"
     raise ValueError(
         f"{path}: boxes read as {_COLUMNS[convention]} point {found:.0f} degrees away from the "
-        f"velocities (median of {len(boxes)} moving vehicles); {remedy}, or write the file again with "
+        f"velocities (median of {len(boxes)} moving objects); {remedy}, or write the file again with "
         "tools/create_data.py"
     )
 
@@ -119,15 +127,15 @@ def _median_degrees(radians):
     return float(np.degrees(np.median(np.abs(wrapped))))
 
 
-def _vehicles(infos):
-    """boxes (V, 7) and velocity (V, 2) of the cars, trucks and buses of up to `_FRAMES` records."""
+def _objects(infos, class_names=None):
+    """boxes (V, 7) and velocity (V, 2) of all objects, or of some classes, of up to `_FRAMES` records."""
     filled = [info for info in infos if len(info.get("gt_boxes", ()))]
     filled = filled[:: -(-len(filled) // _FRAMES) or 1]
     if not filled:
         return {"boxes": np.zeros((0, 7)), "velocity": np.zeros((0, 2))}
-    names = np.concatenate([info["gt_names"] for info in filled])
-    chosen = np.isin(names, _VEHICLES)
-    return {
-        key: np.concatenate([info[f"gt_{key}"] for info in filled])[chosen]
-        for key in ("boxes", "velocity")
+    rows = {
+        key: np.concatenate([info[f"gt_{key}"] for info in filled])
+        for key in ("boxes", "velocity", "names")
     }
+    chosen = slice(None) if class_names is None else np.isin(rows["names"], class_names)
+    return {key: rows[key][chosen] for key in ("boxes", "velocity")}

@@ -54,6 +54,7 @@ _OBJECTS = {
     "gt_attributes": _Rows(kind="texts"),
 }
 _LARGEST, _FURTHEST = 100, 1000  # metres: sizes of boxes, and centres from the lidar
+_USUALLY_WITHIN = 100  # metres: median of the centres, which may have coordinates of the world
 _MOST_TURNED = 10  # radians
 _REMEDY = "write the file again with tools/create_data.py"
 
@@ -170,6 +171,12 @@ def check_objects(infos: Sequence[dict], path: str) -> None:
     Arrays without rows get their shape back, and `valid_flag` becomes a mask, in place.
     """
     annotated = [(position, info) for position, info in enumerate(infos) if "gt_boxes" in info]
+    if 0 < len(annotated) < len(infos):
+        without = next(n for n, info in enumerate(infos) if "gt_boxes" not in info)
+        raise ValueError(
+            f"{path}: frame {without} has no gt_boxes, others have: leave frames without annotations out, "
+            "or give those without objects arrays without rows"
+        )
     for field, expected in _OBJECTS.items():
         checked = [(n, info) for n, info in annotated if field in info or expected.required]
         for position, info in checked:
@@ -239,13 +246,14 @@ def _check_rows(filled, field, expected, path):
 def _check_box_units(filled, path):
     """Refuse sizes and centres that are not metres, and yaws that are not radians."""
     boxes = np.concatenate([info["gt_boxes"] for _, info in filled])
-    sizes, centres = boxes[:, 3:6], np.abs(boxes[:, :3])
-    far = f"has a centre further than {_FURTHEST} m away: it must be in the frame of the lidar, in metres"
+    sizes, centres = boxes[:, 3:6], np.abs(boxes[:, :3]).max(axis=1)
+    furthest = _FURTHEST if np.median(centres) < _USUALLY_WITHIN else _USUALLY_WITHIN
+    far = f"has a centre further than {furthest} m away: it must be in the frame of the lidar, in metres"
     large = f"has a size above {_LARGEST} m: it must be in metres"
     for good, what in (
         ((sizes > 0).all(axis=1), "has a size of zero or less"),
         ((sizes <= _LARGEST).all(axis=1), large),
-        ((centres <= _FURTHEST).all(axis=1), far),
+        (centres <= furthest, far),
         (np.abs(boxes[:, 6]) <= _MOST_TURNED, "has a yaw that is not in radians"),
     ):
         _require(good, filled, "gt_boxes", what, path)

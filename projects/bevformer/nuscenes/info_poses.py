@@ -6,8 +6,9 @@ from typing import Any, Mapping, Sequence
 
 import numpy as np
 
+from projects.bevformer.geometry import rotations
 from projects.bevformer.geometry.poses import inverse_poses, pose_matrix
-from projects.bevformer.nuscenes.records import poses_of
+from projects.bevformer.nuscenes.records import boxes_global, poses_of
 
 _REMEDY = "write the file again with tools/create_data.py"
 _ON_A_VEHICLE = 50  # metres from the ego frame or the lidar
@@ -16,6 +17,7 @@ _COMPARED_FRAMES = 64
 # Between a camera's pose in the file and the one that follows from its ego pose. Files that leave out the
 # vehicle's motion between lidar and camera differ by less.
 _CAMERA_DEGREES, _CAMERA_METRES = 5, 3
+_BOX_METRES, _BOX_DEGREES = 0.1, 15  # boxes are turned about z of the lidar only, which is tilted
 _SHORTEST_FOCAL = 5  # pixels; in parts of the image's size it is about 1
 _SPACING_US = (1e3, 1e8)  # of key frames, median
 _FASTEST = 100  # m/s
@@ -136,6 +138,32 @@ def _compare_camera(infos, name, step, path):
             "sensor2ego, ego2global and lidar2ego give (point_lidar = R @ point_camera + t, quaternions "
             f"w, x, y, z, metres): {_REMEDY}"
         )
+
+
+def compare_boxes(infos: Sequence[dict], path: str) -> None:
+    """Compare `gt_boxes` of "lwh_yaw", which are trained, with the fields that are scored, if there are.
+
+    Raises:
+        ValueError: names the frame.
+    """
+    step = max(1, len(infos) // _COMPARED_FRAMES)
+    scored = ("gt_centers_global", "gt_rotations_global")
+    for position, info in list(enumerate(infos))[::step]:
+        if not all(len(info.get(field, ())) for field in ("gt_boxes", *scored)):
+            continue
+        found = boxes_global(info)
+        expected = boxes_global({key: value for key, value in info.items() if key not in scored})
+        metres = np.linalg.norm((found - expected)[:, :3], axis=1)
+        cosine = np.abs((rotations.normalise(found[:, 6:]) * expected[:, 6:]).sum(axis=1))
+        degrees = np.degrees(2 * np.arccos(cosine.clip(max=1)))
+        bad = np.flatnonzero((metres > _BOX_METRES) | (degrees > _BOX_DEGREES))
+        if len(bad):
+            raise ValueError(
+                f"{path}: row {bad[0]} of gt_boxes of frame {position} differs by {metres[bad[0]]:.1f} m "
+                f"and {degrees[bad[0]]:.0f} degrees from gt_centers_global and gt_rotations_global: "
+                "gt_boxes must be of the centre of the box, in the frame of the lidar (without the two "
+                f"fields the truth follows from gt_boxes): {_REMEDY}"
+            )
 
 
 def _poses(records: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:

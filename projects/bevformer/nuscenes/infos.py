@@ -24,7 +24,12 @@ from projects.bevformer.nuscenes.info_checks import (
     check_split,
     fill_objects,
 )
-from projects.bevformer.nuscenes.info_poses import check_motion, check_poses, compare_cameras
+from projects.bevformer.nuscenes.info_poses import (
+    check_motion,
+    check_poses,
+    compare_boxes,
+    compare_cameras,
+)
 from projects.bevformer.nuscenes.official_format import from_official
 
 
@@ -101,6 +106,7 @@ def load_infos(path: str) -> tuple[list[dict], dict[str, Any]]:
                 info["gt_boxes"] = old_to_new_boxes(info["gt_boxes"])
     metadata["box_convention"] = BOX_CONVENTION_NEW
     check_headings(infos, convention, path)
+    compare_boxes(infos, path)
     infos = _in_scene_order(infos)
     check_motion(infos, path)
     _link(infos)
