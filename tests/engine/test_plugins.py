@@ -110,6 +110,15 @@ def test_folders_by_path(tmp_path, write, where):
             import_parts(config(tmp_path, plugin=True, plugin_dir=missing))
 
 
+def test_a_folder_that_another_module_hides_is_refused(tmp_path, write):
+    write(one__parts_a__costs="", two__parts_a__costs="", two__json__more="")
+    import_parts(config(tmp_path, plugin=True, plugin_dir=str(tmp_path / "one" / "parts_a")))
+    for name in ("parts_a", "json"):
+        cfg = config(tmp_path, plugin=True, plugin_dir=str(tmp_path / "two" / name))
+        with pytest.raises(ValueError, match=rf"ImportError: {name} is also /.*Python finds first"):
+            import_parts(cfg)
+
+
 def test_the_next_config_has_its_own_parts_only(tmp_path, write):
     write(parts_a__costs=COST.format(source="a", force=""))
     write(parts_b__costs=COST.format(source="b", force=""))

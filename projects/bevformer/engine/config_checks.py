@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from fnmatch import fnmatchcase
+from numbers import Integral
 from typing import Any, Iterable, Iterator, Mapping, NamedTuple, Sequence
 
 from mmcv import Config
@@ -182,12 +183,16 @@ def _matching(values: Sequence[_Value], pattern: str) -> list[_Value]:
     return found
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def _not_counts(values: Sequence[_Value]) -> Iterator[tuple[str, str]]:
     for one in values:
         if not any(fnmatchcase(one.key, pattern) for pattern in _COUNTS):
             continue
         unset = one.value is None and one.key.startswith(("runner.", "auto_"))
-        if not unset and (type(one.value) is not int or one.value < 1):
+        if not unset and (not _is_whole(one.value) or one.value < 1):
             yield one.key, f"is {one}: it must be a whole number of at least 1"
 
 

@@ -161,10 +161,12 @@ def _import(name: str, config: str | None) -> str | None:
         if not folders and parts[0] != _ORIGINAL:
             raise ImportError(f"there is no folder {name}")
     dotted, relative = ".".join(parts), Path(*parts)
+    place = None
     for folder in folders:
         if (folder / relative).is_dir() or (folder / relative).with_suffix(".py").is_file():
             if str(folder) not in sys.path:
                 sys.path.append(str(folder))  # last: it hides nothing that is found already
+            place = (folder / relative).resolve()
             break
     else:
         if parts[-1] == _ORIGINAL and _spec(dotted) is None:
@@ -172,6 +174,16 @@ def _import(name: str, config: str | None) -> str | None:
     spec = _spec(dotted)
     if spec is not None and spec.origin is None:
         raise ImportError(f"there is no __init__.py in {list(spec.submodule_search_locations)}")
+    if (
+        place
+        and spec
+        and place
+        not in (
+            Path(spec.origin).resolve().parent,
+            Path(spec.origin).resolve().with_suffix(""),
+        )
+    ):
+        raise ImportError(f"{dotted} is also {spec.origin}, which Python finds first: rename one")
     importlib.import_module(dotted)
     return dotted
 
