@@ -24,6 +24,7 @@ from projects.bevformer.engine.distributed import launched_as_first
 from projects.bevformer.messages import did_you_mean, listed, look_alike
 
 _logger = logging.getLogger(__name__)
+_KINDS = ((list, tuple), (dict,), (int, float), (str,))
 _CHOICES = {
     "log_level": ("INFO", "DEBUG", "WARNING", "ERROR", "CRITICAL"),
     "mp_start_method": ("fork", "spawn", "forkserver"),
@@ -208,14 +209,7 @@ def _check_fit(
             raise ValueError(
                 f"--cfg-options {typed} does not fit the config: {error.args[0]}"
             ) from error
-        kinds: Any = next(
-            (
-                kind
-                for kind in ((list, tuple), (dict,), (int, float), (str,))
-                if isinstance(old, kind)
-            ),
-            object,
-        )
+        kinds: Any = next((kind for kind in _KINDS if isinstance(old, kind)), object)
         if not (new is None or isinstance(new, kinds)):
             shown = f"[{new}]" if kinds == (list, tuple) else ""
             raise ValueError(

@@ -78,9 +78,7 @@ WITHOUT_EFFECT: dict[str, Sequence[str]] = {
     "data.test": ("samples_per_gpu",),
     "CustomNuScenesDatasetV2.mono_cfg": ("name", "data_root"),
     **{
-        f"{name}.train_cfg.pts": (
-            *("grid_size", "voxel_size", "point_cloud_range", "out_size_factor"),
-        )
+        f"{name}.train_cfg.pts": ("grid_size", "voxel_size", "point_cloud_range", "out_size_factor")
         for name in _OUR_DETECTORS
     },
 }

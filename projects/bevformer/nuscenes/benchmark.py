@@ -222,7 +222,7 @@ def _absent_classes(infos, class_names):
     """Objects without lidar and radar points are neither trained on nor scored."""
     found = Counter()
     for info in infos:
-        points = info["num_lidar_pts"] + info.get("num_radar_pts", 0)
+        points = info["num_lidar_pts"] + info["num_radar_pts"]
         found.update(info["gt_names"][points > 0].tolist())
     absent = [name for name in class_names if name not in found]
     if absent:
