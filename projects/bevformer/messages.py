@@ -8,8 +8,8 @@ from typing import Iterable
 
 def listed(names: Iterable[object], most: int) -> str:
     """`a, b, c`, or `a, b, ...` of more than `most` names."""
-    names = list(map(str, names))
-    return ", ".join([*names[:most], "..."] if len(names) > most else names)
+    texts = [str(name) for name in names]
+    return ", ".join([*texts[:most], "..."] if len(texts) > most else texts)
 
 
 def look_alike(name: str, known: Iterable[str]) -> str | None:

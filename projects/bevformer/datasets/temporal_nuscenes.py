@@ -96,10 +96,10 @@ class TemporalNuScenesDataset(EvaluatedDataset, NuScenesDataset):
     Source: BEVFormer (arXiv 2203.17270), section 3.5 (training queue).
     """
 
-    reads_can_bus = True  # whether the model does, for the warning about info files of the original
-    moves_scene = (
-        False  # whether GlobalRotScaleTransImage moves all frames of an item and their motion
-    )
+    # Whether the model reads it, for the warning about info files of the original.
+    reads_can_bus = True
+    # Whether GlobalRotScaleTransImage moves all frames of an item and their motion.
+    moves_scene = False
 
     def __init__(
         self,
