@@ -226,6 +226,11 @@ def test_keys_of_the_original_without_effect_pass(name, changes):
         (TINY, {f"{CODER}.max_num": -1}, r"bbox_coder\.max_num is -1: "),
         (TINY, {"data.train.queue_length": None}, r"^data\.train\.queue_length is None: "),
         (TINY, {"data.samples_per_gpu": 0}, r"^data\.samples_per_gpu is 0: "),
+        (
+            TINY,
+            {f"{DECODER_LAYER}.attn_cfgs.0.attn_drop": 0.3},
+            r"attn_cfgs\.0\.attn_drop is 0\.3, .*dropout is 0\.1 and counts instead",
+        ),
         (TINY, {"auto_scale_lr.base_batch_size": 0}, r"^auto_scale_lr\.base_batch_size is 0: "),
         (TINY, {"optimizer_config.grad_clip.max_norm": -1}, "max_norm is -1: it must be a positive number"),
         (TINY, {"runner.max_epochs": 0}, r"^runner\.max_epochs is 0: "),

@@ -392,6 +392,14 @@ def test_variables_that_need_each_other_count(tmp_path):
     assert at(load_config(child(tmp_path, text, V2)), sizes) == [[1, 2, 3]]
 
 
+@pytest.mark.parametrize(
+    "key",
+    [f"{HEAD}.loss_cls.class_weight", "optimizer.paramwise_cfg.custom_keys.backbone.lr_mult"],
+)
+def test_keys_that_are_read_may_look_like_others(key):
+    assert at(load_config(TINY, {key: 0.5}), key) == 0.5
+
+
 def test_equal_values_and_values_of_single_places_do_not_contradict():
     cfg = load_config(TINY, {"queue_length": 5, "data.train.queue_length": 5})
     assert cfg.data.train.queue_length == 5

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import inspect
 import re
 import traceback
@@ -11,26 +10,14 @@ from pathlib import Path
 from typing import Any, Iterator, Mapping
 
 from mmcv import Config, ConfigDict
-from mmcv.utils import Registry
 
 from projects.bevformer.engine.config_files import SUFFIXES
+from projects.bevformer.engine.config_keys import registries
 from projects.bevformer.engine.config_options import read_config
 from projects.bevformer.engine.data_sections import info_files, inner_sections
 from projects.bevformer.engine.optimizer import MergedGroupsConstructor
 from projects.bevformer.engine.plugins import import_parts, missing_part
 from projects.bevformer.messages import did_you_mean
-
-_REGISTRIES = (  # modules that hold registries; of parts with the same name the last counts
-    "mmcv.cnn",
-    "mmcv.cnn.bricks.registry",
-    "mmcv.runner",
-    "mmdet.core.bbox.builder",
-    "mmdet.core.bbox.match_costs.builder",
-    "mmdet.models.utils.builder",
-    "mmdet3d.models.builder",
-    "mmdet.datasets",
-    "mmdet3d.datasets",
-)
 
 
 @contextlib.contextmanager
@@ -68,12 +55,6 @@ def _hint(error: BaseException) -> str:
     if isinstance(error, AssertionError) and not str(error):
         return f" fails at `{traceback.extract_tb(error.__traceback__)[-1].line}`"
     return ""
-
-
-def registries() -> list[Registry]:
-    """The registries of OpenMMLab that configs name parts of."""
-    modules = map(importlib.import_module, _REGISTRIES)
-    return [one for module in modules for one in vars(module).values() if isinstance(one, Registry)]
 
 
 def _registered_classes() -> dict[str, type]:

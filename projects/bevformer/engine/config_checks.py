@@ -10,9 +10,9 @@ from typing import Any, Iterable, Iterator, Mapping, NamedTuple, Sequence
 
 from mmcv import Config
 
-from projects.bevformer.engine.config_keys import READ_KEYS
+from projects.bevformer.engine.config_keys import READ_KEYS, registered
 from projects.bevformer.engine.pretrained import pretrained_files
-from projects.bevformer.engine.unread_keys import registered, unread_keys
+from projects.bevformer.engine.unread_keys import unread_keys
 from projects.bevformer.model.detection.head import BEVFormerHead
 
 _HEAD = "model.pts_bbox_head"
@@ -117,6 +117,7 @@ def _contradictions(cfg: Config) -> Iterator[tuple[str, str]]:
         values += _values(model, "model")
         yield from _images_prepared_twice(values)
         yield from _two_starts(model)
+        yield from _overruled_dropout(values)
     for section in ("runner", "log_config", "auto_scale_lr"):
         values += _values(cfg.get(section), section)
     yield from _bad_lists(cfg, values)
@@ -239,6 +240,19 @@ def _images_prepared_twice(values: Sequence[_Value]) -> Iterator[tuple[str, str]
             yield step.key, "normalises images that model.data_preprocessor takes as they are"
         elif not on_device and kind == "ByteImageFormatBundle3D":
             yield step.key, "ends with uint8 images, for which model.data_preprocessor is not set"
+
+
+def _overruled_dropout(values: Sequence[_Value]) -> Iterator[tuple[str, str]]:
+    """mmcv's attention takes `dropout` for both of its dropouts and forgets the others."""
+    given = {one.key: one for one in values if one.given}
+    for key, one in given.items():
+        holder, _, name = key.rpartition(".")
+        dropout = given.get(f"{holder}.dropout")
+        if name == "attn_drop" and dropout and one.value != dropout.value:
+            yield (
+                key,
+                f"is {one}, {dropout.key} is {dropout} and counts instead: remove one of them",
+            )
 
 
 def _two_starts(model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 from typing import Any, Iterable, Mapping
+
+from mmcv.utils import Registry
 
 SECTIONS = frozenset(  # dicts
     "model data optimizer optimizer_config lr_config momentum_config runner checkpoint_config "
@@ -21,6 +24,17 @@ READ_KEYS = (
 UNREAD_KEYS = frozenset({"dist_params", "file_client_args", "gpu_ids", "seed", "sync_bn"})
 # Of MultiScaleFlipAug3D, which needs it: no step reads the scale that it passes on.
 UNREAD_ARGUMENTS = frozenset({"img_scale"})
+_REGISTRIES = (  # modules that hold registries; of parts with the same name the last counts
+    "mmcv.cnn",
+    "mmcv.cnn.bricks.registry",
+    "mmcv.runner",
+    "mmdet.core.bbox.builder",
+    "mmdet.core.bbox.match_costs.builder",
+    "mmdet.models.utils.builder",
+    "mmdet3d.models.builder",
+    "mmdet.datasets",
+    "mmdet3d.datasets",
+)
 # What every config can be asked for in short.
 SHORT_NAMES = {
     "samples_per_gpu": "data.samples_per_gpu",
@@ -59,3 +73,16 @@ def places_of(name: str, value: Any, config: Mapping[str, Any]) -> dict[str, Any
         if key.split(".")[-1] not in UNREAD_ARGUMENTS
         and (key.split(".")[-1] == name.strip("_") or (telling and held == value))
     }
+
+
+def registries() -> list[Registry]:
+    """The registries of OpenMMLab that configs name parts of."""
+    modules = map(importlib.import_module, _REGISTRIES)
+    return [one for module in modules for one in vars(module).values() if isinstance(one, Registry)]
+
+
+def registered(name: Any) -> list[type]:
+    """All classes that a config can name so, in any registry; an empty list where there is none."""
+    name = str(name).rpartition(".")[2]  # without a scope such as "mmdet."
+    found = [one.module_dict[name] for one in registries() if name in one.module_dict]
+    return list(dict.fromkeys(found))

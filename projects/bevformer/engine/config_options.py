@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import reprlib
+from inspect import signature
 from pathlib import Path
 from typing import Any, Mapping
 
@@ -19,6 +20,7 @@ from projects.bevformer.engine.config_keys import (
     UNREAD_KEYS,
     nearest_key,
     places_of,
+    registered,
 )
 from projects.bevformer.engine.distributed import launched_as_first
 from projects.bevformer.messages import did_you_mean, listed, look_alike
@@ -164,17 +166,21 @@ def _known(
 
 
 def _check_spelling(plain: Mapping[str, Any], dotted_key: str) -> None:
-    """Refuse a new key that looks like an existing one."""
+    """Refuse a new key that looks like an existing one and that its part does not read."""
     node: Any = plain
+    before = ""
     for part in dotted_key.split("."):
-        if not isinstance(node, dict):
+        if not isinstance(node, dict) or before == "custom_keys":  # those are patterns
             return
         if part not in node:
+            for cls in registered(node.get("type")):
+                if part in (*signature(cls).parameters, *getattr(cls, "__published__", ())):
+                    return
             hint = did_you_mean(part, node)
             if hint:
                 raise ValueError(f"--cfg-options {dotted_key}: the config has no {part!r}{hint}")
             return
-        node = node[part]
+        node, before = node[part], part
 
 
 def _has(plain: Mapping[str, Any], dotted_key: str) -> bool:

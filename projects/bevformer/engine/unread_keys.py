@@ -12,7 +12,7 @@ from typing import Any, Callable, Iterator, NamedTuple, Sequence
 from mmcv.runner import CheckpointHook
 from torch.nn.utils import clip_grad_norm_
 
-from projects.bevformer.engine.config import registries
+from projects.bevformer.engine.config_keys import registered
 from projects.bevformer.engine.hooks import TemporalEvalHook
 from projects.bevformer.messages import did_you_mean
 from projects.bevformer.model.v2.dd3d_head import FCOS2DHead, FCOS3DHead
@@ -155,13 +155,6 @@ def _hook_of_policy(section: dict, path: str) -> str | None:
 
 def _hint(key: str, known: set[str]) -> str:
     return did_you_mean(key, sorted(known)) or f" (it reads {', '.join(sorted(known))})"
-
-
-def registered(name: Any) -> list[type]:
-    """All classes that a config can name so, in any registry; an empty list where there is none."""
-    name = str(name).rpartition(".")[2]  # without a scope such as "mmdet."
-    found = [one.module_dict[name] for one in registries() if name in one.module_dict]
-    return list(dict.fromkeys(found))
 
 
 @functools.lru_cache(maxsize=None)
