@@ -102,6 +102,7 @@ canonical_sizes = dict(
     trailer=[3.0059454, 12.8197, 4.1213827],
     truck=[2.4986045, 6.9310856, 2.8382742],
 )
+assert {*class_names} <= {*canonical_sizes}, "canonical_sizes needs every class of class_names"
 
 model = dict(
     type="BEVFormerV2",

@@ -220,6 +220,11 @@ def test_keys_of_the_original_without_effect_pass(name, changes):
             {"runner": dict(type="IterBasedRunner", max_iters=9), "evaluation.by_epoch": True},
             r"^evaluation\.by_epoch is True, but runner\.type is IterBasedRunner: set it False",
         ),
+        (
+            TINY,
+            {"data.val.benchmark": dict(distances=[1.0, 2.0])},
+            r"^data\.val\.benchmark is \{.*\}, data\.train\.benchmark is None: they must be equal",
+        ),
         (TINY, {"model.pts_bbox_head.bev_h": 0}, r"^model\.pts_bbox_head\.bev_h is 0: it must be a whole"),
         (TINY, {"model.pts_bbox_head.bev_w": 30.5}, r"bev_w is 30\.5: it must be a whole number"),
         (TINY, {f"{LAYER}.attn_cfgs.0.num_heads": 0}, r"attn_cfgs\.0\.num_heads is 0: "),
@@ -238,11 +243,6 @@ def test_keys_of_the_original_without_effect_pass(name, changes):
         (TINY, {"data.train.classes": []}, r"^data\.train\.classes is \[\]: "),
         (TINY, {"custom_hooks": ["{type: EMAHook}"]}, "^custom_hooks has '{type: EMAHook}': it must be"),
         (TINY, {"log_config.hooks": ["Text"]}, r"^log_config\.hooks has 'Text': it must be a list of dicts"),
-        (
-            TINY,
-            {"data.val.benchmark": dict(distances=[1.0, 2.0])},
-            r"^data\.val\.benchmark is \{.*\}, data\.train\.benchmark is None: they must be equal",
-        ),
     ],
 )  # fmt: skip
 def test_values_that_contradict_each_other_are_refused(name, changes, says):

@@ -158,6 +158,22 @@ def test_a_value_arrives_wherever_it_counts(tmp_path, recipe, name, value, expec
     }
 
 
+@pytest.mark.parametrize("given", ["options", "file"])
+def test_variables_that_need_each_other_count_together(tmp_path, given):
+    options = {"class_names": ["auto"], "canonical_sizes": {"auto": [2.0, 4.0, 1.5]}}
+    if given == "options":
+        cfg = load_config(V2, options)
+    else:
+        path = tmp_path / "child.py"
+        lines = [f"{name} = {value!r}\n" for name, value in options.items()]
+        path.write_text(f"_base_ = [{str(V2)!r}]\n" + "".join(lines))
+        cfg = load_config(path)
+    head = cfg.model.fcos3d_bbox_head
+    assert (head.num_classes, head.fcos3d_loss_cfg.canon_box_sizes) == (1, [[2.0, 4.0, 1.5]])
+    with pytest.raises(ValueError, match="canonical_sizes needs every class of class_names"):
+        load_config(V2, {"class_names": ["auto"]})
+
+
 def test_words_of_the_command_line_have_the_types_of_the_config():
     words = [
         "lr=1e-4", "class_names=[car, traffic cone]", "point_cloud_range=[-30,-20,-5,30,20,3]",

@@ -276,10 +276,11 @@ def test_evaluation_may_count_iterations_in_a_run_of_epochs(run):
     assert {path.name for path in (work_dir / "eval").iterdir()} == {"iter_4", "iter_8"}
 
 
-def test_other_classes_in_validation_are_refused_before_training(run, monkeypatch):
-    swapped = type("Swapped", (DummyDataset,), {"CLASSES": DummyDataset.CLASSES[::-1]})
+@pytest.mark.parametrize("what", ["CLASSES", "cameras"])
+def test_other_classes_or_cameras_in_validation_are_refused_before_training(run, monkeypatch, what):
+    swapped = type("Swapped", (DummyDataset,), {what: getattr(DummyDataset, what)[::-1]})
     monkeypatch.setitem(DATASETS.module_dict, "Swapped", swapped)
-    with pytest.raises(ValueError, match="data.train has the classes .*, data.val "):
+    with pytest.raises(ValueError, match=f"data.train has the {what.lower()} .*, data.val "):
         run({"data.val.type": "Swapped"})
 
 

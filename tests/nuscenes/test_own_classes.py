@@ -239,6 +239,9 @@ def test_what_is_missing_in_the_file_is_named(make_own, caplog):
     make_own(benchmark={"classes": {"person": {"names": ["pedestrian", "workr"]}}})
     assert "no object of a name that benchmark.classes has: workr (person)" in caplog.text
     caplog.clear()
+    make_own(classes=["car"], benchmark=None)  # the NDS of own data
+    assert "no object with one of the attributes of car: that error will be 1" in caplog.text
+    caplog.clear()
     make_own()
     make_own(benchmark={}, classes=["car", "tree"], test_mode=False)
     assert "WARNING" not in caplog.text

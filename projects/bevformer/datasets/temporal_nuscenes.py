@@ -178,7 +178,9 @@ class TemporalNuScenesDataset(EvaluatedDataset, NuScenesDataset):
                 f"{self.ann_file} holds no frames: no scene of that split was in the tables "
                 "when tools/create_data.py wrote it"
             )
-        for line in name_objects(infos, self.CLASSES, self.own_benchmark, self.test_mode):
+        of_file = self.own_benchmark is not None or self.metadata["version"] not in SPLITS
+        scored = self.test_mode and of_file
+        for line in name_objects(infos, self.CLASSES, self.own_benchmark, scored):
             get_root_logger().warning(f"{self.ann_file} has no {line}")
         self.version = self.metadata["version"]
         self.cameras = tuple(self.metadata["cameras"])

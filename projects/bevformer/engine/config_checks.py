@@ -47,6 +47,7 @@ _EQUAL: tuple[Sequence[str], ...] = (
     ),
     *((f"data.*.{name}:NormalizeMultiviewImage",) for name in ("mean", "std", "to_rgb")),
 )
+_NONE = ("benchmark",)  # keys that None is a value of: nuScenes' benchmark
 # Whole numbers of at least 1.
 _COUNTS = (
     *(f"{_HEAD}.{name}" for name in ("bev_h", "bev_w", "num_query", "bbox_coder.max_num")),
@@ -56,7 +57,6 @@ _COUNTS = (
     *("runner.max_epochs", "runner.max_iters", "log_config.interval"),
     "auto_scale_lr.base_batch_size",
 )
-_NONE = ("benchmark",)  # keys that None is a value of: nuScenes' benchmark
 
 
 def check_config(cfg: Config, given: Iterable[str] = ()) -> None:

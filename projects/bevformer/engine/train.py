@@ -283,12 +283,15 @@ def _register_hooks(runner: BaseRunner, cfg: Config, device: torch.device) -> No
         runner.register_hook(DistSamplerSeedHook())
     if settings.get("evaluation"):
         options = {"by_epoch": runner.counts_epochs, **settings.evaluation}
-        dataset, trained = build_test_dataset(cfg, "val"), runner.model.module.CLASSES
-        if list(dataset.CLASSES) != list(trained):
-            raise ValueError(
-                f"data.train has the classes {list(trained)}, data.val {list(dataset.CLASSES)}: names and "
-                "order must agree"
-            )
+        dataset = build_test_dataset(cfg, "val")
+        for name in ("CLASSES", "CAMERAS"):
+            trained = getattr(runner.model.module, name, None)
+            given = getattr(dataset, name, None) or getattr(dataset, name.lower(), None)
+            if trained and given and list(given) != list(trained):
+                raise ValueError(
+                    f"data.train has the {name.lower()} {list(trained)}, data.val {list(given)}: names "
+                    "and order must agree"
+                )
         with config_errors("evaluation"):
             hook = TemporalEvalHook(dataset, device, workers=workers_per_process(cfg), **options)
         runner.register_hook(hook, priority="LOW")

@@ -197,10 +197,10 @@ def name_objects(
         infos: of an info file.
         class_names: in the order of the labels.
         own: the benchmark of own classes.
-        scored: whether the records are ground truth of an evaluation.
+        scored: whether the records, and not the tables of nuScenes, are ground truth of an evaluation.
 
     Returns:
-        what the file lacks: objects of some classes, and for own classes what is compared.
+        what the file lacks: objects of some classes, and what is compared of those scored.
     """
     annotated = [info for info in infos if "gt_names" in info]
     if not annotated:
@@ -215,7 +215,10 @@ def name_objects(
             names = [own.aliases.get(name, name) for name in info["gt_names"].tolist()]
             info["gt_names"] = np.array(names, dtype=str)
     lines += _absent_classes(annotated, class_names)
-    return [*lines, *_unknown_truth(annotated, own)] if own is not None and scored else lines
+    if scored:
+        rules = {name: NUSCENES_RULES[name] for name in class_names} if own is None else own.rules
+        lines += _unknown_truth(annotated, rules)
+    return lines
 
 
 def _absent_classes(infos, class_names):
@@ -234,16 +237,16 @@ def _absent_classes(infos, class_names):
         )
 
 
-def _unknown_truth(infos, own):
+def _unknown_truth(infos, rules):
     present, with_velocity, attributes = set(), set(), set()
     for info in infos:
         present.update(info["gt_names"].tolist())
         known = np.isfinite(info["gt_velocity"].reshape(-1, 2)).all(axis=1)
         with_velocity.update(info["gt_names"][known].tolist())
         attributes.update(info.get("gt_attributes", np.array([])).tolist())
-    rules = [(name, of) for name, of in own.rules.items() if name in present]
-    still = [name for name, of in rules if of.velocity and name not in with_velocity]
-    plain = [name for name, of in rules if of.attributes and attributes.isdisjoint(of.attributes)]
+    found = [(name, of) for name, of in rules.items() if name in present]
+    still = [name for name, of in found if of.velocity and name not in with_velocity]
+    plain = [name for name, of in found if of.attributes and attributes.isdisjoint(of.attributes)]
     for what, setting, names in (
         ("known velocity", "velocity=False", still),
         ("object with one of the attributes", "attributes=[]", plain),
