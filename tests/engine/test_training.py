@@ -260,13 +260,14 @@ def test_max_iters_drops_what_counts_epochs_and_says_so(run):
     schedule = dict(
         _delete_=True, policy="step", step=[1], warmup="linear", warmup_iters=1, warmup_ratio=0.5
     )
-    work_dir = run({"lr_config": schedule, "log_config.interval": 1}, max_iters=3)
+    options = {"lr_config": schedule, "log_config.interval": 1}
+    work_dir = run(options, max_iters=3, given=["total_epochs"])
     rates = [record["lr"] for record in log_records(work_dir) if record.get("mode") == "train"]
     assert rates == [0.0005, 0.001, 0.001]  # of the backbone
     (log,) = work_dir.glob("*.log")
     assert (
-        "--max-iters 3: what counts epochs does not apply: checkpoint_config.interval = 1 (now at the "
-        "end), evaluation.interval = 1 (now at the end), lr_config.step = [1] (now constant)."
+        "--max-iters 3: what counts epochs does not apply: total_epochs (now 3 iterations), "
+        "checkpoint_config.interval = 1 (now at the end), evaluation.interval = 1 (now at the end), lr_config.step = [1] (now constant)."
         in log.read_text()
     )
 
@@ -360,7 +361,7 @@ def test_a_runner_of_the_user_is_not_used_in_silence(run, monkeypatch):
         ({"workflow": [("train", 1), ("val", 1)]}, "only .*train.* is supported"),
         ({"resume_from": "no.pth"}, r"no\.pth does not exist"),
         ({"load_from": "no.pth"}, r"no\.pth does not exist"),
-        ({"model": None}, "config section `model`"),
+        ({"model": None}, "model is None: a config must have it"),
         (
             {"model.pts_bbox_head": dict(bev_h=1, bev_w=1, transformer={}, num_classes=9)},
             "num_classes is 9, but the data set has 10 classes",

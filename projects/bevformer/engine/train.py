@@ -161,7 +161,8 @@ def _short_run(cfg: Config, max_iters: int, given: Collection[str], logger: logg
             return False
         return (cfg.get(section) or {}).get("by_epoch", by_epoch)
 
-    dropped = []
+    lengths = ("total_epochs", "runner.max_epochs", "runner.max_iters")
+    dropped = [f"{key} (now {max_iters} iterations)" for key in lengths if key in given]
     for section in ("checkpoint_config", "evaluation"):
         if section == "evaluation" and not cfg.get(section):
             continue
@@ -180,7 +181,7 @@ def _short_run(cfg: Config, max_iters: int, given: Collection[str], logger: logg
         (cfg.get(section) or {}).pop("by_epoch", None)
     if dropped:
         logger.info(
-            "--max-iters %d: what counts epochs does not apply: %s. To count iterations give it with "
+            "--max-iters %d: what counts epochs does not apply: %s. To count iterations give intervals with "
             "--cfg-options",
             max_iters,
             ", ".join(dropped),
