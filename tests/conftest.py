@@ -11,8 +11,12 @@ pytest_plugins = ["info_fixtures"]
 
 @pytest.fixture(autouse=True)
 def run_logger_propagates(monkeypatch):
-    """A run in this process keeps its logger from the root logger, where `caplog` listens."""
-    monkeypatch.setattr(logging.getLogger("mmdet3d"), "propagate", True)
+    """A run in this process keeps its loggers from the root logger, where `caplog` listens.
+
+    pytest 9.2 also listens at loggers that do not propagate, and these two share their handlers.
+    """
+    for name in ("mmdet3d", "projects.bevformer.ops"):
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
 
 
 @pytest.fixture(scope="session")

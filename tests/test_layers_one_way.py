@@ -11,7 +11,7 @@ PACKAGE = ROOT / "projects" / "bevformer"
 NAME = "projects.bevformer"
 
 # Modules next to the packages that everyone but geometry and ops may import.
-COMMON = {"geometry", "transfer", "compat", "jit", "io", "published"}
+COMMON = {"geometry", "transfer", "compat", "jit", "io", "messages", "published"}
 
 ALLOWED = {
     "geometry": {"transfer"},
@@ -28,6 +28,7 @@ ALLOWED = {
     "compat.py": set(),
     "jit.py": set(),
     "io.py": set(),
+    "messages.py": set(),
     "published.py": set(),
     "__init__.py": set(),
 }

@@ -3,7 +3,7 @@
 Several processes: torchrun --nproc_per_node=8 tools/eval.py CONFIG CHECKPOINT --launcher pytorch
 An existing result file: python tools/eval.py CONFIG --results results_nusc.json
 A part of the split: python tools/eval.py CONFIG CHECKPOINT --scenes scene-0103 | --fraction 0.1
-Without --work-dir, results go into a folder eval_<checkpoint> beside the checkpoint (or result file).
+Without --work-dir, results go to a folder eval_<checkpoint> next to the checkpoint (or result file).
 """
 
 from pathlib import Path

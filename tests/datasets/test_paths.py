@@ -99,7 +99,6 @@ def test_a_data_set_compares_images_with_the_recorded_size(make_dataset, two_sce
 def test_a_data_set_warns_of_missing_fields(make_dataset, two_scenes, caplog):
     for info in two_scenes:
         del info["valid_flag"]
-    logging.getLogger("mmdet3d").propagate = True
     with caplog.at_level(logging.WARNING):
         dataset = make_dataset(two_scenes, use_valid_flag=True)
     assert any(

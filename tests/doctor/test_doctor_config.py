@@ -73,11 +73,11 @@ def test_a_config_that_cannot_be_read(tmp_path, text, says):
         (dict(load_from=__file__), "broken", "load_from", "cannot be read"),
         (dict(load_from="https://x/a.pth"), "warning", "load_from", "is downloaded"),
         (dict(load_from=str(CONFIGS)), "broken", "load_from", "is a folder: name one of its files"),
-        (dict(model__pretrained=dict(img="gone.pth")), "broken", "model.pretrained", "gone.pth"),
+        (dict(model__pretrained=dict(img="gone.pth")), "broken", "model.pretrained.img", "gone.pth"),
         (dict(model__pretrained="gone.pth"), "broken", "model.pretrained", "gone.pth"),
         (
             dict(model__img_neck__init_cfg=[dict(type="Pretrained", checkpoint="gone.pth")]),
-            "broken", "model.img_neck.init_cfg.0", "gone.pth does not exist",
+            "broken", "model.img_neck.init_cfg.0.checkpoint", "gone.pth does not exist",
         ),
         (
             dict(data__train__type="NuScenes"), "broken", "data.train",

@@ -1,4 +1,4 @@
-"""A value given at the top of a config or on the command line reaches all that is made of it."""
+"""A value given at the top of a config or on the command line reaches all that depends on it."""
 
 import ast
 import logging
@@ -323,7 +323,7 @@ def test_every_tool_refuses_them(monkeypatch, tool, arguments):
         (
             TINY,
             "queue_length = 7\ndata = dict(train=dict(queue_length=8))",
-            r"queue_length differs from .* nothing is made of it: set data\.train\.queue_length$",
+            r"queue_length differs from .* nothing depends on it: set data\.train\.queue_length$",
         ),
         (TINY, "caffe_statistics = dict(to_rgb=True)", "caffe_statistics differs"),
         (
@@ -348,7 +348,7 @@ def kept_config(tmp_path_factory):
 
 
 def test_a_kept_config_names_the_keys_that_count(kept_config):
-    places = r"nothing in .* is made of queue_length: set data\.train\.queue_length$"
+    places = r"nothing in .* depends on queue_length: set data\.train\.queue_length$"
     with pytest.raises(ValueError, match=places):
         load_config(kept_config, {"queue_length": 5})
     with pytest.raises(ValueError, match=f"set .*{HEAD}.transformer.encoder.pc_range"):

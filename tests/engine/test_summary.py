@@ -8,7 +8,7 @@ from dummy_task import DummyDataset
 from mmdet.datasets import RepeatDataset
 from tiny_bevformer import build_detector
 
-from projects.bevformer.engine.build import unwrapped
+from projects.bevformer.engine.build import data_sets_inside
 from projects.bevformer.engine.config import load_config
 from projects.bevformer.engine.summary import run_summary
 
@@ -36,9 +36,15 @@ def summary(config_path, dataset, detector=None, **changes):
 def test_wrapped_data_sets_are_looked_through(config_path):
     inner = DummyDataset()
     repeated = RepeatDataset(inner, 2)
-    assert unwrapped(repeated) is inner
-    assert unwrapped(SimpleNamespace(datasets=[repeated])) is inner
+    assert data_sets_inside(repeated) == [inner]
+    assert data_sets_inside(SimpleNamespace(datasets=[repeated])) == [inner]
     assert "18 samples in 3 scenes" in summary(config_path, repeated)
+
+
+@pytest.mark.parametrize("pretrained", ["r50.pth", dict(img="r50.pth")])
+def test_pretrained_weights_are_named(config_path, pretrained):
+    model = dict(type="DummyDetector", pretrained=pretrained)
+    assert "pretrained weights of r50.pth\n" in summary(config_path, [0], model=model)
 
 
 def test_data_sets_without_records_are_counted(config_path):

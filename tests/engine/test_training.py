@@ -362,7 +362,7 @@ def test_a_runner_of_the_user_is_not_used_in_silence(run, monkeypatch):
         ({"workflow": [("train", 1), ("val", 1)]}, "only .*train.* is supported"),
         ({"resume_from": "no.pth"}, r"no\.pth does not exist"),
         ({"load_from": "no.pth"}, r"no\.pth does not exist"),
-        ({"model": None}, "^model is None"),
+        ({"model": None}, "model is None: a config must have it"),
         (
             {"model.pts_bbox_head": dict(bev_h=1, bev_w=1, transformer={}, num_classes=9)},
             "num_classes is 9, but the data set has 10 classes",

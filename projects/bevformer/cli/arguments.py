@@ -40,7 +40,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     parser.add_argument(
         "--work-dir",
-        help="folder for logs and results [work_dirs/<config>; of an evaluation beside its checkpoint]",
+        help="folder for logs and results [work_dirs/<config>; for an evaluation, next to its checkpoint]",
     )
     parser.add_argument("--seed", type=int, help="random seed; drawn and logged if not given")
     parser.add_argument("--deterministic", action="store_true", help="repeatable algorithms")

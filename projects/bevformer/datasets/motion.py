@@ -18,7 +18,7 @@ QUIRKS = {
 
 
 def motion_keys(info: Mapping[str, Any], heading: str, axes: str) -> dict[str, Any]:
-    """What the network has to know about the ego motion besides `can_bus`.
+    """What the network needs for the ego motion besides `can_bus`.
 
     The data set adds it after the pipeline, so that it does not depend on `meta_keys`.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os.path as osp
 from typing import Any, Sequence
 
+from projects.bevformer.messages import listed
 from projects.bevformer.nuscenes.info_list import InfoList, column
 from projects.bevformer.nuscenes.table_rows import Table
 
@@ -38,11 +39,10 @@ def keep_scenes(
         token_of = {**{name_of.get(t, t): t for t in tokens}, **{t: t for t in tokens}}
         unknown = [scene for scene in scenes if scene not in token_of]
         if unknown:
-            known = [name_of.get(token, token) for token in tokens]
-            more = len(known) - _NAMED_AT_MOST
+            known = (name_of.get(token, token) for token in tokens)
             raise ValueError(
                 f"scene {', '.join(unknown)} is not in {dataset.ann_file}, which has "
-                f"{', '.join(known[:_NAMED_AT_MOST])}{f' and {more} more' if more > 0 else ''}"
+                f"{listed(known, _NAMED_AT_MOST)}"
             )
         wanted = {token_of[scene] for scene in scenes}
         chosen = [token for token in tokens if token in wanted]
@@ -58,7 +58,7 @@ def keep_scenes(
         dataset.part = part
     return (
         f"evaluating {len(chosen)} of {len(tokens)} scenes, {len(kept)} of {len(of_frame)} samples: "
-        f"{', '.join(part['scenes'][:_NAMED_AT_MOST])}{', ...' if len(chosen) > _NAMED_AT_MOST else ''}"
+        f"{listed(part['scenes'], _NAMED_AT_MOST)}"
     )
 
 

@@ -96,10 +96,10 @@ class TemporalNuScenesDataset(EvaluatedDataset, NuScenesDataset):
     Source: BEVFormer (arXiv 2203.17270), section 3.5 (training queue).
     """
 
-    reads_can_bus = True  # whether the model does, for the warning about info files of the original
-    moves_scene = (
-        False  # whether GlobalRotScaleTransImage moves all frames of an item and their motion
-    )
+    # Whether the model reads it, for the warning about info files of the original.
+    reads_can_bus = True
+    # Whether GlobalRotScaleTransImage moves all frames of an item and their motion.
+    moves_scene = False
 
     def __init__(
         self,
@@ -128,19 +128,19 @@ class TemporalNuScenesDataset(EvaluatedDataset, NuScenesDataset):
             raise ValueError(f"queue_length must be 1 or more, got {queue_length}")
         if box_type_3d.lower() != "lidar":
             raise ValueError(f"box_type_3d must be 'LiDAR', got {box_type_3d!r}")
-        _check_option("can_bus_quaternion", can_bus_quaternion)
-        _check_option("can_bus_message", can_bus_message)
-        _check_option("can_bus_heading", can_bus_heading)
-        _check_option("lidar_axes", lidar_axes)
-        _check_option("result_velocity", result_velocity)
+        self.can_bus_quaternion, self.can_bus_message = can_bus_quaternion, can_bus_message
+        self.can_bus_heading, self.lidar_axes = can_bus_heading, lidar_axes
+        self.result_velocity = result_velocity
+        for name, allowed in QUIRKS.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
+                )
         check_steps(pipeline or (), type(self).__name__, self.moves_scene)
         if not osp.isfile(ann_file):
             load_infos(ann_file)  # its message says what is missing; the parent's does not
         self.own_benchmark = own_benchmark(self.get_classes(classes), benchmark)
         self.queue_length = queue_length
-        self.can_bus_quaternion, self.can_bus_message = can_bus_quaternion, can_bus_message
-        self.can_bus_heading, self.lidar_axes = can_bus_heading, lidar_axes
-        self.result_velocity = result_velocity
         super().__init__(
             ann_file=ann_file,
             pipeline=None if pipeline is None else with_own_steps(pipeline, get_root_logger()),
@@ -333,9 +333,3 @@ class TemporalNuScenesDataset(EvaluatedDataset, NuScenesDataset):
     def info_with_paths(self, index: int) -> dict:
         """A copy of a record with paths of the files, also where another machine wrote the info file."""
         return self._paths.resolve(self.data_infos[index])
-
-
-def _check_option(name, value):
-    allowed = QUIRKS[name]
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")

@@ -7,6 +7,7 @@ from projects.bevformer.doctor.environment import SHM_REMEDY
 from projects.bevformer.doctor.findings import broken, error_line, ok, warning
 from projects.bevformer.engine.data_sections import info_files, inner_sections
 
+_SPLITS = ("train", "val", "test")
 PREFETCHED_BATCHES = 2  # by each data worker: the default of torch's DataLoader
 
 
@@ -20,18 +21,13 @@ def read_config(path, options=None, data_root=None):
 
     try:
         cfg = load_config(path, options, data_root)
-        splits = {split: cfg.data[split] for split in ("train", "val", "test")}
+        splits = [inner_sections(cfg.data[split], f"data.{split}") for split in _SPLITS]
+        sections = [pair for split in splits for pair in split]
     except FileNotFoundError as error:
         return None, [broken(str(path), error_line(error), "check the path")]
     except Exception as error:  # a config is code, it can raise anything
         return None, [broken(str(path), error_line(error), "mend the config")]
-    try:
-        inner = [
-            pair for split in splits for pair in inner_sections(splits[split], f"data.{split}")
-        ]
-    except ValueError as error:
-        return None, [broken(str(path), error_line(error), "mend the config")]
-    for key, options in inner:
+    for key, options in sections:
         if not info_files(options):
             return None, [broken(key, "has no ann_file", "mend the config")]
     return cfg, [ok(str(path), "can be read")]
@@ -40,7 +36,7 @@ def read_config(path, options=None, data_root=None):
 def info_files_of(cfg):
     """Config key -> info file, each file once."""
     files = {}
-    for split in ("train", "val", "test"):
+    for split in _SPLITS:
         for key, options in inner_sections(cfg.data[split], f"data.{split}"):
             paths = info_files(options)
             for i, path in enumerate(paths):
@@ -78,14 +74,8 @@ def _check_weights(cfg):
     from projects.bevformer.engine.pretrained import pretrained_files
 
     findings = []
-    model = cfg.get("model", {})
-    pretrained = model.get("pretrained") or {}
-    named = {
-        "load_from": cfg.get("load_from"),
-        "resume_from": cfg.get("resume_from"),
-        "model.pretrained": pretrained.get("img") if isinstance(pretrained, dict) else pretrained,
-        **pretrained_files(model),
-    }
+    named = {key: cfg.get(key) for key in ("load_from", "resume_from")}
+    named.update(pretrained_files(cfg.get("model", {})))
     for key, value in named.items():
         if not value:
             continue
@@ -114,7 +104,7 @@ def _check_data_sets(cfg, shm_mib, processes):
     from projects.bevformer.engine.data_loading import build_test_dataset, build_train_dataset
 
     findings = []
-    for split in ("train", "val", "test"):
+    for split in _SPLITS:
         sections = dict(inner_sections(cfg.data[split], f"data.{split}")).values()
         if not all(osp.isfile(path) for options in sections for path in info_files(options)):
             continue  # a finding of its own
@@ -131,12 +121,11 @@ def _check_data_sets(cfg, shm_mib, processes):
 
 def _check_shared_memory(cfg, dataset, free_mib, processes):
     """Compare the batches that data workers keep ready in /dev/shm with its free space."""
-    from projects.bevformer.engine.data_loading import workers_per_process
+    from projects.bevformer.engine.data_loading import train_option, workers_per_process
     from projects.bevformer.engine.seed import seeded
 
-    overrides = cfg.data.get("train_dataloader", {})
-    workers = overrides.get("workers_per_gpu", workers_per_process(cfg))
-    samples = overrides.get("samples_per_gpu", cfg.data.get("samples_per_gpu", 1))
+    workers = train_option(cfg, "workers_per_gpu", workers_per_process(cfg))
+    samples = train_option(cfg, "samples_per_gpu", 1)
     if free_mib is None or workers == 0:
         return []
     with seeded(0):

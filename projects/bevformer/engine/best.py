@@ -14,9 +14,9 @@ from projects.bevformer.engine.checkpoint import load_checkpoint
 class BestCheckpoint:
     """Keeps the checkpoint with the best value of a metric as `best_<metric>_epoch_N.pth`.
 
-    A checkpoint of an epoch is saved before its evaluation, so that it does not know its own score.
-    A resumed run therefore looks for the best checkpoint in its work dir and beside the checkpoint
-    that it resumes, and takes those of other runs for what they are by the `run` of their meta.
+    A checkpoint of an epoch is saved before its evaluation, and does not contain its own score.
+    A resumed run therefore looks for the best checkpoint in its work dir and next to the checkpoint
+    that it resumes; the `run` in their meta distinguishes those of other runs.
 
     Args:
         metric: its name in the headline of the metrics.

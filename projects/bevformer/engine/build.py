@@ -40,7 +40,7 @@ def build_detector(
         model_cfg = copy.deepcopy(cfg.model)
         model_cfg.update({} if pretrained else {"pretrained": None})
     # A data set from elsewhere may not name its cameras.
-    cameras = getattr(unwrapped(dataset), "cameras", None)
+    cameras = getattr(data_sets_inside(dataset)[0], "cameras", None)
     if dataset is not None:
         _check_num_classes(model_cfg, dataset.CLASSES)
     if cameras is not None:
@@ -63,11 +63,6 @@ def data_sets_inside(dataset: Any) -> list[Any]:
         if hasattr(dataset, "dataset"):
             return data_sets_inside(dataset.dataset)
     return [dataset]
-
-
-def unwrapped(dataset: Any) -> Any:
-    """The first of `data_sets_inside`."""
-    return data_sets_inside(dataset)[0]
 
 
 def init_weights(detector: nn.Module, cfg: Config, logger: logging.Logger) -> None:
@@ -118,29 +113,25 @@ def _check_num_classes(model_cfg: dict, class_names: Sequence[str]) -> None:
         )
 
 
+def vehicle_of_grid(head: nn.Module) -> tuple[float, float] | None:
+    """Column and row of the vehicle on the grid of a head; None where that does not say its grid."""
+    try:
+        return vehicle_cell(head.bev_h, head.bev_w, head.transformer.encoder.pc_range)
+    except AttributeError:
+        return None
+
+
 def _check_rotate_center(detector: nn.Module) -> None:
     """Raise ValueError for the official centre in a range that no official weights have."""
     head = getattr(detector, "pts_bbox_head", None)
-    transformer = getattr(head, "transformer", None)
-    centre, pc_range = (
-        getattr(part, name, None)
-        for part, name in (
-            (transformer, "rotate_center"),
-            (getattr(transformer, "encoder", None), "pc_range"),
-        )
-    )
-    if centre is None or pc_range is None or not hasattr(head, "bev_h"):
+    centre = getattr(getattr(head, "transformer", None), "rotate_center", None)
+    vehicle = None if centre is None else vehicle_of_grid(head)
+    if vehicle is None or vehicle == (head.bev_w / 2, head.bev_h / 2):
         return
-    vehicle, middle = (
-        vehicle_cell(head.bev_h, head.bev_w, pc_range),
-        (head.bev_w / 2, head.bev_h / 2),
-    )
-    if vehicle != middle and any(
-        abs(given - right) > 0.01 for given, right in zip(centre, vehicle)
-    ):
+    if any(abs(given - right) > 0.01 for given, right in zip(centre, vehicle)):
         raise ValueError(
             f"model.pts_bbox_head.transformer.rotate_center is {list(centre)}, but with pc_range "
-            f"{list(pc_range)} the vehicle is at (column, row) {vehicle} of the grid, about which the "
+            f"{list(head.transformer.encoder.pc_range)} the vehicle is at (column, row) {vehicle} of the grid, about which the "
             "history turns: leave rotate_center out (it is for official weights, with the vehicle in the "
             "middle)"
         )

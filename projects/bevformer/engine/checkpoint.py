@@ -103,8 +103,8 @@ def _write(path: Path, checkpoint: dict) -> None:
 def publish_weights(source: str | Path, target: str | Path, half: bool = False) -> None:
     """Write the weights of a checkpoint without what only a training run needs.
 
-    The optimizer state and, beside an average, the raw weights are dropped; of the meta data the class and camera names, the config, the
-    seed and the progress stay.
+    The optimizer state and the raw weights of an averaged checkpoint are dropped; of the meta data the
+    class and camera names, the config, the seed and the progress stay.
 
     Args:
         source: a training checkpoint.

@@ -48,7 +48,8 @@ def describe(checkpoint: dict, path: str | Path) -> list[tuple[str, str]]:
     ]
     if "raw_weights" in checkpoint:
         rows.insert(
-            3, ("average", "the weights are one; the raw ones of the training are beside it")
+            3,
+            ("average", "the weights are averaged; the raw ones, for resuming, are in raw_weights"),
         )
     return rows + _architecture(weights)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import inspect
 import re
 import traceback
@@ -11,14 +10,14 @@ from pathlib import Path
 from typing import Any, Iterator, Mapping
 
 from mmcv import Config, ConfigDict
-from mmcv.utils import Registry
 
 from projects.bevformer.engine.config_files import SUFFIXES
-from projects.bevformer.engine.config_keys import REGISTRIES, did_you_mean
+from projects.bevformer.engine.config_keys import registries
 from projects.bevformer.engine.config_options import read_config
 from projects.bevformer.engine.data_sections import info_files, inner_sections
 from projects.bevformer.engine.optimizer import MergedGroupsConstructor
 from projects.bevformer.engine.plugins import import_parts, missing_part
+from projects.bevformer.messages import did_you_mean
 
 
 @contextlib.contextmanager
@@ -59,14 +58,7 @@ def _hint(error: BaseException) -> str:
 
 
 def _registered_classes() -> dict[str, type]:
-    """What configs can name by `type`; where mmdet and mmdet3d share a name, mmdet3d's."""
-    return {
-        name: registered
-        for module in REGISTRIES
-        for registry in vars(importlib.import_module(module)).values()
-        if isinstance(registry, Registry)
-        for name, registered in registry.module_dict.items()
-    }
+    return {name: part for one in registries() for name, part in one.module_dict.items()}
 
 
 def load_config(

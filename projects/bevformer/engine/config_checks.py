@@ -6,11 +6,12 @@ import inspect
 import re
 from fnmatch import fnmatchcase
 from numbers import Integral
-from typing import Any, Iterable, Iterator, NamedTuple, Sequence
+from typing import Any, Iterable, Iterator, Mapping, NamedTuple, Sequence
 
 from mmcv import Config
 
 from projects.bevformer.engine.config_keys import READ_KEYS, registered
+from projects.bevformer.engine.pretrained import pretrained_files
 from projects.bevformer.engine.unread_keys import unread_keys
 from projects.bevformer.model.detection.head import BEVFormerHead
 
@@ -115,7 +116,7 @@ def _contradictions(cfg: Config) -> Iterator[tuple[str, str]]:
     ):  # little is known of other networks
         values += _values(model, "model")
         yield from _images_prepared_twice(values)
-        yield from _two_starts(values)
+        yield from _two_starts(model)
         yield from _overruled_dropout(values)
     for section in ("runner", "log_config", "auto_scale_lr"):
         values += _values(cfg.get(section), section)
@@ -254,11 +255,11 @@ def _overruled_dropout(values: Sequence[_Value]) -> Iterator[tuple[str, str]]:
             )
 
 
-def _two_starts(values: Sequence[_Value]) -> Iterator[tuple[str, str]]:
-    files = {one.key: one.value for one in values if isinstance(one.value, str)}
-    named = ("pretrained.img", "pretrained", "img_backbone.init_cfg.checkpoint")
-    keys = [f"model.{key}" for key in (*named, "img_backbone.pretrained")]
-    first, *others = [key for key in keys if files.get(key)] or [""]
+def _two_starts(model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    files = pretrained_files(model)
+    of_backbone = ("img_backbone.pretrained", "img_backbone.init_cfg.checkpoint")
+    keys = [f"model.{key}" for key in ("pretrained", "pretrained.img", *of_backbone)]
+    first, *others = [key for key in keys if key in files] or [""]
     for key in others:
         if files[key] != files[first]:
             yield first, f"is {files[first]!r}, {key} is {files[key]!r}: set one of them"

@@ -103,10 +103,16 @@ class ConfigFiles:
 
         Raises:
             FileNotFoundError: a base is missing.
-            ValueError: variables of files that depend on each other.
-            Exception: whatever the code of a config raises.
+            ValueError: a file raises an error, or variables of files depend on each other.
         """
-        return self._evaluate(path or self.path, dict(changes), without)[0]
+        try:
+            return self._evaluate(path or self.path, dict(changes), without)[0]
+        except OSError:
+            raise  # its message names the missing base
+        except Exception as error:  # a config is code, it can raise anything
+            name, line = type(error).__name__, self._line_of(error)
+            reason = f"{line}: {error}" if line else error
+            raise ValueError(f"config {self.path} cannot be read ({name}): {reason}") from error
 
     def overrides(self, path: str) -> list[str]:
         """Variables of its bases that a file overrides."""
@@ -122,7 +128,7 @@ class ConfigFiles:
         """Names that any of the files reads."""
         return set().union(*(source.used for source in self._sources.values()))
 
-    def line_of(self, error: BaseException) -> str:
+    def _line_of(self, error: BaseException) -> str:
         """`line 3` or `line 3 of base.py`, or nothing, for what `evaluate` raised."""
         place, frame = "", error.__traceback__
         while frame is not None:
@@ -181,11 +187,7 @@ class ConfigFiles:
         )
 
     def _run(
-        self,
-        path: str,
-        own: dict[str, Any],
-        changes: dict[str, Any],
-        without: str | None,
+        self, path: str, own: dict[str, Any], changes: dict[str, Any], without: str | None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Values of a file, and of its bases with the variables `own` of the file."""
         namespace: dict[str, Any] = {"__file__": path, "__name__": Path(path).stem}

@@ -24,7 +24,8 @@ READ_KEYS = (
 UNREAD_KEYS = frozenset({"dist_params", "file_client_args", "gpu_ids", "seed", "sync_bn"})
 # Of MultiScaleFlipAug3D, which needs it: no step reads the scale that it passes on.
 UNREAD_ARGUMENTS = frozenset({"img_scale"})
-REGISTRIES = (  # modules that hold registries
+_REGISTRIES = (  # modules that hold registries; of parts with the same name the last counts
+    "mmcv.cnn",
     "mmcv.cnn.bricks.registry",
     "mmcv.runner",
     "mmdet.core.bbox.builder",
@@ -40,17 +41,6 @@ SHORT_NAMES = {
     "workers_per_gpu": "data.workers_per_gpu",
     "lr": "optimizer.lr",
 }
-
-
-def look_alike(name: str, known: Iterable[str]) -> str | None:
-    """The known name that `name` probably is a misspelling of."""
-    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.8)), None)
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`, did you mean 'x'?`, or nothing where no known name is near."""
-    near = look_alike(name, known)
-    return f", did you mean {near!r}?" if near else ""
 
 
 def nearest_key(name: str, config: Mapping[str, Any]) -> str:
@@ -85,13 +75,14 @@ def places_of(name: str, value: Any, config: Mapping[str, Any]) -> dict[str, Any
     }
 
 
+def registries() -> list[Registry]:
+    """The registries of OpenMMLab that configs name parts of."""
+    modules = map(importlib.import_module, _REGISTRIES)
+    return [one for module in modules for one in vars(module).values() if isinstance(one, Registry)]
+
+
 def registered(name: Any) -> list[type]:
     """All classes that a config can name so, in any registry; an empty list where there is none."""
     name = str(name).rpartition(".")[2]  # without a scope such as "mmdet."
-    found = [
-        registry.module_dict[name]
-        for module in (*REGISTRIES, "mmcv.cnn")
-        for registry in vars(importlib.import_module(module)).values()
-        if isinstance(registry, Registry) and name in registry.module_dict
-    ]
+    found = [one.module_dict[name] for one in registries() if name in one.module_dict]
     return list(dict.fromkeys(found))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 import reprlib
 from inspect import signature
 from pathlib import Path
@@ -19,19 +18,19 @@ from projects.bevformer.engine.config_keys import (
     SHORT_NAMES,
     UNREAD_ARGUMENTS,
     UNREAD_KEYS,
-    did_you_mean,
-    look_alike,
     nearest_key,
     places_of,
     registered,
 )
+from projects.bevformer.engine.distributed import launched_as_first
+from projects.bevformer.messages import did_you_mean, listed, look_alike
 
 _logger = logging.getLogger(__name__)
+_KINDS = ((list, tuple), (dict,), (int, float), (str,))
 _CHOICES = {
     "log_level": ("INFO", "DEBUG", "WARNING", "ERROR", "CRITICAL"),
     "mp_start_method": ("fork", "spawn", "forkserver"),
 }
-_RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")  # the process group starts later
 
 
 def read_config(path: str | Path, options: Mapping[str, Any]) -> Config:
@@ -47,14 +46,14 @@ def read_config(path: str | Path, options: Mapping[str, Any]) -> Config:
             variable that an option or a child file overrides reaches nothing that is read.
     """
     files = ConfigFiles(path)
-    plain = _evaluate(files, {})
+    plain = files.evaluate({})
     options = _known(path, options, plain)
     changes = _nested(options)
     _check_fit(options, changes, plain)
     typed = {key.split(".")[0]: key for key in options}
     variables = [name for name in changes if name not in READ_KEYS]
     try:
-        tree = _evaluate(files, changes)
+        tree = files.evaluate(changes)
         final = merged(changes, tree)
     except (ValueError, KeyError) as error:  # the files alone are right
         named = " ".join(typed[name] for name in variables or changes)
@@ -71,7 +70,7 @@ def read_config(path: str | Path, options: Mapping[str, Any]) -> Config:
         if name not in SHORT_NAMES or not _has(plain, SHORT_NAMES[name]):
             remedy = _remedy(name, plain)
             raise ValueError(
-                f"--cfg-options {typed[name]}: nothing in {path} is made of {name}{remedy}"
+                f"--cfg-options {typed[name]}: nothing in {path} depends on {name}{remedy}"
             )
         final = merged(_nested({SHORT_NAMES[name]: changes[name]}), final)
     tree = final
@@ -83,34 +82,18 @@ def read_config(path: str | Path, options: Mapping[str, Any]) -> Config:
             raise ValueError(
                 f"{name} is {tree[name]!r} in {path}: it must be one of {', '.join(choices)}"
             )
-    if int(next((os.environ[name] for name in _RANKS if name in os.environ), 0)) == 0:
+    if launched_as_first():
         for line in _suspicious_names(files, tree):
             _logger.warning(line)
     return Config(tree, cfg_text=files.text, filename=str(path))
 
 
-def _evaluate(
-    files: ConfigFiles,
-    changes: Mapping[str, Any],
-    path: str | None = None,
-    without: str | None = None,
-) -> dict[str, Any]:
-    try:
-        return files.evaluate(changes, path, without)
-    except OSError:
-        raise  # its message names the missing base
-    except Exception as error:  # a config is code, it can raise anything
-        name, line = type(error).__name__, files.line_of(error)
-        reason = f"{line}: {error}" if line else error
-        raise ValueError(f"config {files.path} cannot be read ({name}): {reason}") from error
-
-
 def _without(
     files: ConfigFiles, changes: Mapping[str, Any], path: str | None = None, name: str | None = None
 ) -> dict[str, Any] | None:
-    """`_evaluate` without a variable; None where the files need it, as one of two that belong together."""
+    """The config without a variable; None where the files need it, as one of two that belong together."""
     try:
-        return _evaluate(files, changes, path, name)
+        return files.evaluate(changes, path, name)
     except ValueError:
         return None
 
@@ -133,7 +116,7 @@ def _check_not_overruled(
     without: Mapping[str, Any],
     tree: Mapping[str, Any],
 ) -> None:
-    """Refuse a variable if other options give another value to all that is made of it."""
+    """Refuse a variable if other options give another value to all that depends on it."""
     final = merged(changes, tree)
     if _read_part(final) != _read_part(merged(changes, without)):
         return
@@ -232,14 +215,7 @@ def _check_fit(
             raise ValueError(
                 f"--cfg-options {typed} does not fit the config: {error.args[0]}"
             ) from error
-        kinds: Any = next(
-            (
-                kind
-                for kind in ((list, tuple), (dict,), (int, float), (str,))
-                if isinstance(old, kind)
-            ),
-            object,
-        )
+        kinds: Any = next((kind for kind in _KINDS if isinstance(old, kind)), object)
         if not (new is None or isinstance(new, kinds)):
             shown = f"[{new}]" if kinds == (list, tuple) else ""
             raise ValueError(
@@ -249,8 +225,8 @@ def _check_fit(
 
 
 def _check_file(files: ConfigFiles, path: str) -> None:
-    """Refuse a variable of the bases that a file gives another value, and that nothing is made of."""
-    tree = _evaluate(files, {}, path)
+    """Refuse a variable of the bases that a file gives another value, and on which nothing depends."""
+    tree = files.evaluate({}, path)
     for name in files.overrides(path):
         if name in READ_KEYS or name in UNREAD_KEYS:
             continue
@@ -261,7 +237,7 @@ def _check_file(files: ConfigFiles, path: str) -> None:
         # The sections of the file may hold the same value, written out.
         if idle and tree[name] not in places_of(name, tree[name], tree).values():
             raise ValueError(
-                f"config {path}: {name} differs from that of its bases, and nothing is made of it"
+                f"config {path}: {name} differs from its bases, but nothing depends on it"
                 f"{_remedy(name, without)}"
             )
 
@@ -269,7 +245,7 @@ def _check_file(files: ConfigFiles, path: str) -> None:
 def _remedy(name: str, config: Mapping[str, Any]) -> str:
     places = list(places_of(name, config[name], config))
     if places:
-        return f": set {', '.join(places[:8])}{', ...' if len(places) > 8 else ''}"
+        return f": set {listed(places, 8)}"
     return ", and no key that is read has this name or value"
 
 

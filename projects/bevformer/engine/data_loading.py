@@ -97,6 +97,11 @@ def workers_per_process(cfg: Config) -> int:
     return cfg.data.get("workers_per_gpu", 2)
 
 
+def train_option(cfg: Config, name: str, default: Any) -> Any:
+    """An option of the training loader: of `data.train_dataloader`, else of `data`."""
+    return cfg.data.get("train_dataloader", {}).get(name, cfg.data.get(name, default))
+
+
 def build_train_loader(
     cfg: Config, dataset: Dataset, seed: int, pin_memory: bool = False
 ) -> DataLoader:
@@ -119,19 +124,16 @@ def build_train_loader(
             f"data.shuffler_sampler.type is {sampler_type!r}: it must be one of {_TRAIN_SAMPLERS} "
             "(all of them shuffle alike here)"
         )
-    overrides = cfg.data.get("train_dataloader", {})
-    samples = overrides.get("samples_per_gpu", cfg.data.get("samples_per_gpu", 1))
-    workers = overrides.get("workers_per_gpu", workers_per_process(cfg))
-    persistent = overrides.get("persistent_workers", cfg.data.get("persistent_workers", False))
+    workers = train_option(cfg, "workers_per_gpu", workers_per_process(cfg))
     sampler = EpochShuffleSampler(dataset, get_rank(), get_world_size(), seed)
     return DataLoader(
         SeededDataset(dataset),
-        batch_size=samples,
+        batch_size=train_option(cfg, "samples_per_gpu", 1),
         sampler=sampler,
         num_workers=workers,
         collate_fn=collate_samples,
         pin_memory=pin_memory,
-        persistent_workers=persistent and workers > 0,
+        persistent_workers=workers > 0 and train_option(cfg, "persistent_workers", False),
     )
 
 

@@ -115,6 +115,11 @@ def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
+def launched_as_first() -> bool:
+    """Whether a launcher started this process as rank 0, or none did; before a process group exists."""
+    return all(os.environ.get(names[0], "0") == "0" for names in _VARIABLES.values())
+
+
 def get_rank() -> int:
     """Rank of this process, 0 without a process group."""
     return dist.get_rank() if is_distributed() else 0

@@ -25,7 +25,7 @@ from projects.bevformer.nuscenes.info_list import column
 def evaluation_dir(
     cfg: Config, config_path: str | Path, source: str | Path, options: Mapping[str, Any]
 ) -> Path:
-    """Make the folder for the results of an evaluation, beside the evaluated file.
+    """Make the folder for the results of an evaluation, next to the evaluated file.
 
     It is `eval_<name of the file>`, or with a number where that folder holds another evaluation:
     of another config, other options, or of a file that has been replaced. The config is kept in it.
@@ -43,7 +43,7 @@ def evaluation_dir(
     """
     if not os.path.exists(source):
         raise FileNotFoundError(
-            f"{source} is not a file here, beside which results could go: choose a folder for them "
+            f"{source} is not a local file, next to which results would be written: choose a folder "
             "with --work-dir"
         )
     status, name = os.stat(source), Path(source).resolve().name

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from mmcv import Config
 
+from projects.bevformer.engine.data_loading import train_option
+
 # MiB allocated at the peak, in the order of _SWITCHES; None was not computed.
 _SWITCHES = (  # (recomputed encoder, recomputed backbone, mixed precision)
     (False, False, False),
@@ -53,4 +55,4 @@ def training_mib(cfg: Config) -> int | None:
         bool(cfg.get("fp16")),
     )
     mib = TRAINING_MIB.get(network, {}).get(switches)
-    return None if mib is None else mib * cfg.data.get("samples_per_gpu", 1) + OVERHEAD_MIB
+    return None if mib is None else mib * train_option(cfg, "samples_per_gpu", 1) + OVERHEAD_MIB

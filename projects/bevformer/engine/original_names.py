@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from mmcv.runner import HOOKS, OPTIMIZERS, BaseRunner, Hook
 
+from projects.bevformer.published import published
+
 # Works around a bug of AdamW in torch 1.8; the numbers are those of AdamW.
 OPTIMIZERS.register_module(name="AdamW2", module=torch.optim.AdamW)
 
@@ -26,18 +28,13 @@ SUBSTITUTES = {
 
 
 @HOOKS.register_module()
+@published(ignores=("every_n_inters",))
 class TransferWeight(Hook):
     """Takes the place of the hook that the original's mixed-precision recipe names.
 
     There it copies the weights to a second network, which encodes the history. Here one network encodes
     all frames, so there is nothing to copy.
-
-    Args:
-        every_n_inters: iterations between two copies; without effect.
     """
-
-    def __init__(self, every_n_inters: int = 1) -> None:
-        self.every_n_inters = every_n_inters
 
     def before_run(self, runner: BaseRunner) -> None:
         runner.logger.info(

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from projects.bevformer.datasets import TemporalNuScenesDataset
 from projects.bevformer.datasets.pipelines.checks import GEOMETRY_FOLLOWS
 from projects.bevformer.datasets.pipelines.format import image_hw, metas_of
+from projects.bevformer.engine.build import data_sets_inside
 from projects.bevformer.engine.seed import seeded
 
 _KNOWN = ("projects.bevformer.", "mmdet3d.", "mmdet.")
@@ -38,14 +39,12 @@ def check_own_steps(dataset: Dataset, key: str) -> None:
         ValueError: naming the step.
         FileNotFoundError, ValueError: a frame cannot be loaded. Only pipelines with own steps load one.
     """
-    for inner in (getattr(dataset, "dataset", None), *getattr(dataset, "datasets", ())):
-        if inner is not None:
-            check_own_steps(inner, key)
-    if isinstance(dataset, TemporalNuScenesDataset) and dataset.pipeline is not None:
-        steps = list(_flat(dataset.pipeline.transforms))
-        if any(map(_is_own, steps)):
-            with seeded(0):
-                _try_steps(dataset, steps, key)
+    for inner in data_sets_inside(dataset):
+        if isinstance(inner, TemporalNuScenesDataset) and inner.pipeline is not None:
+            steps = list(_flat(inner.pipeline.transforms))
+            if any(map(_is_own, steps)):
+                with seeded(0):
+                    _try_steps(inner, steps, key)
 
 
 def _flat(steps: Iterable[Callable]) -> Iterable[Callable]:

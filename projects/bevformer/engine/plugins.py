@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
-import os
 import sys
 import traceback
 from pathlib import Path
@@ -19,6 +18,7 @@ from mmcv.utils import Registry
 from mmdet3d.utils import get_root_logger
 
 from projects.bevformer import plugin, published  # noqa: F401
+from projects.bevformer.engine.distributed import launched_as_first
 from projects.bevformer.engine.original_names import SUBSTITUTES
 
 # Published configs name this folder; where it does not exist, this project's plugin stands for it.
@@ -40,8 +40,6 @@ _registered_by: dict[str, list[_Registration]] = {}  # by module; Python imports
 _in_effect: list[_Registration] = []  # those of the last config that take the place of others
 _stood_for: list[str] = []  # plugins of the last config that do not exist
 _notices: list[str] = []  # lines about the parts of the last config
-# Configs are read before the process group exists.
-_RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
 
 
 def import_parts(cfg: Config) -> None:
@@ -49,7 +47,7 @@ def import_parts(cfg: Config) -> None:
 
     First `custom_imports`, then `plugin` and `plugin_dir`. What they register under a name that exists
     replaces that part until another config is read, and is logged. Modules and folders are found on the
-    search path of Python, in the working directory, and beside the config or in a folder above it.
+    search path of Python, in the working directory, and next to the config or in a folder above it.
 
     Args:
         cfg: mmcv.Config; `filename` is where to look for folders.
@@ -145,7 +143,7 @@ def _bring_in(what: str, name: str, config: str | None, optional: bool = False) 
 
 def _notice(line: str) -> None:
     _notices.append(line)
-    if all(os.environ.get(rank, "0") == "0" for rank in _RANKS):
+    if launched_as_first():
         get_root_logger().warning(line)
 
 
@@ -245,5 +243,5 @@ def _remedy(error: Exception, name: str) -> str:
     if _ORIGINAL in str(error.name):
         return ": the modules of the original are not here, use those of projects.bevformer (docs/own_parts.md)"
     if name.replace("/", ".").startswith(str(error.name)):
-        return ": it must lie in the working directory, beside the config or on PYTHONPATH"
+        return ": it must lie in the working directory, next to the config or on PYTHONPATH"
     return ""

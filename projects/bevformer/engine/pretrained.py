@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from typing import Any, Iterator, NamedTuple, Sequence
+from typing import Any, Iterator, Mapping, NamedTuple, Sequence
 
 import torch
 from mmcv.cnn import INITIALIZERS
@@ -12,6 +12,7 @@ from mmcv.runner import CheckpointLoader
 from torch import nn
 
 from projects.bevformer.engine.checkpoint import fit_checkpoint, load_checkpoint
+from projects.bevformer.engine.config_keys import nested_values
 from projects.bevformer.engine.weight_fit import WeightFit, some_of
 
 
@@ -105,21 +106,25 @@ def checked_pretrained(detector: nn.Module, logger: logging.Logger) -> Iterator[
             loaded.update(fit.fitting)
 
 
-def pretrained_files(part: Any, key: str = "model") -> dict[str, str]:
-    """Config key -> file of every `Pretrained` in a section of a config, at any depth.
+def pretrained_files(model: Mapping[str, Any]) -> dict[str, str]:
+    """Config key -> file, of all weights that a network starts from.
+
+    They are named by `pretrained` of the model or its backbone, or by a `Pretrained` at any depth.
 
     Args:
-        part: the section.
-        key: its own key.
+        model: of a config.
     """
-    if isinstance(part, dict) and part.get("type") == "Pretrained":
-        return {key: part["checkpoint"]}
-    items = part.items() if isinstance(part, dict) else ()
-    items = enumerate(part) if isinstance(part, (list, tuple)) else items
-    found: dict[str, str] = {}
-    for name, value in items:
-        found.update(pretrained_files(value, f"{key}.{name}"))
-    return found
+    named: dict[str, Any] = {}
+    for key, part in (("model", model), ("model.img_backbone", model.get("img_backbone") or {})):
+        given = part.get("pretrained")
+        if isinstance(given, dict):
+            named[f"{key}.pretrained.img"] = given.get("img")
+        else:
+            named[f"{key}.pretrained"] = given
+    for key, part in nested_values(model, "model."):
+        if isinstance(part, dict) and part.get("type") == "Pretrained":
+            named[f"{key}.checkpoint"] = part["checkpoint"]
+    return {key: file for key, file in named.items() if file}
 
 
 def _init_cfgs(module: nn.Module) -> Sequence[dict]:

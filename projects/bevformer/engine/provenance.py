@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 from mmcv import Config
 from mmcv.utils import digit_version
 from torch import nn
 
 from projects.bevformer.datasets.motion import QUIRKS
+from projects.bevformer.engine.build import vehicle_of_grid
 from projects.bevformer.engine.data_sections import inner_sections
-from projects.bevformer.geometry.bev_grid import vehicle_cell
 from projects.bevformer.geometry.boxes import BOX_CONVENTION_NEW, BOX_CONVENTION_OLD
 from projects.bevformer.published import REPLACED_TYPES
 
@@ -54,25 +54,14 @@ def training_stamp(cfg: Config, detector: nn.Module, split: str = "train") -> di
     head = getattr(detector, "pts_bbox_head", None)
     if head is None:
         return {}
-    centre = _rotation_centre(head)
+    centre = getattr(getattr(head, "transformer", None), "rotate_center", None)
+    centre = vehicle_of_grid(head) if centre is None else centre
     return {
         "box_convention": BOX_CONVENTION_OLD,
         **({"rotate_center": [float(number) for number in centre]} if centre else {}),
         **_dataset_quirks(cfg.data.get(split, {}), f"data.{split}"),
         "replaced_parts": sorted(REPLACED_TYPES),
     }
-
-
-def _rotation_centre(head: nn.Module) -> Sequence[float] | None:
-    """Column and row about which the previous BEV turns, or None where the head does not have them."""
-    transformer = getattr(head, "transformer", None)
-    centre = getattr(transformer, "rotate_center", None)
-    if centre is not None:
-        return centre
-    try:
-        return vehicle_cell(head.bev_h, head.bev_w, transformer.encoder.pc_range)
-    except AttributeError:
-        return None
 
 
 def _dataset_quirks(section: Any, key: str) -> dict:

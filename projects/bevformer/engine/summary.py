@@ -12,6 +12,7 @@ from projects.bevformer.engine.data_sections import info_files, inner_sections
 from projects.bevformer.engine.device import describe_device
 from projects.bevformer.engine.memory import training_mib
 from projects.bevformer.engine.optimizer import total_batch
+from projects.bevformer.engine.pretrained import pretrained_files
 from projects.bevformer.model.detection.head import BEVFormerHead
 from projects.bevformer.nuscenes.info_list import column
 
@@ -155,12 +156,11 @@ def _network(cfg: Config, detector: nn.Module) -> str:
 
 
 def _start(cfg: Config) -> str:
-    backbone = (cfg.model.get("img_backbone") or {}).get("init_cfg") or {}
-    pretrained = (cfg.model.get("pretrained") or {}).get("img") or backbone.get("checkpoint")
+    pretrained = dict.fromkeys(pretrained_files(cfg.model).values())
     named = (
         ("resumed from", cfg.get("resume_from")),
         ("weights of", cfg.get("load_from")),
-        ("backbone of", pretrained),
+        ("pretrained weights of", ", ".join(pretrained)),
     )
     return next((f"{what} {path}" for what, path in named if path), "random weights")
 

@@ -11,21 +11,13 @@ from typing import Collection
 
 import torch
 from mmcv import Config
-from mmcv.runner import (
-    BaseRunner,
-    DistSamplerSeedHook,
-    LoggerHook,
-    build_optimizer,
-)
+from mmcv.runner import BaseRunner, DistSamplerSeedHook, LoggerHook, build_optimizer
 from mmdet3d.utils import collect_env
 from torch import nn
 
 from projects.bevformer import compat
 from projects.bevformer.engine.build import build_detector, init_weights
-from projects.bevformer.engine.config import (
-    config_errors,
-    runner_settings,
-)
+from projects.bevformer.engine.config import config_errors, runner_settings
 from projects.bevformer.engine.config_checks import check_config
 from projects.bevformer.engine.data_loading import (
     build_test_dataset,

@@ -12,8 +12,9 @@ from typing import Any, Callable, Iterator, NamedTuple, Sequence
 from mmcv.runner import CheckpointHook
 from torch.nn.utils import clip_grad_norm_
 
-from projects.bevformer.engine.config_keys import did_you_mean, registered
+from projects.bevformer.engine.config_keys import registered
 from projects.bevformer.engine.hooks import TemporalEvalHook
+from projects.bevformer.messages import did_you_mean
 from projects.bevformer.model.v2.dd3d_head import FCOS2DHead, FCOS3DHead
 from projects.bevformer.model.v2.dd3d_losses import FCOS2DLoss, FCOS3DLoss, NuscenesLoss
 from projects.bevformer.model.v2.dd3d_targets import LocationAssigner
@@ -77,9 +78,7 @@ WITHOUT_EFFECT: dict[str, Sequence[str]] = {
     "data.test": ("samples_per_gpu",),
     "CustomNuScenesDatasetV2.mono_cfg": ("name", "data_root"),
     **{
-        f"{name}.train_cfg.pts": (
-            *("grid_size", "voxel_size", "point_cloud_range", "out_size_factor"),
-        )
+        f"{name}.train_cfg.pts": ("grid_size", "voxel_size", "point_cloud_range", "out_size_factor")
         for name in _OUR_DETECTORS
     },
 }
@@ -89,7 +88,7 @@ _KNOWN_PACKAGES = ("projects.bevformer.", "mmcv.", "mmdet.", "mmdet3d.", "mmseg.
 def unread_keys(cfg: Any) -> Iterator[tuple[str, str]]:
     """Keys that nothing reads.
 
-    A dict with a `type` is compared with the constructor of that class and, where it hands `**kwargs`
+    A dict with a `type` is compared with the constructor of that class and, where it passes `**kwargs`
     on, with those of its bases; other dicts with what the code reads there. Where a class does something
     else with its `**kwargs`, or nothing is known of a dict, every key passes.
 

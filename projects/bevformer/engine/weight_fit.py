@@ -13,6 +13,8 @@ from typing import Iterable, Mapping, Sequence
 
 from torch import Tensor
 
+from projects.bevformer.messages import listed
+
 # What others call a part: mmdet3d's FCOS3D, detectron2's FPN (DD3D), a file of a bare backbone.
 _OTHER_NAMES = {
     "img_backbone.": ("backbone.", "backbone.bottom_up.", ""),
@@ -33,8 +35,7 @@ def by_prefix(names: Iterable[str]) -> str:
 def some_of(names: Iterable[str], count: int = 3) -> str:
     """`318 (conv1.weight, bn1.weight, bn1.bias, ...)`"""
     names = list(names)
-    shown = [*names[:count], "..."] if len(names) > count else names
-    return f"{len(names)} ({', '.join(shown)})"
+    return f"{len(names)} ({listed(names, count)})"
 
 
 def without_wrapper(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -133,7 +134,7 @@ class WeightFit:
     def alarming(self) -> list[str]:
         """Lines on differences that even a partial load should not have; empty if none.
 
-        A start from other weights is made for the sake of its backbone, that of a part for the part.
+        `load_from` is used for the backbone of a file, `init_cfg` of a part for that part.
         """
         part = self._part or "img_backbone"
         missing, reshaped = (

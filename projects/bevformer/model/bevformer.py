@@ -59,16 +59,8 @@ class QueueBEV(NamedTuple):
 
 # The original's detectors have places for a lidar branch and for heads on single images.
 EMPTY_SLOTS = dict.fromkeys(
-    (
-        "pts_voxel_layer",
-        "pts_voxel_encoder",
-        "pts_middle_encoder",
-        "pts_fusion_layer",
-        "pts_backbone",
-        "pts_neck",
-        "img_roi_head",
-        "img_rpn_head",
-    )
+    "pts_voxel_layer pts_voxel_encoder pts_middle_encoder pts_fusion_layer pts_backbone pts_neck "
+    "img_roi_head img_rpn_head".split()
 )
 
 

@@ -14,11 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from projects.bevformer.geometry.can_bus import CAN_SIZE
-from projects.bevformer.geometry.ego_motion import (
-    EgoMotion,
-    planar_lidar2ego,
-    relative_can_bus,
-)
+from projects.bevformer.geometry.ego_motion import EgoMotion, planar_lidar2ego, relative_can_bus
 from projects.bevformer.model.bev_encoder.packed_queries import PackedQueries
 from projects.bevformer.transfer import upload
 

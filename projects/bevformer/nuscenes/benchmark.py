@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from typing import Any, Mapping, Sequence
 
 import numpy as np
 
+from projects.bevformer.messages import did_you_mean, listed
 from projects.bevformer.nuscenes.spec import ATTRIBUTES, CLASSES
 
 DEFAULT_RANGE_M = 50.0
@@ -200,7 +200,7 @@ def name_objects(
         scored: whether the records, and not the tables of nuScenes, are ground truth of an evaluation.
 
     Returns:
-        what there is none of in the file: objects of some classes, and what is compared of those scored.
+        what the file lacks: objects of some classes, and what is compared of those scored.
     """
     annotated = [info for info in infos if "gt_names" in info]
     if not annotated:
@@ -225,16 +225,15 @@ def _absent_classes(infos, class_names):
     """Objects without lidar and radar points are neither trained on nor scored."""
     found = Counter()
     for info in infos:
-        points = info["num_lidar_pts"] + info.get("num_radar_pts", 0)
+        points = info["num_lidar_pts"] + info["num_radar_pts"]
         found.update(info["gt_names"][points > 0].tolist())
     absent = [name for name in class_names if name not in found]
     if absent:
         others = [name for name, _ in found.most_common() if name not in class_names]
-        more = len(others) - _NAMED_AT_MOST
-        named = f"; it has {', '.join(others[:_NAMED_AT_MOST])}" if others else ""
+        named = f"; it has {listed(others, _NAMED_AT_MOST)}" if others else ""
         yield (
             f"object with lidar or radar points of {len(absent)} of {len(class_names)} classes, which are not "
-            f"learned and whose AP is 0: {', '.join(absent)}{named}{f' and {more} more' * (more > 0)}"
+            f"learned and whose AP is 0: {', '.join(absent)}{named}"
         )
 
 
@@ -264,8 +263,7 @@ def _checked_dict(value, known, where):
         raise ValueError(f"{where} is {value!r}, not a dict of {', '.join(known)}")
     for key in value:
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, 1)
-            hint = f": did you mean {close[0]!r}?" if close else ""
+            hint = did_you_mean(str(key), known)
             raise ValueError(f"{where} has {key!r}, which is not one of {', '.join(known)}{hint}")
     return value
 

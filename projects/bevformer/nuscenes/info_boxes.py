@@ -72,13 +72,12 @@ def check_headings(infos: Sequence[dict], convention: str, path: str) -> None:
         ValueError: names the angle, and the columns that fit if any do.
     """
     objects = _objects(infos)
-    moving = np.hypot(*objects["velocity"].T) > _MOVING  # False where unknown
-    moving &= np.abs(np.log(objects["boxes"][:, 3] / objects["boxes"][:, 4])) > np.log(
-        _CLEARLY_LONGER
-    )
+    boxes, velocity = objects["boxes"], objects["velocity"]
+    moving = np.hypot(*velocity.T) > _MOVING  # False where unknown
+    moving &= np.abs(np.log(boxes[:, 3] / boxes[:, 4])) > np.log(_CLEARLY_LONGER)
     if moving.sum() < _ENOUGH:
         return
-    boxes, velocity = objects["boxes"][moving], objects["velocity"][moving]
+    boxes, velocity = boxes[moving], velocity[moving]
     course = np.arctan2(velocity[:, 1], velocity[:, 0])
     found = _median_degrees(boxes[:, 6] - course)
     few = len(boxes) < _MANY
@@ -114,9 +113,7 @@ def check_headings(infos: Sequence[dict], convention: str, path: str) -> None:
 
 def _columns_of_file(convention, sign, quarters, longer_first):
     """Text of the columns of a file whose true yaw is sign * yaw + quarters * pi/2 of the yaw read."""
-    if (
-        convention == BOX_CONVENTION_OLD
-    ):  # the yaw read is -column - pi/2, length and width are swapped
+    if convention == BOX_CONVENTION_OLD:  # read as -column - pi/2, length and width swapped
         sign, quarters, longer_first = -sign, quarters - sign, not longer_first
     offset = ("", " + pi/2", " + pi", " - pi/2")[-sign * quarters % 4]
     return f"x, y, z, {'l, w' if longer_first else 'w, l'}, h, {'-' * (sign < 0)}yaw{offset}"

@@ -197,7 +197,8 @@ def check_objects(infos: Sequence[dict], path: str) -> None:
         filled = [(n, info) for n, info in checked if len(info[field])]
         if filled:
             _check_rows(filled, field, expected, path)
-    _check_box_units([pair for pair in annotated if len(pair[1]["gt_boxes"])], path)
+        if filled and field == "gt_boxes":
+            _check_box_units(filled, path)
 
 
 def check_attributes(infos: Sequence[dict], metadata: dict[str, Any], path: str) -> None:
@@ -209,7 +210,7 @@ def check_attributes(infos: Sequence[dict], metadata: dict[str, Any], path: str)
         unknown = set(info["gt_attributes"]) - known if "gt_attributes" in info else ()
         if unknown:
             raise ValueError(
-                f"{path}: gt_attributes of frame {position} has {min(unknown)!r}, which is no attribute of "
+                f"{path}: gt_attributes of frame {position} has {min(unknown)!r}, which is not an attribute of "
                 f"nuScenes: {_REMEDY}"
             )
 
@@ -217,7 +218,6 @@ def check_attributes(infos: Sequence[dict], metadata: dict[str, Any], path: str)
 def _check_rows(filled, field, expected, path):
     """Check one field of all frames at once, for speed."""
     arrays = [info[field] for _, info in filled]
-    owners = np.repeat([n for n, _ in filled], [len(array) for array in arrays])
     rows, kinds = np.concatenate(arrays), _KINDS[expected.kind]
     # Joined with texts, numbers become texts.
     if rows.dtype.kind not in kinds or expected.kind == "texts":
@@ -237,8 +237,7 @@ def _check_rows(filled, field, expected, path):
             good = usable_rows(rows, expected.columns)
         elif expected.kind == "numbers or NaN":
             good, what = ~np.isinf(rows).any(axis=1), "is infinite (NaN is an unknown one)"
-    if not good.all():
-        raise ValueError(f"{path}: {field} of frame {owners[good.argmin()]} {what}: {_REMEDY}")
+    _require(good, filled, field, what, path)
     if expected.kind == "mask" and rows.dtype.kind != "b":
         for _, info in filled:
             info[field] = info[field].astype(bool)
@@ -246,23 +245,26 @@ def _check_rows(filled, field, expected, path):
 
 def _check_box_units(filled, path):
     """Refuse sizes and centres that are not metres, and yaws that are not radians."""
-    if not filled:
-        return
     boxes = np.concatenate([info["gt_boxes"] for _, info in filled])
-    owners = np.repeat([n for n, _ in filled], [len(info["gt_boxes"]) for _, info in filled])
     sizes, centres = boxes[:, 3:6], np.abs(boxes[:, :3]).max(axis=1)
     furthest = _FURTHEST if np.median(centres) < _USUALLY_WITHIN else _USUALLY_WITHIN
-    for bad, what in (
-        ((sizes <= 0).any(axis=1), "has a size of zero or less"),
-        ((sizes > _LARGEST).any(axis=1), f"has a size above {_LARGEST} m: it must be in metres"),
-        (
-            centres > furthest,
-            f"has a centre further than {furthest} m away: it must be in the frame of the lidar, in metres",
-        ),
-        (np.abs(boxes[:, 6]) > _MOST_TURNED, "has a yaw that is not in radians"),
+    far = f"has a centre further than {furthest} m away: it must be in the frame of the lidar, in metres"
+    large = f"has a size above {_LARGEST} m: it must be in metres"
+    for good, what in (
+        ((sizes > 0).all(axis=1), "has a size of zero or less"),
+        ((sizes <= _LARGEST).all(axis=1), large),
+        (centres <= furthest, far),
+        (np.abs(boxes[:, 6]) <= _MOST_TURNED, "has a yaw that is not in radians"),
     ):
-        if bad.any():
-            raise ValueError(f"{path}: gt_boxes of frame {owners[bad.argmax()]} {what}: {_REMEDY}")
+        _require(good, filled, "gt_boxes", what, path)
+
+
+def _require(good, filled, field, what, path):
+    """Raise ValueError that names the frame of the first row that is not good."""
+    if not good.all():
+        lengths = [len(info[field]) for _, info in filled]
+        position = filled[int(np.searchsorted(np.cumsum(lengths), good.argmin(), side="right"))][0]
+        raise ValueError(f"{path}: {field} of frame {position} {what}: {_REMEDY}")
 
 
 def fill_objects(infos: Sequence[dict]) -> list[str]:

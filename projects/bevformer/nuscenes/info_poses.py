@@ -8,7 +8,7 @@ import numpy as np
 
 from projects.bevformer.geometry import rotations
 from projects.bevformer.geometry.poses import inverse_poses, pose_matrix
-from projects.bevformer.nuscenes.records import boxes_global
+from projects.bevformer.nuscenes.records import boxes_global, poses_of
 
 _REMEDY = "write the file again with tools/create_data.py"
 _ON_A_VEHICLE = 50  # metres from the ego frame or the lidar
@@ -168,8 +168,7 @@ def compare_boxes(infos: Sequence[dict], path: str) -> None:
 
 def _poses(records: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
     """(n, 4, 4)"""
-    wxyz = rotations.normalise(_rows(records, f"{name}_rotation"))
-    return pose_matrix(wxyz, _rows(records, f"{name}_translation"))
+    return pose_matrix(*poses_of(records, name))
 
 
 def _rows(records: Sequence[Mapping[str, Any]], field: str) -> np.ndarray:

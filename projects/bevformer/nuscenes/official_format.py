@@ -2,7 +2,7 @@
 
 Their boxes are w, l, h, -yaw - pi/2, their `can_bus` mixes two messages, and their paths begin with the
 root. Fields that the original does not have stay, as it does not read them; the motion of the first message
-is kept beside, so that `from_official` gives back the same numbers.
+is kept next to it, so that `from_official` gives back the same numbers.
 """
 
 from __future__ import annotations

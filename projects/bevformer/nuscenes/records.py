@@ -8,7 +8,7 @@ Shape legend: G ground truths.
 
 from __future__ import annotations
 
-from typing import Any, Mapping
+from typing import Any, Mapping, Sequence
 
 import numpy as np
 
@@ -64,6 +64,18 @@ def lidar2global_of(info: Record) -> np.ndarray:
     return ego2global @ lidar2ego
 
 
+def poses_of(records: Sequence[Record], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Unit quaternions (F, 4) and translations (F, 3), m, of a pose of F records.
+
+    Args:
+        records: info records, or entries of their `cams`.
+        name: such as "lidar2ego".
+    """
+    turns = np.array([record[f"{name}_rotation"] for record in records], np.float64)
+    translations = np.array([record[f"{name}_translation"] for record in records], np.float64)
+    return rotations.normalise(turns.reshape(-1, 4)), translations.reshape(-1, 3)
+
+
 def boxes_global(info: Record) -> np.ndarray:
     """(G, 10) x, y, z, w, l, h, quaternion w, x, y, z of a record's objects in the global frame, m.
 
@@ -80,15 +92,8 @@ def boxes_global(info: Record) -> np.ndarray:
 
 def _boxes_global_from_lidar(info: Record) -> np.ndarray:
     boxes, lidar2global = info["gt_boxes"].reshape(-1, 7), lidar2global_of(info)
-    turn = rotations.multiply(
-        *(
-            np.asarray(info[f"{name}_rotation"], np.float64)[None]
-            for name in ("ego2global", "lidar2ego")
-        )
-    )
-    turns = rotations.multiply(
-        rotations.normalise(turn).repeat(len(boxes), axis=0), rotations.about_z(boxes[:, 6])
-    )
+    turn = rotations.multiply(*(poses_of([info], name)[0] for name in ("ego2global", "lidar2ego")))
+    turns = rotations.multiply(turn.repeat(len(boxes), axis=0), rotations.about_z(boxes[:, 6]))
     centers = boxes[:, :3] @ lidar2global[:3, :3].T + lidar2global[:3, 3]
     return np.concatenate((centers, boxes[:, [4, 3, 5]], turns), axis=1)
 

@@ -25,7 +25,7 @@ def ground_truth_of_infos(infos: Sequence[dict], config: Any) -> GroundTruth:
     """`GroundTruth` of annotated info records.
 
     Centres and rotations of records without the `EVALUATION_FIELDS` follow from their boxes, their objects
-    have no attributes; radar points are 0 where the record has none.
+    have no attributes.
     """
     counts = [len(info["gt_names"]) for info in infos]
     return _ground_truth(
@@ -33,10 +33,12 @@ def ground_truth_of_infos(infos: Sequence[dict], config: Any) -> GroundTruth:
         names=[name for info in infos for name in info["gt_names"].tolist()],
         box=_rows(10, (boxes_global(info) for info in infos)),
         velocity=_rows(2, (velocities_global(info) for info in infos)),
-        attributes=[name for info in infos for name in _attributes(info)],
-        points=_rows(1, (info["num_lidar_pts"] + info.get("num_radar_pts", 0) for info in infos))[
-            :, 0
+        attributes=[
+            name
+            for info in infos
+            for name in info.get("gt_attributes", [""] * len(info["gt_names"]))
         ],
+        points=_rows(1, (info["num_lidar_pts"] + info["num_radar_pts"] for info in infos))[:, 0],
         ego_xy=_rows(3, (info["ego2global_translation"] for info in infos))[:, :2],
         config=config,
     )
@@ -75,12 +77,6 @@ def attribute_name(nusc: Any, annotation: dict) -> str:
     return nusc.get("attribute", tokens[0])["name"] if tokens else ""
 
 
-def _attributes(info):
-    return (
-        info["gt_attributes"].tolist() if "gt_attributes" in info else [""] * len(info["gt_names"])
-    )
-
-
 def _rows(width, rows):
     """Float array with `width` columns, even without rows."""
     rows = list(rows)
@@ -88,10 +84,8 @@ def _rows(width, rows):
 
 
 def _ground_truth(sample, names, box, velocity, attributes, points, ego_xy, config):
-    codes, label_of = (
-        attribute_codes(config),
-        {name: label for label, name in enumerate(config.class_range)},
-    )
+    codes = attribute_codes(config)
+    label_of = {name: label for label, name in enumerate(config.class_range)}
     label = np.array([label_of.get(name, -1) for name in names], dtype=int)
     boxes = Boxes(
         sample=sample,

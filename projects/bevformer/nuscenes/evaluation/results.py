@@ -19,6 +19,7 @@ from projects.bevformer.geometry import rotations
 from projects.bevformer.io import atomic_write
 from projects.bevformer.nuscenes.benchmark import attributes_of, rules_of
 from projects.bevformer.nuscenes.evaluation.metrics import Boxes
+from projects.bevformer.nuscenes.records import poses_of
 from projects.bevformer.nuscenes.spec import SPLIT_OF_SIZE
 
 _MOVING_SPEED = 0.2  # m/s; as in mmdet3d, attributes follow from the class and from moving or not
@@ -49,8 +50,8 @@ class Frames:
 
     def __init__(self, infos: Sequence[dict]) -> None:
         self.tokens = [info["token"] for info in infos]
-        self.lidar2ego, self.lidar_in_ego = _poses(infos, "lidar2ego")
-        self.ego2global, self.ego_in_global = _poses(infos, "ego2global")
+        self.lidar2ego, self.lidar_in_ego = poses_of(infos, "lidar2ego")
+        self.ego2global, self.ego_in_global = poses_of(infos, "ego2global")
 
 
 def detected_boxes(
@@ -137,13 +138,6 @@ def _columns(boxes):
     if columns.shape[1] == 9:
         return columns
     return np.concatenate((columns[:, :7], np.zeros((len(columns), 2))), axis=1)
-
-
-def _poses(infos, name):
-    """Unit quaternions (F, 4) and translations (F, 3) of all frames."""
-    turns = np.array([info[f"{name}_rotation"] for info in infos], np.float64).reshape(-1, 4)
-    translations = np.array([info[f"{name}_translation"] for info in infos], np.float64)
-    return rotations.normalise(turns), translations.reshape(-1, 3)
 
 
 def _check_boxes(boxes, tokens, source, config, right_velocity):
