@@ -81,7 +81,7 @@ CODER = "model.pts_bbox_head.bbox_coder"
         (TINY, "optimizer_config.grad_clip.maxnorm", "max_norm"),
         (TINY, "lr_config.warmup_iter", "warmup_iters"),
         (TINY, "checkpoint_config.max_keep_ckpt", "max_keep_ckpts"),
-        (TINY, "log_config.intervall", "interval"),
+        (TINY, "log_config.interva", "interval"),
         (TINY, "log_config.hooks.0.by_epochs", "by_epoch"),
         (TINY, "evaluation.save_bests", "save_best"),
         (TINY, "fp16.loss_scales", "loss_scale"),

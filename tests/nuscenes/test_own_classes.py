@@ -194,7 +194,7 @@ def test_ground_truth_follows_from_the_boxes_of_the_file(make_own):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"clases": {}}, "benchmark has 'clases'.*did you mean 'classes'"),
+        ({"classez": {}}, "benchmark has 'classez'.*did you mean 'classes'"),
         ({"classes": {"animl": {}}}, "benchmark.classes has 'animl'.*did you mean 'animal'"),
         ({"classes": {"animal": {"rnge": 4}}}, "animal has 'rnge'.*did you mean 'range'"),
         ({"classes": {"animal": 4}}, "benchmark.classes.animal is 4, not a dict"),
@@ -226,10 +226,10 @@ def test_defaults_of_a_class_that_is_not_named(make_own, caplog):
 
 
 def test_what_is_missing_in_the_file_is_named(make_own, caplog):
-    make_own(classes=["car", "person", "animal", "bycicle"], benchmark={})
+    make_own(classes=["car", "person", "animal", "bicyle_"], benchmark={})
     assert (
         "infos.pkl has no object with lidar or radar points of 2 of 4 classes, which are not learned and "
-        "whose AP is 0: person, bycicle; it has pedestrian, worker, tree"
+        "whose AP is 0: person, bicyle_; it has pedestrian, worker, tree"
     ) in caplog.text
     assert "no object with one of the attributes of car: that error will be 1" in caplog.text
     caplog.clear()
