@@ -28,7 +28,7 @@ def config_errors(key: str) -> Iterator[None]:
     """
     try:
         yield
-    except (KeyError, TypeError, AttributeError, AssertionError) as error:
+    except (LookupError, TypeError, AttributeError, AssertionError) as error:
         reason = error.args[0] if error.args else type(error).__name__
         reason = str(reason).rstrip() + _hint(error)
         raise ValueError(f"config section `{key}`: {reason}") from error
