@@ -278,3 +278,13 @@ def inference_batch(samples=(0,), frame=0, scene_tokens=None):
         img=[torch.stack([images(sample, frame) for sample in samples])],
         img_metas=[[make_meta(s, frame, scene_token=token) for s, token in zip(samples, tokens)]],
     )
+
+
+def losses_of(detector, item):
+    """Losses of one item of a training set."""
+    return detector(
+        img=item["img"].data[None],
+        img_metas=[item["img_metas"].data],
+        gt_bboxes_3d=[item["gt_bboxes_3d"].data],
+        gt_labels_3d=[item["gt_labels_3d"].data],
+    )

@@ -14,6 +14,7 @@ from own_data import (
     truth_as_results,
     write_pictures,
 )
+from tiny_bevformer import losses_of
 
 from projects.bevformer import plugin  # noqa: F401
 from projects.bevformer.datasets.scenes import keep_scenes
@@ -70,13 +71,7 @@ def test_the_example_trains_evaluates_and_draws(tmp_path, root):
     assert len(detector.pts_bbox_head.transformer.cams_embeds) == 5
     item = train_set.prepare_train_data(1)
     assert item["gt_labels_3d"].data.tolist() == [0, 1, 1, 2]
-    losses = detector(
-        img=item["img"].data[None],
-        img_metas=[item["img_metas"].data],
-        gt_bboxes_3d=[item["gt_bboxes_3d"].data],
-        gt_labels_3d=[item["gt_labels_3d"].data],
-    )
-    sum(losses.values()).backward()
+    sum(losses_of(detector, item).values()).backward()
 
     results = predict(detector, dataset, torch.device("cpu"), workers=0)
     summary = dataset.evaluator.score(results, str(tmp_path / "scores"))
