@@ -141,8 +141,9 @@ def _check_fields(records, fields, prefix, path):
         missing = [prefix + field for field in fields if field not in record]
         if missing:
             raise ValueError(
-                f"{path}: frame {position} has no {', '.join(missing)}: an info file of stock mmdet3d "
-                "does not do; write it with tools/create_data.py"
+                f"{path}: frame {position} has no {', '.join(missing)}: write the file with "
+                "tools/create_data.py (info files of stock mmdet3d lack fields), or data of your own as "
+                "docs/own_data.md shows"
             )
     for field, kind in fields.items():
         values = [record[field] for record in records]
