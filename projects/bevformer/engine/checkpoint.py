@@ -17,6 +17,7 @@ from mmcv.runner import weights_to_cpu
 from torch import nn
 
 from projects.bevformer.engine.download import download
+from projects.bevformer.engine.non_finite import check_finite, check_float16
 from projects.bevformer.engine.optimizer import saved_state
 from projects.bevformer.engine.weight_fit import WeightFit, by_prefix, some_of
 from projects.bevformer.io import atomic_write, load_torch_file
@@ -77,6 +78,7 @@ def save_checkpoint(
 
     Raises:
         TypeError: meta holds other objects.
+        NonFiniteError: a weight or a number of the training state is NaN or infinite.
         OSError: the disk is full or read-only; an earlier file of that name is left as it was.
     """
     path = Path(path)
@@ -91,7 +93,7 @@ def save_checkpoint(
         checkpoint["optimizer"] = saved_state(optimizer, detector)
     if raw_weights is not None:
         checkpoint["raw_weights"] = raw_weights
-
+    check_finite(checkpoint, f"checkpoint {path} is not written")
     _write(path, checkpoint)
 
 
@@ -114,7 +116,7 @@ def publish_weights(source: str | Path, target: str | Path, half: bool = False) 
             is not.
 
     Raises:
-        FileNotFoundError, ValueError: see `load_checkpoint`.
+        FileNotFoundError, ValueError: see `load_checkpoint`; or a weight is too large for float16.
         OSError: see `save_checkpoint`.
     """
     checkpoint = load_checkpoint(source)
@@ -124,6 +126,8 @@ def publish_weights(source: str | Path, target: str | Path, half: bool = False) 
         weights[name] = (
             value.half() if half and value.is_floating_point() and value.ndim > 1 else value
         )
+    if half:
+        check_float16(weights, f"{target} is not written")
     meta = {key: checkpoint["meta"][key] for key in _PUBLISHED_META if key in checkpoint["meta"]}
     _write(Path(target), {"meta": to_plain(meta), "state_dict": weights})
 
@@ -138,12 +142,13 @@ def point_latest_at(path: str | Path) -> None:
     os.replace(link, path.with_name("latest.pth"))
 
 
-def load_checkpoint(path: str | Path) -> dict:
+def load_checkpoint(path: str | Path, finite: bool = True) -> dict:
     """Read a checkpoint onto the CPU.
 
     Args:
         path: a file, a URL or a name such as torchvision://resnet50, see `download`. Weights may lie
             under `state_dict` or `model` (detectron2), or be all that the file holds.
+        finite: refuse numbers that are not.
 
     Returns:
         dict with at least "state_dict" (names without a leading `module.`) and "meta" (maybe
@@ -151,7 +156,7 @@ def load_checkpoint(path: str | Path) -> dict:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: unreadable, unsafe, or no weights inside.
+        ValueError: unreadable, unsafe, no weights inside, or a NaN or infinite number.
     """
     checkpoint = download(str(path)) if "://" in str(path) else load_torch_file(path)
     if not isinstance(checkpoint, dict):
@@ -168,6 +173,8 @@ def load_checkpoint(path: str | Path) -> dict:
         )
     weights = OrderedDict((re.sub(r"^module\.", "", name), value) for name, value in state.items())
     weights._metadata = getattr(state, "_metadata", OrderedDict())
+    if finite:
+        check_finite({**checkpoint, "state_dict": weights}, f"checkpoint {path}")
     if state is checkpoint:
         return {"state_dict": weights, "meta": {}}
     return {**checkpoint, "state_dict": weights, "meta": checkpoint.get("meta") or {}}
