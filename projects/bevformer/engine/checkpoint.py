@@ -19,7 +19,8 @@ from torch import nn
 from projects.bevformer.engine.download import download
 from projects.bevformer.engine.optimizer import saved_state
 from projects.bevformer.engine.weight_fit import WeightFit, by_prefix, some_of
-from projects.bevformer.io import atomic_write, load_torch_file
+from projects.bevformer.files import atomic_write
+from projects.bevformer.io import load_torch_file
 from projects.bevformer.nuscenes.spec import CAMERAS
 
 _PUBLISHED_META = (
