@@ -24,7 +24,7 @@ _LACKING = {
     *(errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EBADF),
     *(errno.EPERM, errno.EACCES, errno.ENOTTY),
 }
-_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota of this user is used up"}
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 _REMEDIES = {
     errno.EROFS: "write to another folder",
     errno.EACCES: "write to another folder, or change the permissions of this one",
@@ -120,16 +120,14 @@ def write_error(error: OSError, path: str | Path, size_bytes: int | None = None)
         size_bytes: size that the file would have had, where it is known.
     """
     folder = osp.dirname(osp.abspath(str(path)))
-    reason = _FULL.get(error.errno or 0)
-    if reason is not None:
+    if error.errno in _FULL:
         free = free_bytes(folder)
         needs = "" if size_bytes is None else f"the file needs at least {mib(size_bytes)}, "
         left = "unknown" if free is None else mib(free)
         text = f"{needs}free in {folder}: {left}; make room there, or write to another disk"
     else:
-        reason = error.strerror or str(error)
         text = _REMEDIES.get(error.errno or 0, "see whether the file system is in order")
-    explained = type(error)(f"{path} cannot be written ({reason}): {text}")
+    explained = type(error)(f"{path} cannot be written ({error.strerror or error}): {text}")
     explained.errno = error.errno
     return explained
 
@@ -237,13 +235,13 @@ def atomic_write(
     _sync_folder(folder)
 
 
-def link_to(path: str | Path, link: str | Path) -> bool:
+def link_to(path: str | Path, link: str | Path) -> None:
     """Let `link` be a symbolic link to a file of the same folder.
 
     Where there are none it becomes a text file with the name, which `followed` resolves.
 
-    Returns:
-        Whether it is a link.
+    Raises:
+        OSError: see `atomic_write`.
     """
     name, link = osp.basename(str(path)), str(link)
     temporary = temporary_name(link)
@@ -251,16 +249,19 @@ def link_to(path: str | Path, link: str | Path) -> bool:
         os.remove(temporary)
     try:
         os.symlink(name, temporary)
-    except OSError:
+    except OSError as error:
         with atomic_write(link) as file:
             file.write(f"{name}\n")
-        return False
+        _say_once(
+            f"{osp.dirname(link)}: this file system has no symbolic links ({error.strerror}): "
+            f"{osp.basename(link)} is a text file with the name"
+        )
+        return
     try:
         _put_in_place(temporary, link)
     except OSError as error:
         os.remove(temporary)
         raise write_error(error, link) from error
-    return True
 
 
 def followed(path: str | Path) -> Path:
