@@ -25,6 +25,7 @@ LOG = "projects.bevformer.files"
 def fresh(monkeypatch, caplog):
     monkeypatch.setattr(files, "_cleaned", set())
     monkeypatch.setattr(files, "_said", set())
+    monkeypatch.setattr(logging.getLogger(LOG), "propagate", True)  # runs set it to False
     caplog.set_level(logging.INFO, LOG)
 
 
@@ -133,7 +134,10 @@ def test_following_leaves_other_files_alone(tmp_path):
 @pytest.mark.parametrize(
     ("number", "message"),
     [
-        (errno.ENOSPC, r"\(No space left on device\): the file needs at least 3\.0 MiB, free in .*: \d"),
+        (
+            errno.ENOSPC,
+            r"\(No space left on device\): the file needs at least 3\.0 MiB, free in .*: \d",
+        ),
         (errno.EDQUOT, r"\(Disk quota exceeded\): the file needs at least 3\.0 MiB"),
         (errno.EROFS, r"\(Read-only file system\): write to another folder"),
         (errno.EACCES, r"\(Permission denied\): .* change the permissions"),
@@ -191,7 +195,9 @@ def test_a_full_disk_is_named_and_keeps_the_earlier_file(tmp_path, monkeypatch, 
     path = tmp_path / "a.pth"
     path.write_text("old")
     full_disk(monkeypatch)
-    with pytest.raises(OSError, match=r"a\.pth cannot be written \(No space left on device\)") as caught:
+    with pytest.raises(
+        OSError, match=r"a\.pth cannot be written \(No space left on device\)"
+    ) as caught:
         write(path)
     assert caught.value.errno == errno.ENOSPC
     assert path.read_text() == "old"

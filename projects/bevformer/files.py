@@ -99,8 +99,8 @@ def remove_left_over(folder: str | Path) -> None:
 
 
 def mib(size_bytes: float) -> str:
-    """A size for messages, such as `12.3 MiB`."""
-    return f"{size_bytes / 2**20:.1f} MiB"
+    """A size for messages, such as `12.3 MiB` or `512 bytes`."""
+    return f"{size_bytes / 2**20:.1f} MiB" if size_bytes >= 2**16 else f"{size_bytes:.0f} bytes"
 
 
 def free_bytes(folder: str | Path) -> int | None:
