@@ -117,13 +117,13 @@ def check_training_state(checkpoint: Mapping[str, Any], path: str | Path) -> Non
         ValueError: a part is of another kind than it must be, or there is no training state.
     """
     meta = checkpoint["meta"]
-    lacking = [name for name in ("epoch", "iter") if name not in meta]
-    lacking += [] if "optimizer" in checkpoint else ["optimizer"]
-    if lacking:
+    lacks_progress = "epoch" not in meta or "iter" not in meta
+    if lacks_progress or "optimizer" not in checkpoint:
+        what = "training state" if lacks_progress else "optimizer state"
         raise ValueError(
-            f"checkpoint {path} cannot be resumed: it has no {', '.join(lacking)}, as a published file or "
-            "one saved with checkpoint_config.save_optimizer=False; start from its weights instead of "
-            "resuming (--cfg-options load_from=FILE)"
+            f"checkpoint {path} holds no {what}, so it cannot be resumed: it is published, or was saved "
+            "with checkpoint_config.save_optimizer=False; start from its weights instead (--cfg-options "
+            "load_from=FILE)"
         )
     _check_optimizer(checkpoint["optimizer"], path)
     if "raw_weights" in checkpoint:

@@ -138,6 +138,16 @@ def other_classes(checkpoint: dict, path: str | Path, owner: Any) -> str | None:
     )
 
 
+def check_same_classes(checkpoint: dict, path: str | Path, detector: nn.Module) -> None:
+    """Raise ValueError if a checkpoint that is resumed is of other classes, or another order."""
+    difference = other_classes(checkpoint, path, detector)
+    if difference is not None:
+        raise ValueError(
+            f"{difference}: a run is resumed with its own classes; set them back, or start a new run from "
+            "the weights (--cfg-options load_from=FILE load_from_other_classes=True)"
+        )
+
+
 def check_start(
     checkpoint: dict, path: str | Path, cfg: Config, detector: nn.Module, logger: logging.Logger
 ) -> None:
