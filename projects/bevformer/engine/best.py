@@ -9,6 +9,7 @@ from pathlib import Path
 from mmcv.runner import BaseRunner
 
 from projects.bevformer.engine.checkpoint import load_checkpoint
+from projects.bevformer.messages import file_name
 
 
 class BestCheckpoint:
@@ -30,7 +31,7 @@ class BestCheckpoint:
         if rule not in ("greater", "less"):
             raise ValueError(f"evaluation.rule is {rule!r}: it must be 'greater' or 'less'")
         self.metric, self.sign = metric, 1 if rule == "greater" else -1
-        self.prefix = f"best_{metric.replace('/', '_')}"
+        self.prefix = file_name(f"best_{metric.replace('/', '_')}")
         self.score: float | None = None
         self.file: Path | None = None  # in the work dir
 
