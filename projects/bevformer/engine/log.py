@@ -11,6 +11,7 @@ from mmcv.utils import get_logger
 from tqdm import tqdm
 
 from projects.bevformer.engine.distributed import get_rank
+from projects.bevformer.messages import printable
 
 _FILE_ONLY = {"file_only": True}
 _MMCV_LISTS = "Hooks will be executed"  # a list of forty lines
@@ -31,6 +32,7 @@ def get_run_logger(log_file: str | Path | None = None, level: str = "INFO") -> l
     console = next(h for h in logger.handlers if type(h) is logging.StreamHandler)
     console.addFilter(_is_for_console)
     console.setLevel(level)
+    console.setFormatter(_Printable(console.formatter._fmt))
     if log_file is not None and get_rank() == 0:
         file_handler = logging.FileHandler(str(log_file), "w")
         file_handler.setFormatter(console.formatter)
@@ -43,6 +45,13 @@ def get_run_logger(log_file: str | Path | None = None, level: str = "INFO") -> l
     ops_logger.handlers, ops_logger.propagate = logger.handlers, False
     ops_logger.setLevel(logger.level)
     return logger
+
+
+class _Printable(logging.Formatter):
+    """Escapes control characters, which names in files may have; line ends stay."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), keep="\n\t")
 
 
 def log_to_file(logger: logging.Logger, message: str, *args: object) -> None:
