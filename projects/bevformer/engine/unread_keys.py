@@ -25,7 +25,7 @@ _SECTIONS = (
     *("custom_hooks", "runner", "auto_scale_lr"),
 )
 # Sections that name no class, and the one that reads them.
-_READERS = {
+READERS = {
     "optimizer_config": "OptimizerHook",
     "checkpoint_config": "CheckpointHook",
     "evaluation": TemporalEvalHook,
@@ -102,7 +102,7 @@ def unread_keys(cfg: Any) -> Iterator[tuple[str, str]]:
         place = section
         if section == "train_cfg":
             place = f"{(cfg.get('model') or {}).get('type')}.train_cfg"
-        yield from _unread(cfg.get(section), section, place, _READERS.get(section))
+        yield from _unread(cfg.get(section), section, place, READERS.get(section))
 
 
 def _unread(
@@ -113,7 +113,7 @@ def _unread(
             yield from _unread(item, f"{path}.{i}", f"{place}.{i}")
     if not isinstance(value, dict):
         return
-    name = value.get("type", _hook_of_policy(value, path) or reader)
+    name = value.get("type", hook_of_policy(value, path) or reader)
     classes = [name] if inspect.isclass(name) else registered(name) if name else []
     title = getattr(name, "__name__", name) or path
     patterns = [
@@ -144,7 +144,7 @@ def _keys(pattern: str) -> Sequence[str]:
     return [*names, *WITHOUT_EFFECT.get(pattern, ())]
 
 
-def _hook_of_policy(section: dict, path: str) -> str | None:
+def hook_of_policy(section: dict, path: str) -> str | None:
     """The hook that mmcv makes of a `policy`; it completes names in lower case."""
     policy = section.get("policy")
     if path not in ("lr_config", "momentum_config") or not isinstance(policy, str):
