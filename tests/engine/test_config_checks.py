@@ -241,8 +241,8 @@ def test_keys_of_the_original_without_effect_pass(name, changes):
         (TINY, {"runner.max_epochs": 0}, r"^runner\.max_epochs is 0: "),
         (TINY, {"data.train.classes": ["car", "car"]}, r"classes is \['car', 'car'\]: .*each once"),
         (TINY, {"data.train.classes": []}, r"^data\.train\.classes is \[\]: "),
-        (TINY, {"custom_hooks": ["{type: EMAHook}"]}, "^custom_hooks has '{type: EMAHook}': it must be"),
-        (TINY, {"log_config.hooks": ["Text"]}, r"^log_config\.hooks has 'Text': it must be a list of dicts"),
+        (TINY, {"custom_hooks": ["{type: EMAHook}"]}, r"^custom_hooks is \['{type: EMAHook}'\]: it must be"),
+        (TINY, {"log_config.hooks": ["Text"]}, r"^log_config\.hooks is \['Text'\]: it must be a list of dicts"),
     ],
 )  # fmt: skip
 def test_values_that_contradict_each_other_are_refused(name, changes, says):

@@ -80,9 +80,10 @@ def check_sections(cfg: Config, names: Iterable[str]) -> None:
 
 def config_problems(cfg: Config) -> list[tuple[str, str]]:
     """What `check_config` refuses: pairs of a dotted key and what is wrong with it."""
-    values = list(_all_values(cfg))
-    senseless = list(_senseless(values))
-    return senseless or [*unread_keys(cfg), *_contradictions(cfg, values)]
+    values, unread = list(_all_values(cfg)), list(unread_keys(cfg))
+    senseless = [found for found in _senseless(values) if found[0] not in dict(unread)]
+    # Values of a wrong kind cannot be compared.
+    return [*unread, *senseless, *(() if senseless else _contradictions(cfg, values))]
 
 
 class _Value(NamedTuple):
@@ -113,6 +114,8 @@ def _all_values(cfg: Config) -> Iterator[_Value]:
         if key in SECTIONS and isinstance(value, dict) and (key != "model" or _is_known(value)):
             reader = READERS.get(key) or hook_of_policy(value, key) or ""
             yield from _values(value, key, getattr(reader, "__name__", reader))
+        elif key == "custom_hooks":
+            yield from _values(value, key)
 
 
 def _is_known(model: Mapping[str, Any]) -> bool:
@@ -138,7 +141,6 @@ def _contradictions(cfg: Config, values: Sequence[_Value]) -> Iterator[tuple[str
         yield from _two_starts(model)
         yield from _overruled_dropout(values)
         yield from _more_boxes_than_scores(values)
-    yield from _bad_lists(cfg, values)
     groups = [[v for key in group for v in _matching(values, key)] for group in _EQUAL]
     for group in [*groups, _levels(values)]:
         number = [sum(other.value == one.value for other in group) for one in group]
@@ -207,22 +209,6 @@ def _more_boxes_than_scores(values: Sequence[_Value]) -> Iterator[tuple[str, str
     if boxes and queries and classes and boxes.value > queries.value * classes.value:
         scores = f"{queries.value} queries x {classes.value} classes"
         yield boxes.key, f"is {boxes}, more than the scores of a frame, {scores}: lower it"
-
-
-def _bad_lists(cfg: Config, values: Sequence[_Value]) -> Iterator[tuple[str, str]]:
-    for one in _matching(values, "data.*.classes:?*"):
-        names = one.value if isinstance(one.value, tuple) else ()
-        if not names or not all(isinstance(n, str) for n in names) or len(set(names)) < len(names):
-            yield one.key, f"is {one}: it must be a list of names, each once"
-    hooks = {"custom_hooks": cfg.get("custom_hooks")}
-    hooks["log_config.hooks"] = (cfg.get("log_config") or {}).get("hooks")
-    for key, items in hooks.items():
-        for item in items if isinstance(items, list) else [items] if items else []:
-            if isinstance(item, str) or (isinstance(item, dict) and "type" not in item):
-                yield (
-                    key,
-                    f"has {item!r}: it must be a list of dicts with a `type`, in a config file",
-                )
 
 
 def _levels(values: Sequence[_Value]) -> list[_Value]:

@@ -82,7 +82,7 @@ WITHOUT_EFFECT: dict[str, Sequence[str]] = {
         for name in _OUR_DETECTORS
     },
 }
-_KNOWN_PACKAGES = ("projects.bevformer.", "mmcv.", "mmdet.", "mmdet3d.", "mmseg.", "torch.")
+KNOWN_PACKAGES = ("projects.bevformer.", "mmcv.", "mmdet.", "mmdet3d.", "mmseg.", "torch.")
 
 
 def unread_keys(cfg: Any) -> Iterator[tuple[str, str]]:
@@ -101,7 +101,8 @@ def unread_keys(cfg: Any) -> Iterator[tuple[str, str]]:
     for section in _SECTIONS:
         place = section
         if section == "train_cfg":
-            place = f"{(cfg.get('model') or {}).get('type')}.train_cfg"
+            model = cfg.get("model")
+            place = f"{model.get('type') if isinstance(model, dict) else ''}.train_cfg"
         yield from _unread(cfg.get(section), section, place, READERS.get(section))
 
 
@@ -126,7 +127,7 @@ def _unread(
         arguments = [arguments_of(one) for one in classes]
         known = {"type", *(known or ()), *set().union(*(taken or () for taken in arguments))}
         known = None if None in arguments else known
-        own = not any(one.__module__.startswith(_KNOWN_PACKAGES) for one in classes)
+        own = not any(one.__module__.startswith(KNOWN_PACKAGES) for one in classes)
         place = "" if own else str(title)
     ignored = {key for one in classes for key in getattr(one, "__published__", ())}
     for key, item in value.items():

@@ -9,9 +9,10 @@ from fnmatch import fnmatchcase
 from numbers import Integral, Real
 from typing import Any, Callable, Sequence
 
-from projects.bevformer.engine.config_keys import registered
+from mmcv.runner import Hook
 
-_KNOWN = ("projects.bevformer.", "mmcv.", "mmdet.", "mmdet3d.", "torch.")
+from projects.bevformer.engine.config_keys import SECTIONS, registered
+from projects.bevformer.engine.unread_keys import KNOWN_PACKAGES
 
 
 def is_whole(value: Any) -> bool:
@@ -48,6 +49,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], Sequence[str]]] = {
         _is_count,
         (
             *(f"{_HEAD}.{name}" for name in ("bev_h", "bev_w", "num_query", "bbox_coder.max_num")),
+            "?model.*.num_classes",
             *(f"{_HEAD}.*.{name}" for name in ("embed_dims", "num_heads", "num_points", "num_layers")),
             *(f"{_HEAD}.*.{name}" for name in ("num_points_in_pillar", "num_feats", "*_num_embed")),
             *("?model.*.feedforward_channels", "model.*.base_channels", "model.img_neck.in_channels.*"),
@@ -62,7 +64,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], Sequence[str]]] = {
         lambda value: is_whole(value) and value >= 0,
         (
             *("data.workers_per_gpu", "data.train_dataloader.workers_per_gpu", "opencv_num_threads"),
-            *("lr_config.warmup_iters", "?evaluation.start"),
+            *("lr_config.warmup_iters", "?evaluation.start", "model.img_backbone.out_indices.*"),
         ),
     ),
     "a positive number": (
@@ -95,19 +97,21 @@ _RULES: dict[str, tuple[Callable[[Any], bool], Sequence[str]]] = {
         lambda value: isinstance(value, bool),
         (
             *("find_unused_parameters", "channels_last", "cudnn_benchmark", "broadcast_buffers"),
-            *("?tf32", "data.*persistent_workers", "model.*.requires_grad"),
+            *("?tf32", "data.*persistent_workers", "model.*.requires_grad", "data.*.modality.*"),
+            *("auto_scale_lr.enable", "custom_imports.allow_failed_imports"),
         ),
     ),
     "a dict": (
         lambda value: isinstance(value, dict),
         (
-            *("?model", "?data", "data.val", "data.test", "?data.train_dataloader", "?data.*_sampler"),
+            *(*(f"?{section}" for section in sorted(SECTIONS)), "data.val", "data.test"),
+            *("?data.train_dataloader", "?data.*_sampler", "?data.*.modality", "data.*.benchmark.classes"),
             *("?model.img_backbone", "?model.img_neck", "?model.pts_bbox_head", "?model.*_preprocessor"),
             *("?model.*.transformer", "model.*.encoder", "?model.*.decoder", "model.*.bbox_coder"),
             *("model.*.transformerlayers", "model.*.deformable_attention", "?model.*.positional_encoding"),
             *("?model.*.loss_cls", "?model.*.loss_bbox", "?model.*.loss_iou", "?model.*_cost"),
             *("model.*.assigner", "?optimizer.paramwise_cfg", "optimizer.paramwise_cfg.custom_keys"),
-            "?optimizer_config.grad_clip",
+            *("?model.train_cfg", "?model.train_cfg.pts", "?optimizer_config.grad_clip"),
         ),
     ),
     "the name of a type": (lambda value: isinstance(value, str) and bool(value), ("runner.type",)),
@@ -121,11 +125,31 @@ _RULES: dict[str, tuple[Callable[[Any], bool], Sequence[str]]] = {
         and all(isinstance(step, dict) and isinstance(step.get("type"), str) for step in value),
         ("data.*.pipeline", "data.*.transforms"),
     ),
-    "a list of names": (
+    "a list of names, each once": (
         lambda value: isinstance(value, tuple)
         and len(value) > 0
-        and all(isinstance(name, str) for name in value),
-        ("data.*.keys",),
+        and all(isinstance(name, str) for name in value)
+        and len(set(value)) == len(value),
+        ("data.*.keys", "?data.*.classes", "?data.*.class_names"),
+    ),
+    "a list of dicts with a `type`, in a config file": (
+        lambda value: all(
+            "type" in hook if isinstance(hook, dict) else isinstance(hook, Hook)
+            for hook in (value if isinstance(value, tuple) else [value])
+        ),
+        ("log_config.hooks", "?custom_hooks"),
+    ),
+    "True, False, 'on_input', 'on_lateral' or 'on_output'": (
+        lambda value: value in (True, False, "on_input", "on_lateral", "on_output"),
+        ("model.*.add_extra_convs",),
+    ),
+    "a positive number or 'inf'": (
+        lambda value: value in ("inf", math.inf) or (is_number(value) and value > 0),
+        ("optimizer_config.grad_clip.norm_type",),
+    ),
+    "a positive number or 'dynamic'": (
+        lambda value: value == "dynamic" or isinstance(value, dict) or (is_number(value) and value > 0),
+        ("fp16.loss_scale",),
     ),
     "a list such as [('train', 1)]: `evaluation` validates": (_is_workflow, ("?workflow",)),
 }  # fmt: skip
@@ -166,7 +190,7 @@ def _defaults(reader: str) -> dict[str, Any]:
     """Argument -> default, of the classes that a config can name so, and of their bases."""
     defaults = {}
     for base in (base for cls in registered(reader) for base in reversed(cls.__mro__)):
-        known = f"{base.__module__}.".startswith(_KNOWN)  # of others nothing is certain
+        known = f"{base.__module__}.".startswith(KNOWN_PACKAGES)  # of others nothing is certain
         if "__init__" in vars(base):
             for name, parameter in inspect.signature(base.__init__).parameters.items():
                 defaults[name] = parameter.default if known else None
