@@ -8,7 +8,6 @@ python tools/create_data.py nuscenes --root-path ./data/nuscenes --out-dir ./dat
 import argparse
 import contextlib
 import os
-import os.path as osp
 import signal
 import sys
 import tempfile
