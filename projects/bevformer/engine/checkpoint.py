@@ -19,8 +19,9 @@ from torch import nn
 from projects.bevformer.engine.download import download
 from projects.bevformer.engine.optimizer import saved_state
 from projects.bevformer.engine.weight_fit import WeightFit, by_prefix, some_of
-from projects.bevformer.io import atomic_write, load_torch_file
+from projects.bevformer.io import atomic_write
 from projects.bevformer.nuscenes.spec import CAMERAS
+from projects.bevformer.weight_files import load_weight_file, safetensors_bytes
 
 _PUBLISHED_META = (
     "CLASSES",
@@ -100,7 +101,9 @@ def _write(path: Path, checkpoint: dict) -> None:
         torch.save(checkpoint, file)
 
 
-def publish_weights(source: str | Path, target: str | Path, half: bool = False) -> None:
+def publish_weights(
+    source: str | Path, target: str | Path, half: bool = False, safetensors: bool = False
+) -> None:
     """Write the weights of a checkpoint without what only a training run needs.
 
     The optimizer state and the raw weights of an averaged checkpoint are dropped; of the meta data the
@@ -108,15 +111,21 @@ def publish_weights(source: str | Path, target: str | Path, half: bool = False) 
 
     Args:
         source: a training checkpoint.
-        target: the file to write; its folder exists.
+        target: the file to write; its folder is made.
         half: store matrices and kernels as float16. Models load them into their own dtype.
             Vectors (biases, BatchNorm statistics) stay float32: they are small, and their range
             is not.
+        safetensors: write this format; a target that ends in .safetensors is of it in any case.
 
     Raises:
-        FileNotFoundError, ValueError: see `load_checkpoint`.
+        FileNotFoundError, ValueError: see `load_checkpoint`; or the target is the source or a folder.
         OSError: see `save_checkpoint`.
     """
+    target, file = Path(target).expanduser(), Path(source).expanduser()
+    if target.is_dir():
+        raise ValueError(f"{target} is a folder: name a file in it, such as {target / file.name}")
+    if target.exists() and file.exists() and target.samefile(file):
+        raise ValueError(f"{target} is the checkpoint {source} itself: write to another file")
     checkpoint = load_checkpoint(source)
     weights = checkpoint["state_dict"]
     for name, value in weights.items():
@@ -125,7 +134,12 @@ def publish_weights(source: str | Path, target: str | Path, half: bool = False) 
             value.half() if half and value.is_floating_point() and value.ndim > 1 else value
         )
     meta = {key: checkpoint["meta"][key] for key in _PUBLISHED_META if key in checkpoint["meta"]}
-    _write(Path(target), {"meta": to_plain(meta), "state_dict": weights})
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if safetensors or target.suffix == ".safetensors":
+        with atomic_write(str(target), "wb") as file:
+            file.write(safetensors_bytes(weights, to_plain(meta)))
+    else:
+        _write(target, {"meta": to_plain(meta), "state_dict": weights})
 
 
 def point_latest_at(path: str | Path) -> None:
@@ -153,7 +167,7 @@ def load_checkpoint(path: str | Path) -> dict:
         FileNotFoundError: no such file.
         ValueError: unreadable, unsafe, or no weights inside.
     """
-    checkpoint = download(str(path)) if "://" in str(path) else load_torch_file(path)
+    checkpoint = download(str(path)) if "://" in str(path) else load_weight_file(path)
     if not isinstance(checkpoint, dict):
         raise ValueError(
             f"checkpoint {path} holds a {type(checkpoint).__name__}, not a dict of weights"
