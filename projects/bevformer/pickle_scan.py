@@ -7,15 +7,16 @@ follows stack and memo with the depth of each object in place of the object.
 
 from __future__ import annotations
 
+import functools
 import pickletools
 from typing import Any
 
 import numpy as np
 
 MAX_DEPTH = 64  # info files have 8 levels, checkpoints 6
-BYTES_PER_BYTE = 32  # what objects take in memory; honest files have 5 to 15
+BYTES_PER_BYTE = 16  # what objects take in memory; info files have 2 to 4, checkpoints 10
 FREE_BYTES = 64 * 2**20  # for small files
-_SMALL = 2**20  # up to here Python scans faster than numba loads
+_SMALL = 2**18  # up to here Python scans faster than numba loads
 
 _LINE, _LINES, _COUNTED_1, _COUNTED_4, _COUNTED_8, _REFUSED = -1, -2, -3, -4, -5, -6
 _GOOD, _CUT, _MALFORMED, _DEEP, _MEMO = range(5)
@@ -171,6 +172,15 @@ def _scan(data, tables, stack, marks, memo):  # type: ignore[no-untyped-def]
     return _CUT, position, cost
 
 
+@functools.lru_cache(maxsize=None)
+def _compiled_scan() -> Any:
+    try:
+        from projects.bevformer.jit import jit
+    except ImportError:  # without numba it takes a minute for an info file
+        return _scan
+    return jit(_scan)
+
+
 def scan_pickle(content: Any, start: int = 0) -> int:
     """Check the pickle that begins at a position, without making any of its objects.
 
@@ -190,15 +200,9 @@ def scan_pickle(content: Any, start: int = 0) -> int:
     scratch: Any = [[0] * (len(data) + 3) for _ in range(3)]
     problem, end, cost = _scan(data, _TABLES, *scratch)
     if problem == _CUT and len(whole) > len(data):
-        try:
-            from projects.bevformer.jit import jit
-
-            scan = jit(_scan)
-        except ImportError:  # without numba it takes a minute for an info file
-            scan = _scan
         tables = tuple(np.array(table, np.int64) for table in _TABLES)
         scratch = [np.zeros(len(whole) + 3, np.int32) for _ in range(3)]
-        problem, end, cost = scan(whole, tables, *scratch)
+        problem, end, cost = _compiled_scan()(whole, tables, *scratch)
     if problem:
         raise ValueError(_PROBLEMS[problem])
     if cost > FREE_BYTES + BYTES_PER_BYTE * end:

@@ -6,7 +6,6 @@ Imports NumPy only, so that the doctor can use it in a broken installation.
 from __future__ import annotations
 
 import io
-import math
 import pickle
 import re
 from collections import OrderedDict
@@ -42,13 +41,14 @@ class Stand:
 class _Dtype:
     """Takes the place of a numpy.dtype, whose own `__setstate__` trusts what it is given."""
 
-    __slots__ = ("value",)
+    __slots__ = ("value", "native")
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, code: Any) -> None:
         if not isinstance(code, str) or not _CODE.fullmatch(code):
             raise pickle.UnpicklingError(f"numpy.dtype of {code!r}")
         self.value = np.dtype(code)
+        self.native = self.value.newbyteorder("=")
         if not self.value.itemsize:
             raise pickle.UnpicklingError(f"numpy.dtype of {code!r}")
 
@@ -80,13 +80,11 @@ def _array(content: Any, dtype: Any, shape: Any, order: str = "C") -> np.ndarray
         for index, item in enumerate(content):
             array[index] = item
     else:
-        array = np.frombuffer(content, dtype.value)
-        array = array.astype(dtype.value.newbyteorder("="))
+        array = np.frombuffer(content, dtype.value).astype(dtype.native)  # a copy
         if array.dtype.kind == "U" and array.size and array.view(np.uint32).max() > 0x10FFFF:
             raise pickle.UnpicklingError("an array of text with characters that do not exist")
-    sizes = all(type(size) is int and size >= 0 for size in shape)
-    if not sizes or math.prod(shape) != array.size:
-        raise pickle.UnpicklingError(f"an array of {array.size} values and shape {shape}")
+    if min(shape, default=0) < 0:  # which `reshape` would compute
+        raise pickle.UnpicklingError(f"an array of shape {shape}")
     return array.reshape(shape, order=order)  # type: ignore[call-overload, no-any-return]
 
 
