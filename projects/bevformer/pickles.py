@@ -170,7 +170,9 @@ class _Finisher:
     def finish(self, value: Any, depth: int = 0) -> Any:
         kind = type(value)
         if kind in (_Array, _Dtype):
-            value = value.value  # AttributeError: an array without content
+            if not hasattr(value, "value"):
+                raise pickle.UnpicklingError("it has an array without content")
+            value = value.value
             kind = type(value)
         if depth > MAX_DEPTH:
             raise pickle.UnpicklingError(f"values are nested more than {MAX_DEPTH} deep")

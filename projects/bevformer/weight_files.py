@@ -11,6 +11,7 @@ import json
 import math
 import os
 import os.path as osp
+import re
 import zipfile
 from typing import IO, Any, Callable, Mapping, NamedTuple
 
@@ -293,6 +294,8 @@ def load_weight_file(path: str | os.PathLike[str]) -> Any:
                 return _read_zip(file, osp.getsize(path))
         if start[8:9] == b"{":
             return _read_safetensors(path)
+        if not start:
+            raise ValueError("it is empty")
         if start[257:262] == b"ustar":
             raise ValueError("it is a tar archive of torch < 0.4")
         return _read_legacy(np.memmap(path, np.uint8, "r"))
@@ -304,7 +307,9 @@ def load_weight_file(path: str | os.PathLike[str]) -> Any:
 
 def _reason(error: Exception) -> str:
     foreign = foreign_global(error)
-    if foreign is not None and foreign.startswith("torch.") and "jit" not in foreign:
+    if foreign is not None and re.match(
+        r"torch\._utils\.|torch\.\w+Storage|torch\.storage", foreign
+    ):
         return (
             f"holds {foreign}: only dense tensors of real numbers are read, no sparse, quantized or "
             "complex ones; save it again with such tensors"

@@ -175,7 +175,8 @@ def load_checkpoint(path: str | Path) -> dict:
     state = checkpoint
     while any(isinstance(state.get(key), dict) for key in _CONTAINERS):
         state = next(state[key] for key in _CONTAINERS if isinstance(state.get(key), dict))
-    if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    named = (isinstance(name, str) and isinstance(state[name], torch.Tensor) for name in state)
+    if not state or not all(named):
         raise ValueError(
             f"checkpoint {path} has no state_dict of tensors, its keys are "
             f"{some_of(map(str, state))}: is it a model checkpoint?"
