@@ -66,6 +66,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer | None = None,
     meta: dict | None = None,
     raw_weights: dict[str, torch.Tensor] | None = None,
+    run_state: dict | None = None,
 ) -> None:
     """Write a checkpoint atomically.
 
@@ -75,6 +76,7 @@ def save_checkpoint(
         optimizer: saved with its state if given.
         meta: dict of plain values.
         raw_weights: `state_dict` with which training goes on, where `detector` has an average.
+        run_state: further entries of the file, tensors and plain values.
 
     Raises:
         TypeError: meta holds other objects.
@@ -93,6 +95,7 @@ def save_checkpoint(
         checkpoint["optimizer"] = saved_state(optimizer, detector)
     if raw_weights is not None:
         checkpoint["raw_weights"] = raw_weights
+    checkpoint.update(run_state or {})
     check_finite(checkpoint, f"checkpoint {path} is not written")
     _write(path, checkpoint)
 

@@ -50,7 +50,7 @@ _META: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("CLASSES", "CAMERAS"), _NAMES),
     **dict.fromkeys(("epoch", "iter", "iter_in_epoch"), _COUNT),
     **dict.fromkeys(("world_size", "total_batch"), _POSITIVE),
-    **dict.fromkeys(("hook_msgs", "hooks", "grad_scaler", "trained_with"), _DICT),
+    **dict.fromkeys(("hook_msgs", "hooks", "grad_scaler", "trained_with", "log_buffer"), _DICT),
     **dict.fromkeys(("config", "run", "evaluation_due", "exp_name", "env_info", "time"), _TEXT),
     **dict.fromkeys(("mmcv_version", "mmdet_version", "mmdet3d_version", "interrupted"), _TEXT),
     "seed": (_is_number, "a number"),

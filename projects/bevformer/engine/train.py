@@ -95,10 +95,6 @@ def train(
             "project, others are not used; what a run does besides is the place of custom_hooks"
         )
     workflow = [tuple(phase) for phase in cfg.get("workflow") or [("train", 1)]]
-    if [phase for phase, _ in workflow] != ["train"]:
-        raise ValueError(
-            f"workflow {workflow}: only ('train', N) is supported, `evaluation` validates"
-        )
 
     seed = choose_seed(seed)
     set_seed(seed + get_rank() if diff_seed else seed, deterministic)
