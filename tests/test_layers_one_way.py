@@ -11,7 +11,7 @@ PACKAGE = ROOT / "projects" / "bevformer"
 NAME = "projects.bevformer"
 
 # Modules next to the packages that everyone but geometry and ops may import.
-COMMON = {"geometry", "transfer", "compat", "jit", "io", "messages", "published"}
+COMMON = {"geometry", "transfer", "compat", "files", "jit", "io", "messages", "published"}
 
 ALLOWED = {
     "geometry": {"transfer"},
@@ -26,6 +26,7 @@ ALLOWED = {
     "plugin.py": {"model", "datasets"},
     "transfer.py": set(),
     "compat.py": set(),
+    "files.py": set(),
     "jit.py": set(),
     "io.py": set(),
     "messages.py": set(),

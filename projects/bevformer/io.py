@@ -1,4 +1,4 @@
-"""Files: pickles and checkpoints read as data, paths of a data set, damaged images, atomic writes.
+"""Files: pickles and checkpoints read as data, paths of a data set, damaged images.
 
 Imports NumPy only (torch where a checkpoint is read), so that the doctor can use it in a broken
 installation.
@@ -6,7 +6,6 @@ installation.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import os.path as osp
@@ -14,7 +13,7 @@ import pickle
 import re
 from collections import OrderedDict
 from types import SimpleNamespace
-from typing import IO, Any, Callable, Iterator, Mapping
+from typing import IO, Any, Callable, Mapping
 
 import numpy as np
 
@@ -298,29 +297,3 @@ def read_image(path: str, flags: int = -1) -> np.ndarray:
         return decode_image(content, flags)
     except ValueError as error:
         raise ValueError(f"camera image {path} {error}: unpack or download it again") from None
-
-
-@contextlib.contextmanager
-def atomic_write(path: str, mode: str = "w") -> Iterator[IO[Any]]:
-    """Write to a temporary file in the same folder and rename it to `path` on success.
-
-    After an error `path` is as it was before, and no temporary file is left.
-    """
-    folder, name = osp.split(str(path))
-    temporary = osp.join(folder, f".{name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, mode) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.remove(temporary)
-        raise
-    # The rename itself survives a power failure once the folder is synced too.
-    handle = os.open(folder or ".", os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

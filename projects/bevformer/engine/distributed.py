@@ -6,7 +6,7 @@ import datetime
 import os
 import subprocess
 import time
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -148,6 +148,42 @@ def all_gather(obj: Any) -> list:
 def broadcast(obj: Any) -> Any:
     """Rank 0's object, on every rank."""
     return all_gather(obj)[0]
+
+
+class FirstRankError(OSError):
+    """Rank 0 met an error, which it reports itself."""
+
+
+def on_first_rank(work: Callable[[], Any]) -> Any:
+    """Call a function on rank 0 while the others wait.
+
+    Returns:
+        What it returned, on every rank.
+
+    Raises:
+        OSError, ValueError: what it raised, on rank 0; FirstRankError on the others.
+    """
+    result, error = None, None
+    if get_rank() == 0:
+        try:
+            result = work()
+        except (OSError, ValueError) as caught:
+            error = caught
+    result, text = broadcast((result, None if error is None else str(error)))
+    if error is not None:
+        raise error
+    if text is not None:
+        raise FirstRankError(text)
+    return result
+
+
+def average_buffers(module: nn.Module) -> None:
+    """Set the floating-point buffers (BatchNorm statistics) of all ranks to their mean."""
+    if is_distributed():
+        for buffer in module.buffers():
+            if buffer.is_floating_point():
+                dist.all_reduce(buffer)
+                buffer /= get_world_size()
 
 
 def broadcast_buffers(module: nn.Module) -> None:

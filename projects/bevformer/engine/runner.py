@@ -15,8 +15,11 @@ from projects.bevformer.engine.checkpoint import (
     point_latest_at,
     save_checkpoint,
 )
+from projects.bevformer.engine.checkpoint_checks import check_training_state
+from projects.bevformer.engine.distributed import on_first_rank
 from projects.bevformer.engine.ema import AverageHook
 from projects.bevformer.engine.optimizer import changed_options, fit_saved_state, match_layouts
+from projects.bevformer.engine.provenance import check_same_classes
 from projects.bevformer.engine.resume import read_on_all_ranks
 from projects.bevformer.published import published
 
@@ -107,6 +110,10 @@ class _SafeCheckpoints:
         if create_symlink:
             point_latest_at(path)
 
+    def save_on_all_ranks(self, out_dir, filename_tmpl=None, **options):
+        """`save_checkpoint`, called on all ranks; what it raises on rank 0 ends all of them."""
+        on_first_rank(lambda: self.save_checkpoint(out_dir, filename_tmpl, **options))
+
     def load_checkpoint(self, filename, map_location="cpu", strict=False, revise_keys=None):
         """Start from the weights of a file; missing ones keep their initial values (reported)."""
         checkpoint = read_on_all_ranks(load_checkpoint, filename, self.logger)
@@ -124,12 +131,9 @@ class _SafeCheckpoints:
         """
         path = checkpoint
         checkpoint = read_on_all_ranks(load_checkpoint, path, self.logger)
+        check_training_state(checkpoint, path)
+        check_same_classes(checkpoint, path, self.model.module)
         meta = checkpoint["meta"]
-        if "epoch" not in meta or "iter" not in meta:
-            raise ValueError(
-                f"checkpoint {path} holds no training state: start from its weights with "
-                "`--cfg-options load_from=...` instead of resuming"
-            )
         self._resume_weights(checkpoint, path)
         if resume_optimizer:
             self._resume_optimizer(checkpoint, path)
@@ -163,8 +167,6 @@ class _SafeCheckpoints:
 
     def _resume_optimizer(self, checkpoint, path):
         """Load the state of the optimizer; its options stay those of the config."""
-        if "optimizer" not in checkpoint:
-            raise ValueError(f"checkpoint {path} has no optimizer state, so it cannot be resumed")
         saved, parameters = checkpoint["optimizer"], self.model.module.named_parameters()
         try:
             state = fit_saved_state(saved, self.optimizer, parameters)
@@ -182,13 +184,12 @@ class _SafeCheckpoints:
 
     def _resume_progress(self, meta, path):
         """Go on at the number of iterations of this run that have seen as many samples."""
-        self._epoch, self._iter = int(meta["epoch"]), int(meta["iter"])
+        self._epoch, self._iter = meta["epoch"], meta["iter"]
         done = self._iter
         if self.batch is not None:
             samples = self.batch // self.world_size
-            batch = meta.get("total_batch") or samples * int(
-                meta.get("world_size", self.world_size)
-            )
+            processes = meta.get("world_size") or self.world_size
+            batch = meta.get("total_batch") or samples * processes
             self._go_to(done * batch // self.batch, meta)
         if self.counts_epochs and meta.get("iter_in_epoch"):
             self.logger.warning(

@@ -9,7 +9,6 @@ import textwrap
 from fnmatch import fnmatchcase
 from typing import Any, Callable, Iterator, NamedTuple, Sequence
 
-from mmcv.runner import CheckpointHook
 from torch.nn.utils import clip_grad_norm_
 
 from projects.bevformer.engine.config_keys import registered
@@ -166,8 +165,6 @@ def arguments_of(function: Callable | None) -> frozenset[str] | None:
     """
     if function is None:
         return None
-    if function is CheckpointHook:  # the runner reads the others
-        return frozenset((*_explicit(function)[0], "meta", "filename_tmpl", "create_symlink"))
     names: set[str] = set()
     taken: set[str] = set()  # arguments that a class itself gives to its base
     for cls, build in _constructors(function):
