@@ -1,6 +1,5 @@
-"""Hooks of a training run: stop at a loss that is not finite, warn about slow data, evaluate."""
+"""Hooks of a training run: warn about slow data, evaluate."""
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional, Sequence, Union
@@ -9,10 +8,8 @@ import torch
 from mmcv.runner import HOOKS, Hook, LoggerHook
 
 from projects.bevformer.datasets.evaluators import BOXES
-from projects.bevformer.engine.batch import train_sample_tokens
 from projects.bevformer.engine.best import BestCheckpoint, lost_evaluation
 from projects.bevformer.engine.distributed import (
-    all_gather,
     broadcast,
     broadcast_buffers,
     get_rank,
@@ -29,29 +26,6 @@ _RULES = {
     **dict.fromkeys(("NDS", "mAP", "mAP_own"), "greater"),
     **dict.fromkeys(TP_ERRORS.values(), "less"),
 }
-
-
-@HOOKS.register_module()
-class FiniteLossHook(Hook):
-    """Ends training before a NaN or infinite loss reaches the weights.
-
-    The loss that it looks at is the average over all processes, so that all of them stop together.
-    It raises FloatingPointError, with the terms and the samples.
-    """
-
-    def after_train_iter(self, runner):
-        log_vars = runner.outputs["log_vars"]
-        if math.isfinite(log_vars["loss"]):
-            return
-        loss_here = runner.outputs["loss"].item()
-        tokens = train_sample_tokens(runner.data_batch["img_metas"].data[0])
-        culprits = all_gather([] if math.isfinite(loss_here) else tokens)
-        terms = [name for name, value in log_vars.items() if not math.isfinite(value)]
-        raise FloatingPointError(
-            f"loss is not finite at epoch {runner.epoch + 1}, iteration {runner.iter + 1} "
-            f"(terms {', '.join(terms)}; samples {', '.join(sum(culprits, []))}): lower the "
-            "learning rate or look at these samples; the last checkpoint is from before"
-        )
 
 
 @HOOKS.register_module()

@@ -37,6 +37,7 @@ class _SafeCheckpoints:
     batch = None  # samples of an iteration, all processes together
     epoch_length = None  # iterations of an epoch
     resumed = None  # path and meta of the checkpoint that was resumed
+    skipped = False  # whether the iteration at hand makes no step, see FiniteLossHook
 
     def _progress(self):
         """Epochs and iterations that are done in this stage, and iterations of the epoch at hand.
