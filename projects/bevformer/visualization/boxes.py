@@ -18,6 +18,8 @@ from typing import Any, List, Mapping, Optional, Tuple
 
 import numpy as np
 
+from projects.bevformer.messages import printable
+
 Info = Mapping[str, Any]  # an entry of the info file
 Annotations = Mapping[str, Any]  # `boxes_3d`, `labels_3d` and maybe `scores_3d`
 
@@ -87,6 +89,11 @@ def sample_title(info: Info) -> Tuple[str, str]:
     """Sample token and the time of its key frame, for the head of a picture."""
     time = datetime.fromtimestamp(info["timestamp"] / 1e6, tz=timezone.utc)
     return info["token"], f"{time:%Y-%m-%d %H:%M:%S.%f} UTC"
+
+
+def figure_text(text: str) -> str:
+    """A text from data for matplotlib, which would take what stands between two `$` for a formula."""
+    return printable(text, keep="\n").replace("$", r"\$")
 
 
 def _drawable(
