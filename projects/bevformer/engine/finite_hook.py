@@ -2,18 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
-from typing import Any, Mapping
+import warnings
+from typing import Any, Iterator, Mapping
 
 from mmcv.runner import HOOKS, BaseRunner, Hook
 
 from projects.bevformer.engine.batch import to_device, train_sample_tokens
-from projects.bevformer.engine.distributed import all_gather, is_distributed
+from projects.bevformer.engine.distributed import (
+    FirstRankError,
+    all_gather,
+    broadcast,
+    get_rank,
+    is_distributed,
+)
+from projects.bevformer.engine.log import log_to_file
 from projects.bevformer.engine.non_finite import NonFiniteError, non_finite_names
 from projects.bevformer.engine.optimizer_hooks import OptimizerHook
 from projects.bevformer.engine.run_state import rank_state, restore_rank_state
 from projects.bevformer.engine.training_model import total_loss
+
+_REMEDY = (
+    "look at the samples, lower optimizer.lr, or leave such iterations out: non_finite.policy=skip"
+)
+
+
+@contextlib.contextmanager
+def named_ending(runner: BaseRunner) -> Iterator[None]:
+    """A block in which NonFiniteError ends the run with the last good checkpoint in its message."""
+    try:
+        yield
+    except NonFiniteError as error:
+        if get_rank() != 0:
+            raise FirstRankError(str(error)) from None
+        text = f"{error}; no checkpoint was saved before"
+        if runner.saved is not None:
+            path, iterations = runner.saved
+            text = f"{error}; the last good checkpoint is {path} ({iterations} iterations)"
+        log_to_file(runner.logger, "%s", text)
+        raise NonFiniteError(f"{text}; {_REMEDY}") from None
 
 
 @HOOKS.register_module()
@@ -112,7 +141,9 @@ class FiniteLossHook(Hook):
         if self.policy == "stop":
             self._stop(runner, problem, tokens)
         if self.skipped == self.max_skipped:
-            problem = f"{self.skipped} iterations were skipped (non_finite.max_skipped), and {problem}"
+            problem = (
+                f"{self.skipped} iterations were skipped (non_finite.max_skipped), and {problem}"
+            )
             self._stop(runner, problem, tokens)
         self.skipped += 1
         runner.skipped = True
@@ -126,7 +157,16 @@ class FiniteLossHook(Hook):
     def _stop(self, runner: BaseRunner, problem: str, tokens: list[str]) -> None:
         text = _where(runner, problem, tokens)
         restore_rank_state(self.before, runner.model.module)
-        runner.stage = "before_train_iter"
+        saved = broadcast(runner.saved)
+        if saved is None or saved[1] != runner.iter:
+            runner.stage = "before_train_iter"
+            try:
+                runner.save_on_all_ranks(
+                    runner.work_dir, "interrupted.pth", create_symlink=False,
+                    meta={"interrupted": "non-finite"},
+                )  # fmt: skip
+            except (NonFiniteError, OSError) as error:
+                text = f"{text}; the state before it cannot be saved: {error}"
         raise NonFiniteError(text)
 
 
@@ -160,10 +200,7 @@ def _where(runner: BaseRunner, problem: str, tokens: list[str]) -> str:
 
 
 def _forget_losses(runner: BaseRunner) -> None:
-    """Take the losses of this iteration out of the means that are logged."""
-    buffer = runner.log_buffer
+    """Take the losses of this iteration out of the means that are logged; a mean of nothing is nan."""
+    warnings.filterwarnings("ignore", "invalid value", RuntimeWarning, r"mmcv\.runner\.log_buffer")
     for name in runner.outputs["log_vars"]:
-        for history in (buffer.val_history, buffer.n_history):
-            history[name].pop()
-            if not history[name]:
-                del history[name]
+        runner.log_buffer.val_history[name][-1] = runner.log_buffer.n_history[name][-1] = 0

@@ -16,6 +16,7 @@ from projects.bevformer.engine.distributed import (
     on_first_rank,
 )
 from projects.bevformer.engine.evaluate import predict
+from projects.bevformer.engine.non_finite import check_finite
 from projects.bevformer.engine.report import headline_metrics, metrics_table
 from projects.bevformer.nuscenes.evaluation.scoring import write_metrics
 from projects.bevformer.nuscenes.spec import TP_ERRORS
@@ -210,6 +211,8 @@ class TemporalEvalHook(Hook):
         detector = runner.model.module
         with runner.scored_weights():
             broadcast_buffers(detector)
+            weights = {"state_dict": detector.state_dict()}
+            check_finite(weights, f"the evaluation of {name} is not made")
             results = predict(detector, self.dataset, self.device, self.workers)
         self.due = None
         scored = {}

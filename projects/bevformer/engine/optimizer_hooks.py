@@ -99,9 +99,7 @@ def _gradients(runner: BaseRunner) -> dict[str, tuple[torch.Tensor, torch.Tensor
 def _problem(gradients: dict[str, torch.Tensor]) -> str:
     names = non_finite_names(gradients)
     if names:
-        return (
-            f"{len(names)} of {len(gradients)} gradients are not finite (of {listed(names, 3)})"
-        )
+        return f"{len(names)} of {len(gradients)} gradients are not finite (of {listed(names, 3)})"
     largest = max(gradients, key=lambda name: float(gradients[name].abs().max()))
     return f"the norm of the gradients is infinite, the largest one is of {largest}"
 

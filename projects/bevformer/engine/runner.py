@@ -37,6 +37,7 @@ class _SafeCheckpoints:
     batch = None  # samples of an iteration, all processes together
     epoch_length = None  # iterations of an epoch
     resumed = None  # path and meta of the checkpoint that was resumed
+    saved = None  # path and iterations of the newest checkpoint of this run, on rank 0
     skipped = False  # whether the iteration at hand makes no step, see FiniteLossHook
 
     def _progress(self):
@@ -108,6 +109,7 @@ class _SafeCheckpoints:
         raw = self.average.raw_weights(detector) if self.average else None
         with self.scored_weights():
             save_checkpoint(path, detector, optimizer, meta, raw)
+        self.saved = path, iteration
         if create_symlink:
             point_latest_at(path)
 
@@ -143,7 +145,7 @@ class _SafeCheckpoints:
             if key in meta:
                 self.meta[key] = meta[key]
         self.meta["run"] = meta.get("run")  # None in older files
-        self.resumed = Path(path), meta
+        self.resumed, self.saved = (Path(path), meta), (Path(path), self._iter)
         self.logger.info("resumed %s: epoch %d, iteration %d", path, self.epoch, self.iter)
 
     def _resume_weights(self, checkpoint, path):
@@ -235,6 +237,8 @@ class SafeEpochBasedRunner(_SafeCheckpoints, EpochBasedRunner):
         if self.stage == "after_train_iter":
             inside = (self.inner_iter + 1) % len(self.data_loader)
             return self.epoch + (inside == 0), self.iter + 1, inside
+        if self.stage == "before_train_iter":
+            return self.epoch, self.iter, self.inner_iter
         return self.epoch + (self.stage in (None, "after_train_epoch")), self.iter, None
 
     def _go_to(self, iteration, meta):
