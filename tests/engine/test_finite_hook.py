@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 from dummy_task import DummyDetector
+from mmcv.runner import HOOKS, Hook
 
 from projects.bevformer.engine.checkpoint import load_checkpoint
 from projects.bevformer.engine.non_finite import NonFiniteError, tensors_in
@@ -119,3 +120,73 @@ def test_skipping_ends_at_its_bound(run, spoil, tmp_path):
     ):
         run(options, validate=False)
     assert load_checkpoint(tmp_path / "work" / "interrupted.pth")["meta"]["iter"] == 3
+
+
+@pytest.fixture
+def own_hook():
+    """Registers a hook for a config, as users do with a plug-in."""
+
+    def register(hook):
+        HOOKS.register_module(hook.__name__, module=hook)
+        names.append(hook.__name__)
+
+    names = []
+    yield register
+    for name in names:
+        del HOOKS._module_dict[name]
+
+
+class OwnStep(Hook):
+    """An optimizer hook of a user, which looks at nothing."""
+
+    def after_train_iter(self, runner):
+        runner.optimizer.zero_grad()
+        runner.outputs["loss"].backward()
+        runner.optimizer.step()
+
+
+OWN_STEP = {"optimizer_config": dict(_delete_=True, type="OwnStep")}
+
+
+@pytest.mark.parametrize(
+    ("options", "number", "message"),
+    [
+        (EACH, 7, r"checkpoint .*/iter_7.pth is not written: \d+ of \d+ tensors .*; the last good checkpoint is .*iter_6.pth"),
+        ({"evaluation": None}, 2, r"iteration 3 .*: the loss is nan .*; the state before it cannot be saved: .*; no checkpoint was saved"),
+        ({"checkpoint_config.interval": 2}, 5, r"the evaluation of epoch_1 is not made: \d+ of \d+ tensors"),
+        ({**EMA, "checkpoint_config": dict(interval=1)}, 5, r"checkpoint .*/epoch_1.pth is not written"),
+    ],
+    ids=["save", "loss", "evaluation", "average"],
+)  # fmt: skip
+def test_a_step_of_ones_own_is_found_out_before_anything_is_saved(
+    run, spoil, own_hook, tmp_path, options, number, message
+):
+    own_hook(OwnStep)
+    spoil("gradient", number)
+    options = {"checkpoint_config": dict(interval=9), **options}
+    with pytest.raises(NonFiniteError, match=message):
+        run({**OWN_STEP, **options})
+    for path in (tmp_path / "work").glob("*.pth"):
+        load_checkpoint(path)
+
+
+def test_a_step_of_ones_own_cannot_be_skipped(run, own_hook):
+    own_hook(OwnStep)
+    with pytest.raises(ValueError, match="policy is 'skip', which needs OptimizerHook or Gradient"):
+        run({**OWN_STEP, "non_finite.policy": "skip"})
+
+
+@pytest.mark.parametrize(("name", "value"), [("lr", NAN), ("lr", -0.1), ("betas", (math.inf, 0.9))])
+def test_no_step_with_a_rate_that_is_not_finite(run, own_hook, tmp_path, name, value):
+    class Schedule(Hook):
+        def before_train_iter(self, runner):
+            if runner.iter == 6:
+                runner.optimizer.param_groups[1][name] = value
+
+    own_hook(Schedule)
+    options = {"custom_hooks": [dict(type="Schedule", priority="VERY_HIGH")]}
+    with pytest.raises(
+        NonFiniteError, match=rf"iteration 7 \(epoch 2\): the optimizer's {name} is .*; the last"
+    ):
+        run(options, validate=False)
+    assert load_checkpoint(tmp_path / "work" / "interrupted.pth")["meta"]["iter"] == 6

@@ -93,7 +93,7 @@ class FiniteLossHook(Hook):
                 values = group.get(name, 0.0)
                 for value in values if isinstance(values, tuple) else (values,):
                     if not 0 <= value < math.inf:
-                        self._stop(runner, f"the optimizer's {name} is {values}", [])
+                        self._stop(runner, f"the optimizer's {name} is {values}", None)
 
     def after_train_iter(self, runner: BaseRunner) -> None:
         log_vars = runner.outputs["log_vars"]
@@ -154,7 +154,7 @@ class FiniteLossHook(Hook):
             self.max_skipped,
         )  # fmt: skip
 
-    def _stop(self, runner: BaseRunner, problem: str, tokens: list[str]) -> None:
+    def _stop(self, runner: BaseRunner, problem: str, tokens: list[str] | None) -> None:
         text = _where(runner, problem, tokens)
         restore_rank_state(self.before, runner.model.module)
         saved = broadcast(runner.saved)
@@ -182,8 +182,11 @@ def _described(name: str, value: float) -> str | None:
     return f"{name}{f' of decoder layer {layer[1]}' if layer else ''} is {value:g}"
 
 
-def _where(runner: BaseRunner, problem: str, tokens: list[str]) -> str:
-    """The problem with its iteration, and the samples of the ranks that it began on."""
+def _where(runner: BaseRunner, problem: str, tokens: list[str] | None) -> str:
+    """The problem with its iteration, and the samples of the ranks that it began on; None: it is of no sample."""
+    text = f"iteration {runner.iter + 1} (epoch {runner.epoch + 1}): {problem}"
+    if tokens is None:
+        return text
     of_ranks = all_gather(tokens)
     if not any(of_ranks):
         of_ranks = all_gather(_tokens(runner))
@@ -193,10 +196,7 @@ def _where(runner: BaseRunner, problem: str, tokens: list[str]) -> str:
         for rank, some in enumerate(of_ranks)
         if some
     ]
-    return (
-        f"iteration {runner.iter + 1} (epoch {runner.epoch + 1}): {problem}; samples "
-        f"{', '.join(samples)}"
-    )
+    return f"{text}; samples {', '.join(samples)}"
 
 
 def _forget_losses(runner: BaseRunner) -> None:

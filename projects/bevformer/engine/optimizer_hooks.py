@@ -6,6 +6,7 @@ them NaN. It costs a device sync; the norm that they look at is the one that cli
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -105,7 +106,7 @@ def _problem(gradients: dict[str, torch.Tensor]) -> str:
 
 
 @HOOKS.register_module(force=True)
-class GradientCumulativeOptimizerHook(_mmcv.GradientCumulativeOptimizerHook, OptimizerHook):
+class GradientCumulativeOptimizerHook(OptimizerHook):
     """A step with the mean gradient of several iterations.
 
     An iteration that is skipped adds nothing to that mean; where all of a cycle are, there is no step.
@@ -115,25 +116,47 @@ class GradientCumulativeOptimizerHook(_mmcv.GradientCumulativeOptimizerHook, Opt
     Args:
         cumulative_iters: iterations of a step.
         grad_clip, detect_anomalous_params: see `OptimizerHook`.
+
+    Raises:
+        ValueError: cumulative_iters is not a whole number from 1 on.
     """
 
     max_iters: int | None = None  # of the run, at whose end a shorter cycle ends
 
+    def __init__(
+        self,
+        cumulative_iters: int = 1,
+        grad_clip: dict | None = None,
+        detect_anomalous_params: bool = False,
+    ) -> None:
+        super().__init__(grad_clip, detect_anomalous_params)
+        if type(cumulative_iters) is not int or cumulative_iters < 1:
+            raise ValueError(
+                f"optimizer_config.cumulative_iters is {cumulative_iters!r}: it must be a whole number from 1 on"
+            )
+        self.cumulative_iters = cumulative_iters
+
     def before_run(self, runner: BaseRunner) -> None:
         self.max_iters = runner.max_iters
+        if self.holds_gradients(runner.iter) and not _gradients(runner):
+            runner.logger.warning(
+                "iteration %d is within a cycle of %d (optimizer_config.cumulative_iters), and the "
+                "checkpoint has no gradients: those of the cycle so far are lost",
+                runner.iter, self.cumulative_iters,
+            )  # fmt: skip
 
     def holds_gradients(self, iterations_done: int) -> bool:
         """See `OptimizerHook`."""
         return iterations_done % self.cumulative_iters != 0 and iterations_done != self.max_iters
 
     def after_train_iter(self, runner: BaseRunner) -> None:
-        if not self.initialized:
-            self._init(runner)
+        start = runner.iter // self.cumulative_iters * self.cumulative_iters
+        length = min(self.cumulative_iters, (self.max_iters or math.inf) - start)
         ends = not self.holds_gradients(runner.iter + 1)
         if not runner.skipped:
             holds = self.holds_gradients(runner.iter)
             kept = {name: g.clone() for name, (_, g) in _gradients(runner).items()} if holds else {}
-            (runner.outputs["loss"] / self._get_loss_factor(runner)).backward()
+            (runner.outputs["loss"] / length).backward()
             if self._clip(runner, self.grad_clip if ends else None):
                 if ends:
                     self._step(runner)
