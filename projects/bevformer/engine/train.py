@@ -27,7 +27,8 @@ from projects.bevformer.engine.data_loading import (
 )
 from projects.bevformer.engine.determinism import unrepeatable_parts
 from projects.bevformer.engine.distributed import get_rank, get_world_size
-from projects.bevformer.engine.hooks import DataWaitHook, FiniteLossHook, TemporalEvalHook
+from projects.bevformer.engine.finite_hook import FiniteLossHook, named_ending
+from projects.bevformer.engine.hooks import DataWaitHook, TemporalEvalHook
 from projects.bevformer.engine.log import get_run_logger, log_to_file
 from projects.bevformer.engine.optimizer import check_parameter_options, fit_rate
 from projects.bevformer.engine.plugins import notices
@@ -78,7 +79,7 @@ def train(
     Raises:
         ValueError: something in the config or a checkpoint is wrong; says what and where.
         FileNotFoundError: a checkpoint or info file is missing.
-        FloatingPointError: the loss is not finite.
+        NonFiniteError: the loss or another number of the training is not finite.
     """
     work_dir = Path(cfg.work_dir)
     timestamp = time.strftime("%Y%m%d_%H%M%S")
@@ -146,7 +147,8 @@ def train(
         _start_from(runner, cfg, logger)
     _log_short_epochs(runner, logger)
     try:
-        runner.run([loader], workflow)
+        with named_ending(runner):
+            runner.run([loader], workflow)
     except KeyboardInterrupt:
         latest = work_dir / "latest.pth"
         logger.warning(
@@ -291,7 +293,8 @@ def _register_hooks(runner: BaseRunner, cfg: Config, device: torch.device) -> No
             settings.get("momentum_config"),
             custom_hooks_config=settings.get("custom_hooks"),
         )
-    runner.register_hook(FiniteLossHook(), priority="HIGH")  # before the optimizer hook
+    # Before the optimizer hook.
+    runner.register_hook(FiniteLossHook(**settings.get("non_finite", {})), priority="HIGH")
     # After mmcv's IterTimerHook, which is LOW too.
     runner.register_hook(DataWaitHook(_remedy_for_slow_data(cfg)), priority="LOW")
     if runner.counts_epochs:
