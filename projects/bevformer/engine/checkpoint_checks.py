@@ -6,6 +6,7 @@ Files are checked once: `check_content` when one is read, `check_training_state`
 from __future__ import annotations
 
 import numbers
+import re
 import reprlib
 from pathlib import Path
 from typing import Any, Callable, Mapping
@@ -17,6 +18,10 @@ _OTHER_FILE = "the file is damaged or not of this program: use another one"
 
 def _is_text(value: Any) -> bool:
     return value is None or isinstance(value, str)
+
+
+def _is_version(value: Any) -> bool:
+    return value is None or bool(isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)+[\w.+-]*", value))
 
 
 def _is_names(value: Any) -> bool:
@@ -52,7 +57,8 @@ _META: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("world_size", "total_batch"), _POSITIVE),
     **dict.fromkeys(("hook_msgs", "hooks", "grad_scaler", "trained_with"), _DICT),
     **dict.fromkeys(("config", "run", "evaluation_due", "exp_name", "env_info", "time"), _TEXT),
-    **dict.fromkeys(("mmcv_version", "mmdet_version", "mmdet3d_version", "interrupted"), _TEXT),
+    **dict.fromkeys(("mmcv_version", "mmdet_version", "interrupted"), _TEXT),
+    "mmdet3d_version": (_is_version, "a version such as '0.17.1'"),
     "seed": (_is_number, "a number"),
     "counted_in": (lambda value: value in ("epoch", "iter"), "'epoch' or 'iter'"),
 }

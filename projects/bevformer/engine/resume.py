@@ -79,10 +79,12 @@ def find_latest_checkpoint(
     interrupted = Path(interrupted or Path(work_dir, "interrupted.pth"))
     meta = meta_of(interrupted) if os.path.lexists(interrupted) else None
     if meta is not None:
-        if meta.get("counted_in") != other and (found is None or _is_ahead(meta, found_meta)):
-            found, meta, interrupted = interrupted, found_meta, found
-        if interrupted is not None and not _of_one_run(meta, found_meta):
-            passed.append(interrupted)
+        is_of_kind, of_one_run = meta.get("counted_in") != other, _of_one_run(meta, found_meta)
+        is_next = is_of_kind and (found is None or _is_ahead(meta, found_meta))
+        left_out = found if is_next else interrupted
+        if left_out is not None and not (is_of_kind and of_one_run):
+            passed.append(left_out)
+        found = interrupted if is_next else found
     if passed:
         logger.info(
             "--auto-resume passes over %s: of another run than %s",
