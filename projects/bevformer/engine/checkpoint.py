@@ -33,6 +33,7 @@ _PUBLISHED_META = (
     "trained_with",
 )
 _CONTAINERS = ("state_dict", "model")  # keys of a file under which its weights lie
+_BYTES_PER_TENSOR = 400  # name, shape and place in the archive
 _PLAIN = (str, int, float, bool, type(None))
 
 
@@ -96,17 +97,17 @@ def save_checkpoint(
 
 
 def _write(path: Path, checkpoint: dict) -> None:
-    with atomic_write(path, "wb", tensor_bytes(checkpoint)) as file:
+    with atomic_write(path, "wb", file_bytes(checkpoint)) as file:
         torch.save(checkpoint, file)
 
 
-def tensor_bytes(value: Any) -> int:
-    """Bytes of all tensors in nested dicts and lists."""
+def file_bytes(value: Any) -> int:
+    """About the size of the file that `torch.save` makes of nested dicts and lists of tensors."""
     if isinstance(value, torch.Tensor):
-        return value.numel() * value.element_size()
+        return value.numel() * value.element_size() + _BYTES_PER_TENSOR
     if isinstance(value, dict):
-        return sum(map(tensor_bytes, value.values()))
-    return sum(map(tensor_bytes, value)) if isinstance(value, (list, tuple)) else 0
+        return sum(map(file_bytes, value.values()))
+    return sum(map(file_bytes, value)) if isinstance(value, (list, tuple)) else 0
 
 
 def publish_weights(source: str | Path, target: str | Path, half: bool = False) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmcv.runner import HOOKS, BaseRunner, Hook
 
-from projects.bevformer.engine.checkpoint import load_checkpoint, tensor_bytes
+from projects.bevformer.engine.checkpoint import file_bytes, load_checkpoint
 from projects.bevformer.engine.distributed import average_buffers, get_rank, on_first_rank
 from projects.bevformer.files import followed, free_bytes, mib
 
@@ -130,10 +130,10 @@ class CheckpointHook(Hook):
                     f"{path} is a folder, and this run writes a checkpoint of that name: rename it"
                 )
         detector = runner.model.module
-        needed = tensor_bytes(detector.state_dict())
+        needed = file_bytes(detector.state_dict())
         if self.options["save_optimizer"]:  # most optimizers keep two numbers of each weight
             trained = [p for p in detector.parameters() if p.requires_grad]
-            needed += 2 * tensor_bytes(trained)
+            needed += 2 * file_bytes(trained)
         free = free_bytes(self.folder)
         if free is not None and free < needed:
             runner.logger.warning(
