@@ -16,7 +16,11 @@ from projects.bevformer.datasets.evaluators import DatasetEvaluator
 from projects.bevformer.engine import resume as module
 from projects.bevformer.engine.best import BestCheckpoint
 from projects.bevformer.engine.checkpoint import load_checkpoint, save_checkpoint
-from projects.bevformer.engine.resume import find_latest_checkpoint, read_on_all_ranks
+from projects.bevformer.engine.resume import (
+    checkpoint_numbers,
+    find_latest_checkpoint,
+    read_on_all_ranks,
+)
 from projects.bevformer.engine.train import _log_short_epochs
 
 LOGGER = logging.getLogger("test")
@@ -138,6 +142,7 @@ def test_auto_resume_follows_names_and_folders_of_the_config(run, tmp_path):
     options["checkpoint_config.out_dir"] = str(tmp_path / "disk")
     work_dir = run(options, validate=False)
     assert (tmp_path / "disk" / "work" / "ckpt_2.pth").exists()
+    os.remove(tmp_path / "disk" / "work" / "latest.pth")
     run({**options, **epochs(3)}, validate=False, auto_resume=True)
     assert f"resumed {tmp_path}/disk/work/ckpt_2.pth" in log_of(work_dir)
 
@@ -192,6 +197,14 @@ def test_auto_resume_follows_a_text_file_and_takes_a_copy(tmp_path):
     for links_latest in (True, False):
         found = find_latest_checkpoint(tmp_path, LOGGER, links_latest=links_latest)
         assert found == tmp_path / "latest.pth"
+
+
+def test_files_of_a_template_are_numbered(tmp_path):
+    for name in ("at_007.pth", "at_12.pth", "at_x.pth", "bat_1.pth", "at_1.pth.old"):
+        (tmp_path / name).touch()
+    numbers = {path.name: n for path, n in checkpoint_numbers(tmp_path, "at_{:03d}.pth").items()}
+    assert numbers == {"at_007.pth": 7, "at_12.pth": 12}
+    assert checkpoint_numbers(tmp_path, "at_007.pth") == {}
 
 
 @pytest.mark.parametrize(

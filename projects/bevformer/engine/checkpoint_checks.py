@@ -21,7 +21,9 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_version(value: Any) -> bool:
-    return value is None or bool(isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)+[\w.+-]*", value))
+    return value is None or bool(
+        isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)+[\w.+-]*", value)
+    )
 
 
 def _is_names(value: Any) -> bool:
