@@ -160,7 +160,7 @@ class Cfg(dict):
 
 @pytest.mark.parametrize(
     ("classes", "text"),
-    [(["car"], "this run has ['car', 'bus']:"), (["bus", "car"], "the same in another order")],
+    [(["a", "bus"], "this run has ['car', 'bus']:"), (["bus", "car"], "the same in another order")],
 )
 def test_weights_of_other_classes(checkpoint, caplog, classes, text):
     detector = DummyDetector()
@@ -179,6 +179,12 @@ def test_weights_of_other_classes(checkpoint, caplog, classes, text):
     weights = other["state_dict"]
     backbone = {name: weights[name] for name in weights if name.startswith("img_backbone.")}
     check_start({**other, "state_dict": backbone}, "a.pth", Cfg(), detector, LOGGER)
+    fewer = changed(checkpoint, "meta.CLASSES", ["car"])
+    with caplog.at_level(logging.INFO):
+        check_start(fewer, "a.pth", Cfg(), detector, LOGGER)
+    assert "what depends on their number starts anew" in caplog.text
+    with pytest.raises(ValueError, match="trained for the classes"):
+        check_same_classes(fewer, "a.pth", detector)
     with pytest.raises(ValueError, match="load_from_other_classes is 1: it must be True or False"):
         check_start(other, "a.pth", Cfg(load_from_other_classes=1), detector, LOGGER)
 
