@@ -11,7 +11,10 @@ PACKAGE = ROOT / "projects" / "bevformer"
 NAME = "projects.bevformer"
 
 # Modules next to the packages that everyone but geometry and ops may import.
-COMMON = {"geometry", "transfer", "compat", "files", "jit", "io", "messages", "published"}
+COMMON = {
+    *("geometry", "transfer", "compat", "files", "jit", "io", "messages", "published"),
+    *("pickle_scan", "pickles", "weight_files"),
+}
 
 ALLOWED = {
     "geometry": {"transfer"},
@@ -28,7 +31,10 @@ ALLOWED = {
     "compat.py": set(),
     "files.py": set(),
     "jit.py": set(),
-    "io.py": set(),
+    "io.py": {"pickles"},
+    "pickle_scan.py": {"jit"},
+    "pickles.py": {"pickle_scan"},
+    "weight_files.py": {"pickle_scan", "pickles"},
     "messages.py": set(),
     "published.py": set(),
     "__init__.py": set(),

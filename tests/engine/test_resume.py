@@ -160,9 +160,18 @@ def saved(folder, name, run="a", **meta):
     save_checkpoint(folder / name, DummyDetector(), meta=meta)
 
 
+def flip_a_bit(path):
+    """Of a weight, which nothing but the checksum of the archive shows."""
+    content = bytearray(path.read_bytes())
+    place = content.find(load_checkpoint(path)["state_dict"]["head.weight"].numpy().tobytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
+        flip_a_bit,
         lambda path: path.write_bytes(path.read_bytes()[:-300]),
         lambda path: path.write_bytes(b""),
         lambda path: (path.unlink(), path.mkdir()),

@@ -14,13 +14,13 @@ import torch
 from mmcv.runner import weights_to_cpu
 from torch import nn
 
-from projects.bevformer.engine.checkpoint_checks import check_content
+from projects.bevformer.engine.checkpoint_checks import check_meta
 from projects.bevformer.engine.download import download
 from projects.bevformer.engine.optimizer import saved_state
 from projects.bevformer.engine.weight_fit import WeightFit, by_prefix, some_of
 from projects.bevformer.files import atomic_write, followed, link_to
-from projects.bevformer.io import load_torch_file
 from projects.bevformer.nuscenes.spec import CAMERAS
+from projects.bevformer.weight_files import load_weight_file, safetensors_bytes
 
 _PUBLISHED_META = (
     "CLASSES",
@@ -110,7 +110,9 @@ def file_bytes(value: Any) -> int:
     return sum(map(file_bytes, value)) if isinstance(value, (list, tuple)) else 0
 
 
-def publish_weights(source: str | Path, target: str | Path, half: bool = False) -> None:
+def publish_weights(
+    source: str | Path, target: str | Path, half: bool = False, safetensors: bool = False
+) -> None:
     """Write the weights of a checkpoint without what only a training run needs.
 
     The optimizer state and the raw weights of an averaged checkpoint are dropped; of the meta data the
@@ -118,15 +120,21 @@ def publish_weights(source: str | Path, target: str | Path, half: bool = False) 
 
     Args:
         source: a training checkpoint.
-        target: the file to write; its folder exists.
+        target: the file to write; its folder is made.
         half: store matrices and kernels as float16. Models load them into their own dtype.
             Vectors (biases, BatchNorm statistics) stay float32: they are small, and their range
             is not.
+        safetensors: write this format; a target that ends in .safetensors is of it in any case.
 
     Raises:
-        FileNotFoundError, ValueError: see `load_checkpoint`.
+        FileNotFoundError, ValueError: see `load_checkpoint`; or the target is the source or a folder.
         OSError: see `save_checkpoint`.
     """
+    target, file = Path(target).expanduser(), Path(source).expanduser()
+    if target.is_dir():
+        raise ValueError(f"{target} is a folder: name a file in it, such as {target / file.name}")
+    if target.exists() and file.exists() and target.samefile(file):
+        raise ValueError(f"{target} is the checkpoint {source} itself: write to another file")
     checkpoint = load_checkpoint(source)
     weights = checkpoint["state_dict"]
     for name, value in weights.items():
@@ -135,7 +143,12 @@ def publish_weights(source: str | Path, target: str | Path, half: bool = False) 
             value.half() if half and value.is_floating_point() and value.ndim > 1 else value
         )
     meta = {key: checkpoint["meta"][key] for key in _PUBLISHED_META if key in checkpoint["meta"]}
-    _write(Path(target), {"meta": to_plain(meta), "state_dict": weights})
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if safetensors or target.suffix == ".safetensors":
+        with atomic_write(str(target), "wb") as file:
+            file.write(safetensors_bytes(weights, to_plain(meta)))
+    else:
+        _write(target, {"meta": to_plain(meta), "state_dict": weights})
 
 
 def point_latest_at(path: str | Path) -> None:
@@ -160,7 +173,7 @@ def load_checkpoint(path: str | Path) -> dict:
         ValueError: unreadable, unsafe, or no weights inside.
     """
     is_url = "://" in str(path)
-    checkpoint = download(str(path)) if is_url else load_torch_file(str(followed(path)))
+    checkpoint = download(str(path)) if is_url else load_weight_file(str(followed(path)))
     if not isinstance(checkpoint, dict):
         raise ValueError(
             f"checkpoint {path} holds a {type(checkpoint).__name__}, not a dict of weights"
@@ -168,18 +181,20 @@ def load_checkpoint(path: str | Path) -> dict:
     state = checkpoint
     while any(isinstance(state.get(key), dict) for key in _CONTAINERS):
         state = next(state[key] for key in _CONTAINERS if isinstance(state.get(key), dict))
-    if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    named = (isinstance(name, str) and isinstance(state[name], torch.Tensor) for name in state)
+    if not state or not all(named):
         raise ValueError(
             f"checkpoint {path} has no state_dict of tensors, its keys are "
             f"{some_of(map(str, state))}: is it a model checkpoint?"
         )
     meta = None if state is checkpoint else checkpoint.get("meta")
-    check_content({"state_dict": state, "meta": {} if meta is None else meta}, path)
+    meta = {} if meta is None else meta
+    check_meta(meta, path)
     weights = OrderedDict((re.sub(r"^module\.", "", name), value) for name, value in state.items())
     weights._metadata = getattr(state, "_metadata", OrderedDict())
     if state is checkpoint:
         return {"state_dict": weights, "meta": {}}
-    return {**checkpoint, "state_dict": weights, "meta": {} if meta is None else meta}
+    return {**checkpoint, "state_dict": weights, "meta": meta}
 
 
 def _camera_embeddings(weights: Iterable[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """Whether the parts of a checkpoint file are of the kinds that the rest of the engine relies on.
 
-Files are checked once: `check_content` when one is read, `check_training_state` when one is resumed.
+Files are checked once: `check_meta` when one is read, `check_training_state` when one is resumed.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _check_kinds(path: str | Path, where: str, values: Mapping, kinds: Mapping) 
 
 
 def check_weights(weights: Any, path: str | Path, where: str) -> None:
-    """Raise ValueError unless `weights` is a dict of names and plain dense tensors."""
+    """Raise ValueError unless `weights` is a dict of names and tensors."""
     if not isinstance(weights, dict):
         _refuse(path, where, weights, "a dict of names and tensors")
     for name, value in weights.items():
@@ -89,25 +89,18 @@ def check_weights(weights: Any, path: str | Path, where: str) -> None:
             _refuse(path, f"a name in {where}", name, "text")
         if not isinstance(value, torch.Tensor):
             _refuse(path, f"{where}.{name}", value, "a tensor")
-        if value.layout != torch.strided or value.is_quantized or value.is_complex():
-            raise ValueError(
-                f"checkpoint {path}: {where}.{name} is a tensor of {value.dtype}, {value.layout}: only "
-                "dense tensors of real numbers are loaded; convert it, or use another file"
-            )
 
 
-def check_content(checkpoint: Mapping[str, Any], path: str | Path) -> None:
-    """Check the weights and the meta of a checkpoint.
+def check_meta(meta: Any, path: str | Path) -> None:
+    """Check the meta of a checkpoint.
 
     Args:
-        checkpoint: with `state_dict` and `meta`.
+        meta: as in the file.
         path: its file, for messages.
 
     Raises:
         ValueError: a part is of another kind than it must be.
     """
-    check_weights(checkpoint["state_dict"], path, "state_dict")
-    meta = checkpoint["meta"]
     if not isinstance(meta, dict):
         _refuse(path, "meta", meta, "a dict")
     _check_kinds(path, "meta", meta, _META)
