@@ -150,6 +150,12 @@ def broadcast(obj: Any) -> Any:
     return all_gather(obj)[0]
 
 
+class FirstRankError(OSError):
+    """Ends another rank than the first, which reports the error."""
+
+    of_first_rank = True
+
+
 def on_first_rank(work: Callable[[], Any]) -> Any:
     """Call a function on rank 0 while the others wait.
 
