@@ -25,7 +25,7 @@ ALLOWED = {
     "visualization": COMMON | {"nuscenes"},
     "engine": COMMON | {"ops", "model", "nuscenes", "datasets", "visualization", "plugin"},
     "doctor": COMMON | {"nuscenes", "datasets", "engine", "plugin"},
-    "cli": {"engine"},
+    "cli": {"engine", "messages"},
     "plugin.py": {"model", "datasets"},
     "transfer.py": set(),
     "compat.py": set(),

@@ -1,4 +1,4 @@
-"""Files: paths of a data set, damaged images.
+"""Files of a data set: their paths, and damaged images.
 
 Imports NumPy only, so that the doctor can use it in a broken installation.
 """
@@ -38,7 +38,7 @@ def join_root(data_root, path):
     if osp.normpath(path).startswith(osp.normpath(root) + osp.sep):
         return path
     joined = osp.join(root, path)  # an absolute path stays unchanged
-    if ".." in path and root and osp.relpath(joined, root).startswith(osp.pardir):
+    if ".." in path and root and osp.relpath(joined, root).split(osp.sep)[0] == osp.pardir:
         raise ValueError(
             f"an info record names the file {path}, which is outside of data_root {root}: write "
             "the info file again with tools/create_data.py"

@@ -104,6 +104,8 @@ def test_metas_of_other_programs_are_accepted(checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
+        ("meta.iter_in_epoch", 9, "meta.iter_in_epoch is 9 (int), it must be at most iter, 5"),
+        ("meta.hooks", {"EMAHook": 3}, "meta.hooks.EMAHook is 3 (int), it must be a dict"),
         ("optimizer", [1], "optimizer is [1] (list), it must be a dict"),
         ("optimizer", {}, "optimizer.state is None"),
         ("optimizer.state", {0: 5}, "optimizer.state is {0: 5}"),

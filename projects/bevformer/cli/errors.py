@@ -12,6 +12,7 @@ import warnings
 from typing import Any, Iterator
 
 from projects.bevformer.cli.remedies import remedy
+from projects.bevformer.messages import printable
 
 _CPP_EXTENSION = "torch.utils.cpp_extension"  # "No CUDA runtime is found, using CUDA_HOME="
 
@@ -74,7 +75,7 @@ def _distributed() -> Any:
 
 def _one_line(message: str) -> str:
     rank = 0 if _distributed() is None else _distributed().get_rank()
-    return f"error (rank {rank}): {' '.join(message.split())} [--debug shows where]"
+    return f"error (rank {rank}): {printable(' '.join(message.split()))} [--debug shows where]"
 
 
 def _own_message(text: str) -> str:

@@ -11,6 +11,7 @@ from mmcv.runner import BaseRunner
 from projects.bevformer.engine.checkpoint import load_checkpoint
 from projects.bevformer.engine.checkpoint_hook import save_or_go_on
 from projects.bevformer.engine.distributed import broadcast, get_rank
+from projects.bevformer.messages import file_name
 
 
 class BestCheckpoint:
@@ -32,7 +33,7 @@ class BestCheckpoint:
         if rule not in ("greater", "less"):
             raise ValueError(f"evaluation.rule is {rule!r}: it must be 'greater' or 'less'")
         self.metric, self.sign = metric, 1 if rule == "greater" else -1
-        self.prefix = f"best_{metric.replace('/', '_')}"
+        self.prefix = file_name(f"best_{metric.replace('/', '_')}")
         self.score: float | None = None
         self.file: Path | None = None  # in the work dir
 

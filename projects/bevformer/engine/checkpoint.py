@@ -16,6 +16,7 @@ from torch import nn
 
 from projects.bevformer.engine.checkpoint_checks import check_meta
 from projects.bevformer.engine.download import download
+from projects.bevformer.engine.non_finite import check_finite, check_float16
 from projects.bevformer.engine.optimizer import saved_state
 from projects.bevformer.engine.weight_fit import WeightFit, by_prefix, some_of
 from projects.bevformer.files import atomic_write, followed, link_to
@@ -66,6 +67,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer | None = None,
     meta: dict | None = None,
     raw_weights: dict[str, torch.Tensor] | None = None,
+    run_state: dict | None = None,
 ) -> None:
     """Write a checkpoint atomically.
 
@@ -75,9 +77,11 @@ def save_checkpoint(
         optimizer: saved with its state if given.
         meta: dict of plain values.
         raw_weights: `state_dict` with which training goes on, where `detector` has an average.
+        run_state: further entries of the file, tensors and plain values.
 
     Raises:
         TypeError: meta holds other objects.
+        NonFiniteError: a weight or a number of the training state is NaN or infinite.
         OSError: the disk is full or read-only; an earlier file of that name is left as it was.
     """
     path = Path(path)
@@ -92,7 +96,8 @@ def save_checkpoint(
         checkpoint["optimizer"] = saved_state(optimizer, detector)
     if raw_weights is not None:
         checkpoint["raw_weights"] = raw_weights
-
+    checkpoint.update(run_state or {})
+    check_finite(checkpoint, f"checkpoint {path} is not written")
     _write(path, checkpoint)
 
 
@@ -127,10 +132,11 @@ def publish_weights(
         safetensors: write this format; a target that ends in .safetensors is of it in any case.
 
     Raises:
-        FileNotFoundError, ValueError: see `load_checkpoint`; or the target is the source or a folder.
+        FileNotFoundError, ValueError: see `load_checkpoint`; or a weight is too large for float16, or the
+            target is the source or a folder.
         OSError: see `save_checkpoint`.
     """
-    target, file = Path(target).expanduser(), Path(source).expanduser()
+    target, file = Path(target).expanduser(), followed(source)
     if target.is_dir():
         raise ValueError(f"{target} is a folder: name a file in it, such as {target / file.name}")
     if target.exists() and file.exists() and target.samefile(file):
@@ -142,6 +148,8 @@ def publish_weights(
         weights[name] = (
             value.half() if half and value.is_floating_point() and value.ndim > 1 else value
         )
+    if half:
+        check_float16(weights, f"{target} is not written")
     meta = {key: checkpoint["meta"][key] for key in _PUBLISHED_META if key in checkpoint["meta"]}
     target.parent.mkdir(parents=True, exist_ok=True)
     if safetensors or target.suffix == ".safetensors":
@@ -156,13 +164,14 @@ def point_latest_at(path: str | Path) -> None:
     link_to(path, Path(path).with_name("latest.pth"))
 
 
-def load_checkpoint(path: str | Path) -> dict:
+def load_checkpoint(path: str | Path, finite: bool = True) -> dict:
     """Read a checkpoint onto the CPU.
 
     Args:
         path: a file (also a text file in place of a link, see `followed`), a URL or a name such as
             torchvision://resnet50, see `download`. Weights may lie under `state_dict` or `model`
             (detectron2), or be all that the file holds.
+        finite: refuse numbers that are not.
 
     Returns:
         dict with at least "state_dict" (names without a leading `module.`) and "meta" (maybe
@@ -170,7 +179,7 @@ def load_checkpoint(path: str | Path) -> dict:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: unreadable, unsafe, or no weights inside.
+        ValueError: unreadable, unsafe, no weights inside, or a NaN or infinite number.
     """
     is_url = "://" in str(path)
     checkpoint = download(str(path)) if is_url else load_weight_file(str(followed(path)))
@@ -192,6 +201,8 @@ def load_checkpoint(path: str | Path) -> dict:
     check_meta(meta, path)
     weights = OrderedDict((re.sub(r"^module\.", "", name), value) for name, value in state.items())
     weights._metadata = getattr(state, "_metadata", OrderedDict())
+    if finite:
+        check_finite({**checkpoint, "state_dict": weights}, f"checkpoint {path}")
     if state is checkpoint:
         return {"state_dict": weights, "meta": {}}
     return {**checkpoint, "state_dict": weights, "meta": meta}

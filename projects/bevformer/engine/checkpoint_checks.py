@@ -57,7 +57,7 @@ _META: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("CLASSES", "CAMERAS"), _NAMES),
     **dict.fromkeys(("epoch", "iter", "iter_in_epoch"), _COUNT),
     **dict.fromkeys(("world_size", "total_batch"), _POSITIVE),
-    **dict.fromkeys(("hook_msgs", "hooks", "grad_scaler", "trained_with"), _DICT),
+    **dict.fromkeys(("hook_msgs", "hooks", "grad_scaler", "trained_with", "log_buffer"), _DICT),
     **dict.fromkeys(("config", "run", "evaluation_due", "exp_name", "env_info", "time"), _TEXT),
     **dict.fromkeys(("mmcv_version", "mmdet_version", "interrupted"), _TEXT),
     "mmdet3d_version": (_is_version, "a version such as '0.17.1'"),
@@ -126,6 +126,11 @@ def check_training_state(checkpoint: Mapping[str, Any], path: str | Path) -> Non
             "with checkpoint_config.save_optimizer=False; start from its weights instead (--cfg-options "
             "load_from=FILE)"
         )
+    if meta.get("iter_in_epoch", 0) > meta["iter"]:
+        _refuse(path, "meta.iter_in_epoch", meta["iter_in_epoch"], f"at most iter, {meta['iter']}")
+    for name, state in meta.get("hooks", {}).items():
+        if not _is_dict(state):
+            _refuse(path, f"meta.hooks.{name}", state, "a dict")
     _check_optimizer(checkpoint["optimizer"], path)
     if "raw_weights" in checkpoint:
         check_weights(checkpoint["raw_weights"], path, "raw_weights")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import subprocess
 import time
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, Iterator, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -191,11 +192,20 @@ def average_buffers(module: nn.Module) -> None:
                 buffer /= get_world_size()
 
 
-def broadcast_buffers(module: nn.Module) -> None:
-    """Copy the buffers (BatchNorm statistics) of rank 0 to every rank."""
-    if is_distributed():
-        for buffer in module.buffers():
-            dist.broadcast(buffer, src=0)
+@contextlib.contextmanager
+def buffers_of_first_rank(module: nn.Module) -> Iterator[None]:
+    """Run a block in which every rank has the buffers (BatchNorm statistics) of rank 0."""
+    if not is_distributed():
+        yield
+        return
+    own = [buffer.clone() for buffer in module.buffers()]
+    for buffer in module.buffers():
+        dist.broadcast(buffer, src=0)
+    try:
+        yield
+    finally:
+        for buffer, value in zip(module.buffers(), own):
+            buffer.copy_(value)
 
 
 def shut_down() -> None:

@@ -19,6 +19,7 @@ from projects.bevformer.engine.log import progress_bar
 from projects.bevformer.engine.precision import set_compute_format
 from projects.bevformer.engine.provenance import check_provenance, other_classes
 from projects.bevformer.files import atomic_write, followed
+from projects.bevformer.messages import file_name
 from projects.bevformer.nuscenes.evaluation.results import check_samples
 from projects.bevformer.nuscenes.info_list import column
 
@@ -53,7 +54,7 @@ def evaluation_dir(
         f"# of {name}: {status.st_size} bytes, {status.st_mtime_ns}; options {given}\n"
         f"{cfg.pretty_text}"
     )
-    first = Path(source).parent / f"eval_{Path(name).stem}"
+    first = Path(source).parent / file_name(f"eval_{Path(name).stem}")
     number = 1
     while True:
         folder = first if number == 1 else first.with_name(f"{first.name}_{number}")

@@ -14,12 +14,13 @@ from projects.bevformer.engine.best import BestCheckpoint, lost_evaluation
 from projects.bevformer.engine.distributed import (
     all_gather,
     broadcast,
-    broadcast_buffers,
+    buffers_of_first_rank,
     get_rank,
     on_first_rank,
 )
 from projects.bevformer.engine.evaluate import predict
 from projects.bevformer.engine.report import headline_metrics, metrics_table
+from projects.bevformer.engine.seed import seeded
 from projects.bevformer.nuscenes.evaluation.scoring import write_metrics
 from projects.bevformer.nuscenes.spec import TP_ERRORS
 from projects.bevformer.published import published
@@ -234,8 +235,8 @@ class TemporalEvalHook(Hook):
 
     def _evaluate(self, runner, name):
         detector = runner.model.module
-        with runner.scored_weights():
-            broadcast_buffers(detector)
+        # Whether and when one evaluates changes nothing in the training.
+        with runner.scored_weights(), buffers_of_first_rank(detector), seeded(0):
             results = predict(detector, self.dataset, self.device, self.workers)
         self.due = None
         scored = {}

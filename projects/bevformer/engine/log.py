@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from projects.bevformer.engine.distributed import get_rank
 from projects.bevformer.files import write_error
+from projects.bevformer.messages import printable
 
 _FILE_ONLY = {"file_only": True}
 _MMCV_LISTS = "Hooks will be executed"  # a list of forty lines
@@ -116,6 +117,7 @@ def get_run_logger(log_file: str | Path | None = None, level: str = "INFO") -> l
     console = next(h for h in logger.handlers if type(h) is logging.StreamHandler)
     console.addFilter(_is_for_console)
     console.setLevel(level)
+    console.setFormatter(_Printable(console.formatter._fmt))
     if log_file is not None and get_rank() == 0:
         try:
             file_handler = _LogFile(str(log_file), "w")
@@ -131,6 +133,13 @@ def get_run_logger(log_file: str | Path | None = None, level: str = "INFO") -> l
         other.handlers, other.propagate = logger.handlers, False
         other.setLevel(logger.level)
     return logger
+
+
+class _Printable(logging.Formatter):
+    """Escapes control characters, which names in files may have; line ends stay."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), keep="\n\t")
 
 
 def log_to_file(logger: logging.Logger, message: str, *args: object) -> None:

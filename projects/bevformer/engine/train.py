@@ -96,11 +96,7 @@ def train(
             f"runner.type is {cfg.runner.get('type')!r}: it must be one of {list(RUNNERS)} of this "
             "project, others are not used; what a run does besides is the place of custom_hooks"
         )
-    workflow = [tuple(phase) for phase in cfg.get("workflow", [("train", 1)])]
-    if [phase for phase, _ in workflow] != ["train"]:
-        raise ValueError(
-            f"workflow {workflow}: only ('train', N) is supported, `evaluation` validates"
-        )
+    workflow = [tuple(phase) for phase in cfg.get("workflow") or [("train", 1)]]
 
     seed = choose_seed(seed)
     set_seed(seed + get_rank() if diff_seed else seed, deterministic)

@@ -24,7 +24,7 @@ _SECTIONS = (
     *("custom_hooks", "runner", "auto_scale_lr"),
 )
 # Sections that name no class, and the one that reads them.
-_READERS = {
+READERS = {
     "optimizer_config": "OptimizerHook",
     "checkpoint_config": "CheckpointHook",
     "evaluation": TemporalEvalHook,
@@ -81,7 +81,7 @@ WITHOUT_EFFECT: dict[str, Sequence[str]] = {
         for name in _OUR_DETECTORS
     },
 }
-_KNOWN_PACKAGES = ("projects.bevformer.", "mmcv.", "mmdet.", "mmdet3d.", "mmseg.", "torch.")
+KNOWN_PACKAGES = ("projects.bevformer.", "mmcv.", "mmdet.", "mmdet3d.", "mmseg.", "torch.")
 
 
 def unread_keys(cfg: Any) -> Iterator[tuple[str, str]]:
@@ -100,8 +100,9 @@ def unread_keys(cfg: Any) -> Iterator[tuple[str, str]]:
     for section in _SECTIONS:
         place = section
         if section == "train_cfg":
-            place = f"{(cfg.get('model') or {}).get('type')}.train_cfg"
-        yield from _unread(cfg.get(section), section, place, _READERS.get(section))
+            model = cfg.get("model")
+            place = f"{model.get('type') if isinstance(model, dict) else ''}.train_cfg"
+        yield from _unread(cfg.get(section), section, place, READERS.get(section))
 
 
 def _unread(
@@ -112,7 +113,7 @@ def _unread(
             yield from _unread(item, f"{path}.{i}", f"{place}.{i}")
     if not isinstance(value, dict):
         return
-    name = value.get("type", _hook_of_policy(value, path) or reader)
+    name = value.get("type", hook_of_policy(value, path) or reader)
     classes = [name] if inspect.isclass(name) else registered(name) if name else []
     title = getattr(name, "__name__", name) or path
     patterns = [
@@ -125,7 +126,7 @@ def _unread(
         arguments = [arguments_of(one) for one in classes]
         known = {"type", *(known or ()), *set().union(*(taken or () for taken in arguments))}
         known = None if None in arguments else known
-        own = not any(one.__module__.startswith(_KNOWN_PACKAGES) for one in classes)
+        own = not any(one.__module__.startswith(KNOWN_PACKAGES) for one in classes)
         place = "" if own else str(title)
     ignored = {key for one in classes for key in getattr(one, "__published__", ())}
     for key, item in value.items():
@@ -143,7 +144,7 @@ def _keys(pattern: str) -> Sequence[str]:
     return [*names, *WITHOUT_EFFECT.get(pattern, ())]
 
 
-def _hook_of_policy(section: dict, path: str) -> str | None:
+def hook_of_policy(section: dict, path: str) -> str | None:
     """The hook that mmcv makes of a `policy`; it completes names in lower case."""
     policy = section.get("policy")
     if path not in ("lr_config", "momentum_config") or not isinstance(policy, str):
