@@ -5,9 +5,12 @@ Imports NumPy only, so that the doctor can use it in a broken installation.
 
 from __future__ import annotations
 
+import io
 import os.path as osp
 
 import numpy as np
+
+from projects.bevformer.pickles import load_pickle_restricted  # noqa: F401  (docs/data_format.md)
 
 _JPEG = b"\xff\xd8"
 _START_OF_SCAN = b"\xff\xda"
@@ -15,6 +18,8 @@ _END_OF_IMAGE = b"\xff\xd9"
 # Code lengths of the Huffman table that cameras use (ITU-T T.81, table K.5). With it, zero bits
 # encode blocks that no picture has; with a table made for one picture they may be plain sky.
 _STANDARD_TABLE = bytes([0, 2, 1, 3, 3, 2, 4, 3, 5, 5, 4, 4, 0, 0, 1, 125])
+_FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP")
+_MAX_PIXELS = 2**25  # 8K video has 7680 x 4320
 _LOST_BLOCK = bytes(256)  # disks and copies lose 512 bytes at least; pictures have runs of about 8
 
 
@@ -64,6 +69,21 @@ def jpeg_damage(content):
     return None
 
 
+def _size_problem(content: bytes) -> str | None:
+    """What is wrong with the size that the header of an image names, for which OpenCV takes memory."""
+    from PIL import Image
+
+    try:
+        width, height = Image.open(io.BytesIO(content), formats=_FORMATS).size
+    except Image.DecompressionBombError as error:
+        return f"is too large ({error})"
+    except Exception:  # damaged headers raise anything
+        return "cannot be decoded"
+    if width * height > _MAX_PIXELS:
+        return f"is too large: {width} x {height} pixels"
+    return None
+
+
 def decode_image(content: bytes, flags: int = -1) -> np.ndarray:
     """Decode an image, refusing what the decoder would fill in with grey.
 
@@ -79,7 +99,7 @@ def decode_image(content: bytes, flags: int = -1) -> np.ndarray:
     """
     import cv2
 
-    damage = jpeg_damage(content)
+    damage = jpeg_damage(content) or _size_problem(content)
     image = None if damage else cv2.imdecode(np.frombuffer(content, dtype=np.uint8), flags)
     if image is None:
         raise ValueError(damage or "cannot be decoded")

@@ -28,13 +28,13 @@ class Calls:
 
 @contextlib.contextmanager
 def bounded_memory(size):
-    """The block may not take more memory than 8 times the size of a file and 48 MiB."""
+    """The block may not take more memory than 8 times the size of a file and 24 MiB."""
     before = _memory("VmRSS")
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # starts VmHWM again
     yield
     taken = _memory("VmHWM") - before
-    assert taken <= 8 * size + 48 * MIB, f"{taken / MIB:.0f} MiB for a file of {size / MIB:.2f}"
+    assert taken <= 8 * size + 24 * MIB, f"{taken / MIB:.0f} MiB for a file of {size / MIB:.2f}"
 
 
 def _memory(field):
@@ -124,7 +124,7 @@ def hostile_weights(trap):
     """
     runs, weight = Calls(os.mkdir, str(trap)), torch.arange(1000.0)
     good = {"state_dict": {"head.weight": weight}, "meta": {"epoch": 1}}
-    found = {name: content for name, content in hostile_pickles(trap).items()}
+    found = hostile_pickles(trap)
     for name, content in {
         "meta": {**good, "meta": {"config": runs}},
         "optimizer": {**good, "optimizer": [runs]},
@@ -204,7 +204,7 @@ def _lying_archives(good):
         for number in range(20_000):
             archive.writestr(f"archive/{number}", b"")
     script = [("constants.pkl", b"\x80\x02)."), ("code/__torch__.py", b"import os")]
-    zeros = _saved({"state_dict": {"head.weight": torch.zeros(16 * MIB)}})
+    zeros = _saved({"state_dict": {"head.weight": torch.zeros(8 * MIB)}})
     tar = io.BytesIO()
     with tarfile.open(fileobj=tar, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         info = tarfile.TarInfo("../../escaped")
@@ -239,7 +239,7 @@ def _with_compressed_entry(whole):
     file = io.BytesIO(whole)
     with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED) as archive:
         root = archive.namelist()[0].split("/")[0]
-        archive.writestr(f"{root}/bomb", bytes(64 * MIB))
+        archive.writestr(f"{root}/bomb", bytes(32 * MIB))
     return file.getvalue()
 
 

@@ -152,7 +152,9 @@ def broadcast(obj: Any) -> Any:
 
 
 class FirstRankError(OSError):
-    """Rank 0 met an error, which it reports itself."""
+    """Ends another rank than the first, which reports the error."""
+
+    of_first_rank = True
 
 
 def on_first_rank(work: Callable[[], Any]) -> Any:
@@ -162,19 +164,22 @@ def on_first_rank(work: Callable[[], Any]) -> Any:
         What it returned, on every rank.
 
     Raises:
-        OSError, ValueError: what it raised, on rank 0; FirstRankError on the others.
+        Exception: what it raised, on every rank; the attribute `of_first_rank` of the others' copy is
+            True, so that it is reported once.
     """
     result, error = None, None
     if get_rank() == 0:
         try:
             result = work()
-        except (OSError, ValueError) as caught:
+        except Exception as caught:
             error = caught
-    result, text = broadcast((result, None if error is None else str(error)))
+    is_plain = error is None or isinstance(error, (OSError, ValueError, RuntimeError))
+    result, copy = broadcast((result, error if is_plain else RuntimeError(str(error))))
     if error is not None:
         raise error
-    if text is not None:
-        raise FirstRankError(text)
+    if copy is not None:
+        copy.of_first_rank = True
+        raise copy
     return result
 
 

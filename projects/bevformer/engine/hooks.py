@@ -171,8 +171,8 @@ class TemporalEvalHook(Hook):
         return done >= self.start and (done - self.start) % self.interval == 0
 
     def before_run(self, runner):
-        if self.best_key is not None and get_rank() == 0:
-            self.best.recall(runner)
+        if self.best_key is not None:
+            on_first_rank(lambda: self.best.recall(runner))
         due = broadcast(lost_evaluation(runner) if get_rank() == 0 else None)
         if due is not None:
             runner.logger.info("the run was stopped before the evaluation of %s: made now", due)

@@ -264,12 +264,12 @@ class _SafeCheckpoints:
     def _resume_run_state(self, checkpoint, path):
         """Take what this rank needs besides weights and optimizer; generators are set later."""
         meta, ranks = checkpoint["meta"], checkpoint.get("ranks", [])
-        for hook in self.hooks:
-            if hasattr(hook, "resume_state") and type(hook).__name__ in meta.get("hooks", {}):
-                hook.resume_state(meta["hooks"][type(hook).__name__])
         state = state_of_this_rank(ranks)
         self._state_to_restore = {}
         try:
+            for hook in self.hooks:
+                if hasattr(hook, "resume_state") and type(hook).__name__ in meta.get("hooks", {}):
+                    hook.resume_state(meta["hooks"][type(hook).__name__])
             logged = meta.get("log_buffer", {}).items()
             self._state_to_restore["logged"] = [(name, *parts) for name, parts in logged]
             if state is not None:

@@ -84,7 +84,9 @@ def train(
     work_dir = Path(cfg.work_dir)
     timestamp = time.strftime("%Y%m%d_%H%M%S")
     logger = get_run_logger(work_dir / f"{timestamp}.log", cfg.get("log_level", "INFO"))
-    remove_left_over(work_dir)
+    if get_rank() == 0:
+        for folder in (work_dir, *work_dir.glob("eval/*")):
+            remove_left_over(folder)
     check_config(cfg, given)
     cfg = copy.deepcopy(cfg)
     if max_iters is not None:

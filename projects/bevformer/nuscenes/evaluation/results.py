@@ -266,7 +266,9 @@ def _parse_file(path, config):
     try:
         with open(path) as file:
             content = json.load(file, object_pairs_hook=parse)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
+        if str(error).startswith(f"{path}: "):  # of a box
+            raise
         raise ValueError(f"{path} is not JSON or is cut off ({error}): write it again") from error
     for key in ("meta", "results"):
         if not isinstance(content, dict) or not isinstance(content.get(key), dict):
