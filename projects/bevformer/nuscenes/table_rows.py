@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import os.path as osp
-import reprlib
 from typing import Any, Callable, Dict, Iterable, Sequence
 
 import numpy as np
@@ -131,7 +130,7 @@ class Table:
         def insert(row: Row) -> None:
             token = row["token"]
             if type(token) is not str:
-                raise self.error(f"a token is {reprlib.repr(token)}, not a text")
+                raise TypeError("its token is not a text")
             self.check_types(row)
             indexed[token] = keep(row)
 
