@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from projects.bevformer.io import atomic_write, join_root, jpeg_damage
+from projects.bevformer.io import join_root, jpeg_damage
 
 
 @pytest.mark.parametrize(
@@ -61,19 +61,3 @@ def test_plain_sky_is_not_reported_as_damage(noise):
 
 def test_other_formats_are_not_judged(noise):
     assert jpeg_damage(cv2.imencode(".png", noise)[1].tobytes()[:-10]) is None
-
-
-def test_failed_write_keeps_the_old_file(tmp_path):
-    path = tmp_path / "a.json"
-    with atomic_write(str(path)) as file:
-        file.write("old")
-
-    def interrupted():
-        with atomic_write(str(path)) as file:
-            file.write("half")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from shapely.geometry import MultiPoint, box
 
+from projects.bevformer.files import atomic_write
 from projects.bevformer.geometry import rotations
 from projects.bevformer.geometry.poses import inverse_poses, pose_matrix
-from projects.bevformer.io import atomic_write
 from projects.bevformer.nuscenes.camera_objects import box_corners
 from projects.bevformer.nuscenes.create_infos import run_jobs
 from projects.bevformer.nuscenes.infos import load_infos

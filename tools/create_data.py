@@ -8,7 +8,6 @@ python tools/create_data.py nuscenes --root-path ./data/nuscenes --out-dir ./dat
 import argparse
 import contextlib
 import os
-import os.path as osp
 import signal
 import sys
 import tempfile
@@ -17,6 +16,7 @@ import bootstrap  # noqa: F401
 
 from projects.bevformer.cli.arguments import add_debug_argument
 from projects.bevformer.cli.errors import tool_errors
+from projects.bevformer.messages import file_name, printable
 from projects.bevformer.nuscenes.spec import TABLE_FOLDERS
 
 
@@ -65,7 +65,7 @@ def check(args):
     """Refuse what would fail, or do nothing, after minutes of work."""
     if args.max_sweeps < 0:
         raise ValueError(f"--max-sweeps {args.max_sweeps}: it must be 0 or more")
-    if not args.extra_tag or osp.basename(args.extra_tag) != args.extra_tag:
+    if file_name(args.extra_tag) != args.extra_tag:
         raise ValueError(
             f"--extra-tag {args.extra_tag!r} must be the first part of a file name; folders go "
             "into --out-dir"
@@ -128,7 +128,7 @@ def main():
 
 def _report(what, scenes):
     names = f": {', '.join(scenes)}" if scenes else ""
-    print(f"{len(scenes)} scenes {what}{names}")
+    print(printable(f"{len(scenes)} scenes {what}{names}"))
 
 
 if __name__ == "__main__":

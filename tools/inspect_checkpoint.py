@@ -22,17 +22,20 @@ def inspect(args):
     from projects.bevformer.engine.checkpoint import load_checkpoint
     from projects.bevformer.engine.checkpoint_summary import compare, describe
     from projects.bevformer.engine.config import load_config
+    from projects.bevformer.engine.non_finite import check_finite
+    from projects.bevformer.messages import printable
 
-    checkpoint = load_checkpoint(args.checkpoint)
+    checkpoint = load_checkpoint(args.checkpoint, finite=False)
     for what, value in describe(checkpoint, args.checkpoint):
-        print(f"{what:15s} {value}")
+        print(printable(f"{what:15s} {value}"))
     if args.keys:
         for name, value in checkpoint["state_dict"].items():
-            print(f"{name} {tuple(value.shape)} {value.dtype}")
+            print(printable(f"{name} {tuple(value.shape)} {value.dtype}"))
     if args.config is not None:
         print(f"\nin {args.config}:")
         for line in compare(checkpoint, args.checkpoint, load_config(args.config)):
-            print(f"  {line}")
+            print(printable(f"  {line}"))
+    check_finite(checkpoint, f"checkpoint {args.checkpoint}", most=100)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,14 @@
-"""Files: paths of a data set, damaged images, atomic writes.
+"""Files of a data set: their paths, and damaged images.
 
 Imports NumPy only, so that the doctor can use it in a broken installation.
 """
 
 from __future__ import annotations
 
-import contextlib
 import io
-import os
 import os.path as osp
-from typing import IO, Any, Iterator
 
 import numpy as np
-
-from projects.bevformer.pickles import load_pickle_restricted  # noqa: F401  (docs/data_format.md)
 
 _JPEG = b"\xff\xd8"
 _START_OF_SCAN = b"\xff\xda"
@@ -41,7 +36,7 @@ def join_root(data_root, path):
     if osp.normpath(path).startswith(osp.normpath(root) + osp.sep):
         return path
     joined = osp.join(root, path)  # an absolute path stays unchanged
-    if ".." in path and root and osp.relpath(joined, root).startswith(osp.pardir):
+    if ".." in path and root and osp.relpath(joined, root).split(osp.sep)[0] == osp.pardir:
         raise ValueError(
             f"an info record names the file {path}, which is outside of data_root {root}: write "
             "the info file again with tools/create_data.py"
@@ -126,29 +121,3 @@ def read_image(path: str, flags: int = -1) -> np.ndarray:
         return decode_image(content, flags)
     except ValueError as error:
         raise ValueError(f"camera image {path} {error}: unpack or download it again") from None
-
-
-@contextlib.contextmanager
-def atomic_write(path: str, mode: str = "w") -> Iterator[IO[Any]]:
-    """Write to a temporary file in the same folder and rename it to `path` on success.
-
-    After an error `path` is as it was before, and no temporary file is left.
-    """
-    folder, name = osp.split(str(path))
-    temporary = osp.join(folder, f".{name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, mode) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.remove(temporary)
-        raise
-    # The rename itself survives a power failure once the folder is synced too.
-    handle = os.open(folder or ".", os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -9,7 +9,6 @@ from dummy_task import DummyDetector
 
 from projects.bevformer.engine import checkpoint as module
 from projects.bevformer.engine.checkpoint import (
-    find_latest_checkpoint,
     load_checkpoint,
     load_weights,
     point_latest_at,
@@ -17,6 +16,7 @@ from projects.bevformer.engine.checkpoint import (
     save_checkpoint,
     to_plain,
 )
+from projects.bevformer.engine.resume import find_latest_checkpoint
 
 LOGGER = logging.getLogger("test")
 

@@ -1,6 +1,9 @@
 import logging
+from types import SimpleNamespace
 
-from projects.bevformer.engine.log import get_run_logger, log_to_file
+import pytest
+
+from projects.bevformer.engine.log import TextLoggerHook, get_run_logger, log_to_file
 
 
 def test_ops_logs_into_the_log_of_the_run():
@@ -46,3 +49,32 @@ def test_long_texts_go_to_the_file_only(tmp_path, monkeypatch):
     assert "a = 1" in text
     assert "EvalHook" in text
     get_run_logger()
+
+
+def test_a_log_that_cannot_be_written_is_said_once(tmp_path, monkeypatch, capfd):
+    for name in ("run.log", "run.log.json"):
+        (tmp_path / name).symlink_to("/dev/full")
+    logger = get_run_logger(tmp_path / "run.log")
+    (console,) = (h for h in logger.handlers if type(h) is logging.StreamHandler)
+    printed = []
+    monkeypatch.setattr(console, "emit", lambda record: printed.append(record.getMessage()))
+    hook, runner = TextLoggerHook(), SimpleNamespace(rank=0, logger=logger)
+    hook.json_log_path = str(tmp_path / "run.log.json")
+    for number in (1, 2):
+        logger.info("Iter [%d]", number)
+        hook._dump_log({"loss": 0.5}, runner)
+    get_run_logger()
+    assert sorted(text for text in printed if "Iter" in text) == ["Iter [1]", "Iter [2]"]
+    warnings = [text for text in printed if "Iter" not in text]
+    for name, text in zip(("run.log", "run.log.json"), warnings):
+        start = f"{tmp_path}/{name} cannot be written (No space left on device): the file needs at least"
+        assert text.startswith(start)
+        assert text.endswith("the run goes on, without this file")
+    assert len(warnings) == 2
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_a_log_that_cannot_be_opened_is_named(tmp_path):
+    (tmp_path / "run.log").mkdir()
+    with pytest.raises(OSError, match=r"run\.log cannot be written \(Is a directory\): a folder"):
+        get_run_logger(tmp_path / "run.log")

@@ -13,7 +13,14 @@ from mmcv import Config
 from mmcv.parallel import collate
 
 from projects.bevformer.engine.checkpoint import load_checkpoint, save_checkpoint
-from projects.bevformer.engine.distributed import all_gather, get_rank, init_process, shut_down
+from projects.bevformer.engine.distributed import (
+    all_gather,
+    average_buffers,
+    get_rank,
+    init_process,
+    on_first_rank,
+    shut_down,
+)
 from projects.bevformer.engine.hooks import FiniteLossHook
 from projects.bevformer.engine.resume import checkpoint_to_resume, read_on_all_ranks
 from projects.bevformer.engine.training_model import TrainingModel
@@ -57,6 +64,8 @@ def main():
         "gradient_is_the_mean_over_ranks": is_mean_over_ranks(start, first_gradients),
         "nan_messages": all_gather(message_of_nan_loss(model)),
         "resumed": all_gather(resume_without_a_shared_folder(detector, Path(sys.argv[1]).parent)),
+        "full_disk": all_gather(error_of_a_full_disk()),
+        "mean_statistics": all_gather(averaged_statistics(detector)),
     }
     if get_rank() == 0:
         with open(sys.argv[1], "w") as file:
@@ -90,6 +99,25 @@ def message_of_nan_loss(model):
     except FloatingPointError as error:
         return str(error)
     return "no error"
+
+
+def error_of_a_full_disk():
+    """What ends each rank when rank 0 cannot write."""
+
+    def write():
+        raise OSError("No space left")
+
+    try:
+        on_first_rank(write)
+    except OSError as error:
+        return type(error).__name__, str(error), on_first_rank(get_rank)
+
+
+def averaged_statistics(detector):
+    detector.norm.running_mean.fill_(get_rank())
+    detector.norm.num_batches_tracked.fill_(get_rank())
+    average_buffers(detector)
+    return detector.norm.running_mean[0].item(), detector.norm.num_batches_tracked.item()
 
 
 def resume_without_a_shared_folder(detector, folder):

@@ -100,8 +100,17 @@ def test_damaged_file(make_info, write_infos, damage):
 def test_version_must_be_there(make_info, write_infos):
     with pytest.raises(ValueError, match="version"):
         load_infos(write_infos([make_info()], version=None))
-    with pytest.raises(ValueError, match=r"version is \[1\], not a text"):
-        load_infos(write_infos([make_info()], version=[1]))
+
+
+@pytest.mark.parametrize("field", ["version", "split"])
+@pytest.mark.parametrize(
+    "value", [[1], "..", "../v1.0-mini", "/v1.0-mini", "a\\b", "a\x1b[2Kb", "a\0"]
+)
+def test_version_and_split_lead_to_no_other_folder(make_info, write_infos, field, value):
+    with pytest.raises(
+        ValueError, match=rf"metadata\['{field}'\] is .*, not the name of a {field}"
+    ):
+        load_infos(write_infos([make_info()], **{field: value}))
 
 
 def test_unknown_stamp(make_info, write_infos):
@@ -206,6 +215,19 @@ def set_camera(field, value):
         (lambda i: i.update(can_bus=None), "can_bus of frame 1 is not 18"),
         (lambda i: i.update(cams=None), "cams of frame 1 is not a dict of dicts"),
         (lambda i: i.update(token=3), "token of frame 1 is not a text"),
+        (
+            lambda i: i.update(token="a\x1b[31m"),
+            "token of frame 1 is .* without control characters",
+        ),
+        (
+            lambda i: i.update(scene_token="a\nb"),
+            "scene_token of frame 1 is not a text without contr",
+        ),
+        (set_camera("data_path", "a\0.jpg"), "CAM_BACK.data_path of frame 1 is not a text without"),
+        (
+            lambda i: i.update(gt_names=np.array(["car", "a\u202eb", "car"])),
+            r"gt_names of frame 1 has .*a\\u202eb'\)?, which is not a text without control characters",
+        ),
         (lambda i: i.update(lidar_path=None), "lidar_path of frame 1 is not a text"),
         (set_camera("data_path", 3), "cams.CAM_BACK.data_path of frame 1 is not a text"),
         (set_camera("sensor2lidar_rotation", np.zeros((3, 3))), "CAM_BACK.*an invertible matrix"),

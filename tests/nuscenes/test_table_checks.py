@@ -118,6 +118,7 @@ def test_good_tables_pass(tables, check):
         ),
         (put("sample_data", "filename", "samples/../../x.jpg"), "filename of .* leads out"),
         (put("sample_data", "filename", "/x.jpg"), "sample_data.json: filename of .* leads out"),
+        (put("map", "filename", "../map.png"), "map.json: filename of .* leads out"),
         (put("map", "filename", "maps/gone.png"), "maps/gone.png does not exist, which map.json"),
         (
             put("sample", "timestamp", None),

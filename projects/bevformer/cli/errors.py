@@ -12,6 +12,7 @@ import warnings
 from typing import Any, Iterator
 
 from projects.bevformer.cli.remedies import remedy
+from projects.bevformer.messages import printable
 
 _CPP_EXTENSION = "torch.utils.cpp_extension"  # "No CUDA runtime is found, using CUDA_HOME="
 
@@ -48,6 +49,8 @@ def tool_errors(debug: bool) -> Iterator[None]:
     except (ValueError, OSError, FloatingPointError) as error:
         if debug:
             raise
+        if _is_of_first_rank(error):
+            sys.exit(1)
         # A worker that is killed can show as a broken connection, which is an OSError.
         message = remedy(error) if isinstance(error, OSError) else None
         raise SystemExit(_one_line(message or _own_message(str(error)))) from None
@@ -70,9 +73,14 @@ def _distributed() -> Any:
     return sys.modules.get("projects.bevformer.engine.distributed")
 
 
+def _is_of_first_rank(error: Exception) -> bool:
+    """Whether rank 0 reports this error, so that the others need not."""
+    return _distributed() is not None and isinstance(error, _distributed().FirstRankError)
+
+
 def _one_line(message: str) -> str:
     rank = 0 if _distributed() is None else _distributed().get_rank()
-    return f"error (rank {rank}): {' '.join(message.split())} [--debug shows where]"
+    return f"error (rank {rank}): {printable(' '.join(message.split()))} [--debug shows where]"
 
 
 def _own_message(text: str) -> str:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from projects.bevformer.messages import printable
+
 OK, WARNING, BROKEN = "ok", "warning", "broken"
 
 
@@ -24,7 +26,7 @@ class Finding:
     def line(self):
         """The finding on one line."""
         text = f"[{self.level}] {self.where}: {self.what}"
-        return " ".join((f"{text}. {self.remedy}" if self.remedy else text).split())
+        return printable(" ".join((f"{text}. {self.remedy}" if self.remedy else text).split()))
 
 
 def ok(where, what):

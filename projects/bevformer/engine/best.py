@@ -9,6 +9,9 @@ from pathlib import Path
 from mmcv.runner import BaseRunner
 
 from projects.bevformer.engine.checkpoint import load_checkpoint
+from projects.bevformer.engine.checkpoint_hook import save_or_go_on
+from projects.bevformer.engine.distributed import broadcast, get_rank
+from projects.bevformer.messages import file_name
 
 
 class BestCheckpoint:
@@ -30,7 +33,7 @@ class BestCheckpoint:
         if rule not in ("greater", "less"):
             raise ValueError(f"evaluation.rule is {rule!r}: it must be 'greater' or 'less'")
         self.metric, self.sign = metric, 1 if rule == "greater" else -1
-        self.prefix = f"best_{metric.replace('/', '_')}"
+        self.prefix = file_name(f"best_{metric.replace('/', '_')}")
         self.score: float | None = None
         self.file: Path | None = None  # in the work dir
 
@@ -91,23 +94,26 @@ class BestCheckpoint:
         is_of_run = meta.get("run") == runner.meta.get("run")
         return messages.get("best_score") if is_of_run else None
 
-    def keep(self, runner: BaseRunner, value: float, name: str) -> None:
-        """Save the network if its value is the best so far, in place of the one before.
+    def keep(self, runner: BaseRunner, value: float | None, name: str) -> None:
+        """Save the network if its value is the best so far, in place of the one before; on all ranks.
 
         Args:
             runner: with its network after `name`.
-            value: of the metric.
+            value: of the metric; only that of rank 0 counts.
             name: `epoch_N` or `iter_N`.
         """
-        if not self._improves(value):
+        if not broadcast(get_rank() == 0 and self._improves(value)):
             return
-        path, previous = Path(runner.work_dir) / f"{self.prefix}_{name}.pth", self.file
+        path = Path(runner.work_dir, f"{self.prefix}_{name}.pth")
+        before = runner.meta.get("hook_msgs", {})
+        runner.meta["hook_msgs"] = {**before, "best_score": value, "best_ckpt": path.name}
+        options = {"filename_tmpl": path.name, "create_symlink": False}
+        if not save_or_go_on(runner, runner.work_dir, **options):
+            runner.meta["hook_msgs"] = before
+            return
+        if get_rank() == 0 and self.file not in (None, path):
+            self.file.unlink(missing_ok=True)
         self.score, self.file = value, path
-        messages = runner.meta.setdefault("hook_msgs", {})
-        messages.update(best_score=value, best_ckpt=path.name)
-        runner.save_checkpoint(runner.work_dir, filename_tmpl=path.name, create_symlink=False)
-        if previous not in (None, path):
-            previous.unlink(missing_ok=True)
         runner.logger.info("best %s so far %.4f, saved as %s", self.metric, value, path.name)
 
 

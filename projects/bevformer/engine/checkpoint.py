@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import re
 import time
 from collections import OrderedDict
@@ -16,10 +14,12 @@ import torch
 from mmcv.runner import weights_to_cpu
 from torch import nn
 
+from projects.bevformer.engine.checkpoint_checks import check_content
 from projects.bevformer.engine.download import download
+from projects.bevformer.engine.non_finite import check_finite, check_float16
 from projects.bevformer.engine.optimizer import saved_state
 from projects.bevformer.engine.weight_fit import WeightFit, by_prefix, some_of
-from projects.bevformer.io import atomic_write
+from projects.bevformer.files import atomic_write, followed, link_to
 from projects.bevformer.nuscenes.spec import CAMERAS
 from projects.bevformer.weight_files import load_weight_file, safetensors_bytes
 
@@ -66,6 +66,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer | None = None,
     meta: dict | None = None,
     raw_weights: dict[str, torch.Tensor] | None = None,
+    run_state: dict | None = None,
 ) -> None:
     """Write a checkpoint atomically.
 
@@ -75,9 +76,11 @@ def save_checkpoint(
         optimizer: saved with its state if given.
         meta: dict of plain values.
         raw_weights: `state_dict` with which training goes on, where `detector` has an average.
+        run_state: further entries of the file, tensors and plain values.
 
     Raises:
         TypeError: meta holds other objects.
+        NonFiniteError: a weight or a number of the training state is NaN or infinite.
         OSError: the disk is full or read-only; an earlier file of that name is left as it was.
     """
     path = Path(path)
@@ -92,13 +95,23 @@ def save_checkpoint(
         checkpoint["optimizer"] = saved_state(optimizer, detector)
     if raw_weights is not None:
         checkpoint["raw_weights"] = raw_weights
-
+    checkpoint.update(run_state or {})
+    check_finite(checkpoint, f"checkpoint {path} is not written")
     _write(path, checkpoint)
 
 
 def _write(path: Path, checkpoint: dict) -> None:
-    with atomic_write(str(path), "wb") as file:
+    with atomic_write(path, "wb", tensor_bytes(checkpoint)) as file:
         torch.save(checkpoint, file)
+
+
+def tensor_bytes(value: Any) -> int:
+    """Bytes of all tensors in nested dicts and lists."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, dict):
+        return sum(map(tensor_bytes, value.values()))
+    return sum(map(tensor_bytes, value)) if isinstance(value, (list, tuple)) else 0
 
 
 def publish_weights(
@@ -118,7 +131,8 @@ def publish_weights(
         safetensors: write this format; a target that ends in .safetensors is of it in any case.
 
     Raises:
-        FileNotFoundError, ValueError: see `load_checkpoint`; or the target is the source or a folder.
+        FileNotFoundError, ValueError: see `load_checkpoint`; or a weight is too large for float16, or the
+            target is the source or a folder.
         OSError: see `save_checkpoint`.
     """
     target, file = Path(target).expanduser(), Path(source).expanduser()
@@ -133,6 +147,8 @@ def publish_weights(
         weights[name] = (
             value.half() if half and value.is_floating_point() and value.ndim > 1 else value
         )
+    if half:
+        check_float16(weights, f"{target} is not written")
     meta = {key: checkpoint["meta"][key] for key in _PUBLISHED_META if key in checkpoint["meta"]}
     target.parent.mkdir(parents=True, exist_ok=True)
     if safetensors or target.suffix == ".safetensors":
@@ -143,21 +159,18 @@ def publish_weights(
 
 
 def point_latest_at(path: str | Path) -> None:
-    """Link `latest.pth` in the folder of a checkpoint to it, atomically."""
-    path = Path(path)
-    link = path.with_name(f".latest.{os.getpid()}.tmp")
-    with contextlib.suppress(FileNotFoundError):
-        link.unlink()
-    link.symlink_to(path.name)
-    os.replace(link, path.with_name("latest.pth"))
+    """Link `latest.pth` in the folder of a checkpoint to it, atomically; see `link_to`."""
+    link_to(path, Path(path).with_name("latest.pth"))
 
 
-def load_checkpoint(path: str | Path) -> dict:
+def load_checkpoint(path: str | Path, finite: bool = True) -> dict:
     """Read a checkpoint onto the CPU.
 
     Args:
-        path: a file, a URL or a name such as torchvision://resnet50, see `download`. Weights may lie
-            under `state_dict` or `model` (detectron2), or be all that the file holds.
+        path: a file (also a text file in place of a link, see `followed`), a URL or a name such as
+            torchvision://resnet50, see `download`. Weights may lie under `state_dict` or `model`
+            (detectron2), or be all that the file holds.
+        finite: refuse numbers that are not.
 
     Returns:
         dict with at least "state_dict" (names without a leading `module.`) and "meta" (maybe
@@ -165,9 +178,10 @@ def load_checkpoint(path: str | Path) -> dict:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: unreadable, unsafe, or no weights inside.
+        ValueError: unreadable, unsafe, no weights inside, or a NaN or infinite number.
     """
-    checkpoint = download(str(path)) if "://" in str(path) else load_weight_file(path)
+    is_url = "://" in str(path)
+    checkpoint = download(str(path)) if is_url else load_weight_file(str(followed(path)))
     if not isinstance(checkpoint, dict):
         raise ValueError(
             f"checkpoint {path} holds a {type(checkpoint).__name__}, not a dict of weights"
@@ -181,11 +195,15 @@ def load_checkpoint(path: str | Path) -> dict:
             f"checkpoint {path} has no state_dict of tensors, its keys are "
             f"{some_of(map(str, state))}: is it a model checkpoint?"
         )
+    meta = None if state is checkpoint else checkpoint.get("meta")
+    check_content({"state_dict": state, "meta": {} if meta is None else meta}, path)
     weights = OrderedDict((re.sub(r"^module\.", "", name), value) for name, value in state.items())
     weights._metadata = getattr(state, "_metadata", OrderedDict())
+    if finite:
+        check_finite({**checkpoint, "state_dict": weights}, f"checkpoint {path}")
     if state is checkpoint:
         return {"state_dict": weights, "meta": {}}
-    return {**checkpoint, "state_dict": weights, "meta": checkpoint.get("meta") or {}}
+    return {**checkpoint, "state_dict": weights, "meta": {} if meta is None else meta}
 
 
 def _camera_embeddings(weights: Iterable[str]) -> list[str]:
@@ -329,65 +347,3 @@ def load_weights(
     detector.load_state_dict(weights, strict=False)
     fit.report(path, logger)
     return fit
-
-
-def find_latest_checkpoint(
-    work_dir: str | Path,
-    logger: logging.Logger,
-    counts_epochs: bool = True,
-    links_latest: bool = True,
-) -> Path | None:
-    """Newest checkpoint that loads, of a training run that counts epochs (or iterations).
-
-    What `latest.pth` names comes first, then `epoch_N.pth` (or `iter_N.pth`) by falling number;
-    numbers above that of `latest.pth` are of an earlier run and come after the others.
-
-    Args:
-        work_dir: folder of the checkpoints.
-        logger: receives a warning about each broken file, which is skipped, and a line with the
-            files that are passed over.
-        counts_epochs: the kind of run.
-        links_latest: whether the runs keep `latest.pth` up to date.
-
-    Returns:
-        its path, or None.
-    """
-    kind, other = ("epoch", "iter") if counts_epochs else ("iter", "epoch")
-    numbered, others = (checkpoint_numbers(work_dir, prefix) for prefix in (kind, other))
-    latest = Path(work_dir, "latest.pth")
-    named = Path(work_dir, os.readlink(latest)) if links_latest and latest.is_symlink() else None
-    newest = numbered.get(named, max(numbered.values(), default=0))
-    order = sorted(numbered, key=lambda path: (numbered[path] <= newest, numbered[path]))[::-1]
-    order += sorted(others, key=others.get, reverse=True)  # an epoch's middle is called iter_N too
-    if named is not None and named.exists():
-        order = [named, *(path for path in order if path != named)]
-    found, passed = None, []
-    for path in order:
-        if found is not None:
-            passed += [path] * (path in others or numbered[path] > newest)
-            continue
-        try:
-            meta = load_checkpoint(path)["meta"]
-        except (ValueError, OSError) as error:
-            logger.warning("--auto-resume skips %s: %s", path.name, error)
-            continue
-        if meta.get("counted_in", path.name.partition("_")[0]) == other:
-            passed.append(path)
-        else:
-            found = path
-    if passed:
-        logger.info(
-            "--auto-resume passes over %s: of another run than %s",
-            ", ".join(sorted(path.name for path in passed)),
-            "this one" if found is None else found.name,
-        )
-    return found
-
-
-def checkpoint_numbers(work_dir: str | Path, kind: str) -> dict[Path, int]:
-    """Number in the name of each `{kind}_N.pth` of a folder."""
-    matches = {
-        path: re.fullmatch(rf"{kind}_(\d+)\.pth", path.name)
-        for path in Path(work_dir).glob("*.pth")
-    }
-    return {path: int(match.group(1)) for path, match in matches.items() if match}

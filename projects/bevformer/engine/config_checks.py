@@ -5,14 +5,14 @@ from __future__ import annotations
 import inspect
 import re
 from fnmatch import fnmatchcase
-from numbers import Integral
 from typing import Any, Iterable, Iterator, Mapping, NamedTuple, Sequence
 
 from mmcv import Config
 
-from projects.bevformer.engine.config_keys import READ_KEYS, registered
+from projects.bevformer.engine.config_keys import READ_KEYS, SECTIONS, registered
 from projects.bevformer.engine.pretrained import pretrained_files
-from projects.bevformer.engine.unread_keys import unread_keys
+from projects.bevformer.engine.unread_keys import READERS, hook_of_policy, unread_keys
+from projects.bevformer.engine.value_rules import senseless
 from projects.bevformer.model.detection.head import BEVFormerHead
 
 _HEAD = "model.pts_bbox_head"
@@ -48,15 +48,6 @@ _EQUAL: tuple[Sequence[str], ...] = (
     *((f"data.*.{name}:NormalizeMultiviewImage",) for name in ("mean", "std", "to_rgb")),
 )
 _NONE = ("benchmark",)  # keys that None is a value of: nuScenes' benchmark
-# Whole numbers of at least 1.
-_COUNTS = (
-    *(f"{_HEAD}.{name}" for name in ("bev_h", "bev_w", "num_query", "bbox_coder.max_num")),
-    *(f"{_HEAD}.*.{name}" for name in ("embed_dims", "num_heads", "num_points", "num_layers")),
-    *("model.img_neck.out_channels", "model.img_neck.num_outs", "data.*.queue_length"),
-    *("data.samples_per_gpu", "data.*.load_interval"),
-    *("runner.max_epochs", "runner.max_iters", "log_config.interval"),
-    "auto_scale_lr.base_batch_size",
-)
 
 
 def check_config(cfg: Config, given: Iterable[str] = ()) -> None:
@@ -69,9 +60,7 @@ def check_config(cfg: Config, given: Iterable[str] = ()) -> None:
     Raises:
         ValueError: names the keys and their values.
     """
-    for section in ("model", "data"):
-        if not cfg.get(section):
-            raise ValueError(f"{section} is {cfg.get(section)!r}: a config must have it")
+    check_sections(cfg, ("model", "data"))
     problems = [f"{key} {what}" for key, what in config_problems(cfg)]
     if len(problems) > 1:
         problems[0] += f" (and {len(problems) - 1} more: tools/doctor.py --config lists them)"
@@ -82,9 +71,19 @@ def check_config(cfg: Config, given: Iterable[str] = ()) -> None:
         raise ValueError(problems[0])
 
 
+def check_sections(cfg: Config, names: Iterable[str]) -> None:
+    """Refuse a config without what a tool needs, such as an empty file."""
+    for name in names:
+        if not cfg.get(name):
+            raise ValueError(f"{name} is {cfg.get(name)!r}: a config must have it")
+
+
 def config_problems(cfg: Config) -> list[tuple[str, str]]:
     """What `check_config` refuses: pairs of a dotted key and what is wrong with it."""
-    return [*unread_keys(cfg), *_contradictions(cfg)]
+    values, unread = list(_all_values(cfg)), list(unread_keys(cfg))
+    senseless = [found for found in _senseless(values) if found[0] not in dict(unread)]
+    # Values of a wrong kind cannot be compared.
+    return [*unread, *senseless, *(() if senseless else _contradictions(cfg, values))]
 
 
 class _Value(NamedTuple):
@@ -107,21 +106,41 @@ class _Value(NamedTuple):
         return f"{value!r}{'' if self.given else f' by default of {self.reader}'}"
 
 
-def _contradictions(cfg: Config) -> Iterator[tuple[str, str]]:
-    values = list(_values(cfg.get("data"), "data"))
+def _all_values(cfg: Config) -> Iterator[_Value]:
+    """What stands in the sections and plain keys that are read; of the model, if it is a BEVFormer."""
+    for key, value in cfg._cfg_dict.items():
+        if key in READ_KEYS:
+            yield _Value(key, "", tuple(value) if isinstance(value, list) else value)
+        if key in SECTIONS and isinstance(value, dict) and (key != "model" or _is_known(value)):
+            reader = READERS.get(key) or hook_of_policy(value, key) or ""
+            yield from _values(value, key, getattr(reader, "__name__", reader))
+        elif key == "custom_hooks":
+            yield from _values(value, key)
+
+
+def _is_known(model: Mapping[str, Any]) -> bool:
+    """Whether a model has this project's head; little is known of other networks."""
+    head = model.get("pts_bbox_head")
+    classes = registered(head.get("type") if isinstance(head, dict) else None)
+    return not isinstance(head, dict) or any(
+        inspect.isclass(cls) and issubclass(cls, BEVFormerHead) for cls in classes
+    )
+
+
+def _senseless(values: Sequence[_Value]) -> Iterator[tuple[str, str]]:
+    for one in values:
+        must = senseless(one.key, one.reader, one.value) if one.given else None
+        if must:
+            yield one.key, f"is {one}: it must be {must}"
+
+
+def _contradictions(cfg: Config, values: Sequence[_Value]) -> Iterator[tuple[str, str]]:
     model = cfg.get("model") or {}
-    if any(
-        inspect.isclass(cls) and issubclass(cls, BEVFormerHead)
-        for cls in registered((model.get("pts_bbox_head") or {}).get("type"))
-    ):  # little is known of other networks
-        values += _values(model, "model")
+    if model.get("pts_bbox_head") and _is_known(model):
         yield from _images_prepared_twice(values)
         yield from _two_starts(model)
         yield from _overruled_dropout(values)
-    for section in ("runner", "log_config", "auto_scale_lr"):
-        values += _values(cfg.get(section), section)
-    yield from _bad_lists(cfg, values)
-    yield from _not_counts(values)
+        yield from _more_boxes_than_scores(values)
     groups = [[v for key in group for v in _matching(values, key)] for group in _EQUAL]
     for group in [*groups, _levels(values)]:
         number = [sum(other.value == one.value for other in group) for one in group]
@@ -131,17 +150,14 @@ def _contradictions(cfg: Config) -> Iterator[tuple[str, str]]:
             yield odd.key, f"is {odd}, {usual.key} is {usual}: they must be equal"
     yield from _covered_range(values)
     yield from _counted_in_epochs(cfg)
-    norm = ((cfg.get("optimizer_config") or {}).get("grad_clip") or {}).get("max_norm", 1)
-    if not isinstance(norm, (int, float)) or norm <= 0:
-        yield "optimizer_config.grad_clip.max_norm", f"is {norm!r}: it must be a positive number"
 
 
-def _values(part: Any, key: str) -> Iterator[_Value]:
+def _values(part: Any, key: str, reader: str = "") -> Iterator[_Value]:
     """All values below a key; for this project's classes also the defaults of what is not given."""
     if isinstance(part, (list, tuple)):
-        part, reader = {str(i): item for i, item in enumerate(part)}, ""
+        part = {str(i): item for i, item in enumerate(part)}
     elif isinstance(part, dict):
-        reader = str(part.get("type", ""))
+        reader = str(part.get("type", reader))
     else:
         return
     defaults = _defaults(reader)
@@ -184,33 +200,15 @@ def _matching(values: Sequence[_Value], pattern: str) -> list[_Value]:
     return found
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def _not_counts(values: Sequence[_Value]) -> Iterator[tuple[str, str]]:
-    for one in values:
-        if not any(fnmatchcase(one.key, pattern) for pattern in _COUNTS):
-            continue
-        unset = one.value is None and one.key.startswith(("runner.", "auto_"))
-        if not unset and (not _is_whole(one.value) or one.value < 1):
-            yield one.key, f"is {one}: it must be a whole number of at least 1"
-
-
-def _bad_lists(cfg: Config, values: Sequence[_Value]) -> Iterator[tuple[str, str]]:
-    for one in _matching(values, "data.*.classes:?*"):
-        names = one.value if isinstance(one.value, tuple) else ()
-        if not names or len(set(names)) < len(names) or not all(isinstance(n, str) for n in names):
-            yield one.key, f"is {one}: it must be a list of names, each once"
-    hooks = {"custom_hooks": cfg.get("custom_hooks")}
-    hooks["log_config.hooks"] = (cfg.get("log_config") or {}).get("hooks")
-    for key, items in hooks.items():
-        for item in items if isinstance(items, list) else [items] if items else []:
-            if isinstance(item, str) or (isinstance(item, dict) and "type" not in item):
-                yield (
-                    key,
-                    f"has {item!r}: it must be a list of dicts with a `type`, in a config file",
-                )
+def _more_boxes_than_scores(values: Sequence[_Value]) -> Iterator[tuple[str, str]]:
+    """The coder takes the best of the scores, one per query and class."""
+    found = {one.key: one for one in values}
+    boxes, queries, classes = (
+        found.get(f"{_HEAD}.{name}") for name in ("bbox_coder.max_num", "num_query", "num_classes")
+    )
+    if boxes and queries and classes and boxes.value > queries.value * classes.value:
+        scores = f"{queries.value} queries x {classes.value} classes"
+        yield boxes.key, f"is {boxes}, more than the scores of a frame, {scores}: lower it"
 
 
 def _levels(values: Sequence[_Value]) -> list[_Value]:
@@ -225,7 +223,7 @@ def _covered_range(values: Sequence[_Value]) -> Iterator[tuple[str, str]]:
     for inner in _matching(values, f"{_HEAD}.bbox_coder.pc_range"):
         for outer in _matching(values, f"{_HEAD}.bbox_coder.post_center_range"):
             if not isinstance(outer.value, tuple) or not isinstance(inner.value, tuple):
-                continue  # the coder says what is wrong
+                continue
             low = [a > b for a, b in zip(outer.value[:3], inner.value[:3])]
             high = [a < b for a, b in zip(outer.value[3:], inner.value[3:])]
             if any(low + high):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Sequence
 
+import torch
 from mmcv import Config
 from mmdet3d.datasets import build_dataset
 from torch.utils.data import DataLoader, Dataset
@@ -134,6 +135,8 @@ def build_train_loader(
         collate_fn=collate_samples,
         pin_memory=pin_memory,
         persistent_workers=workers > 0 and train_option(cfg, "persistent_workers", False),
+        # Workers get their seed from it: from the global one each start of workers would move it.
+        generator=torch.Generator(),
     )
 
 
@@ -146,4 +149,5 @@ def build_test_loader(dataset: Dataset, workers: int, pin_memory: bool = False) 
         num_workers=workers,
         collate_fn=collate_samples,
         pin_memory=pin_memory,
+        generator=torch.Generator(),
     )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import subprocess
 import time
-from typing import Any, NamedTuple
+from typing import Any, Callable, Iterator, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -150,11 +151,56 @@ def broadcast(obj: Any) -> Any:
     return all_gather(obj)[0]
 
 
-def broadcast_buffers(module: nn.Module) -> None:
-    """Copy the buffers (BatchNorm statistics) of rank 0 to every rank."""
+class FirstRankError(OSError):
+    """Rank 0 met an error, which it reports itself."""
+
+
+def on_first_rank(work: Callable[[], Any]) -> Any:
+    """Call a function on rank 0 while the others wait.
+
+    Returns:
+        What it returned, on every rank.
+
+    Raises:
+        OSError, ValueError: what it raised, on rank 0; FirstRankError on the others.
+    """
+    result, error = None, None
+    if get_rank() == 0:
+        try:
+            result = work()
+        except (OSError, ValueError) as caught:
+            error = caught
+    result, text = broadcast((result, None if error is None else str(error)))
+    if error is not None:
+        raise error
+    if text is not None:
+        raise FirstRankError(text)
+    return result
+
+
+def average_buffers(module: nn.Module) -> None:
+    """Set the floating-point buffers (BatchNorm statistics) of all ranks to their mean."""
     if is_distributed():
         for buffer in module.buffers():
-            dist.broadcast(buffer, src=0)
+            if buffer.is_floating_point():
+                dist.all_reduce(buffer)
+                buffer /= get_world_size()
+
+
+@contextlib.contextmanager
+def buffers_of_first_rank(module: nn.Module) -> Iterator[None]:
+    """Run a block in which every rank has the buffers (BatchNorm statistics) of rank 0."""
+    if not is_distributed():
+        yield
+        return
+    own = [buffer.clone() for buffer in module.buffers()]
+    for buffer in module.buffers():
+        dist.broadcast(buffer, src=0)
+    try:
+        yield
+    finally:
+        for buffer, value in zip(module.buffers(), own):
+            buffer.copy_(value)
 
 
 def shut_down() -> None:

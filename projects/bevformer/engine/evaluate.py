@@ -17,7 +17,9 @@ from projects.bevformer.engine.data_loading import build_test_loader
 from projects.bevformer.engine.distributed import all_gather, get_rank
 from projects.bevformer.engine.log import progress_bar
 from projects.bevformer.engine.precision import set_compute_format
-from projects.bevformer.engine.provenance import check_provenance
+from projects.bevformer.engine.provenance import check_provenance, other_classes
+from projects.bevformer.files import atomic_write, followed
+from projects.bevformer.messages import file_name
 from projects.bevformer.nuscenes.evaluation.results import check_samples
 from projects.bevformer.nuscenes.info_list import column
 
@@ -46,13 +48,13 @@ def evaluation_dir(
             f"{source} is not a local file, next to which results would be written: choose a folder "
             "with --work-dir"
         )
-    status, name = os.stat(source), Path(source).resolve().name
+    status, name = os.stat(source), followed(source).resolve().name
     given = {key: value for key, value in sorted(options.items()) if value}
     text = (
         f"# of {name}: {status.st_size} bytes, {status.st_mtime_ns}; options {given}\n"
         f"{cfg.pretty_text}"
     )
-    first = Path(source).parent / f"eval_{Path(name).stem}"
+    first = Path(source).parent / file_name(f"eval_{Path(name).stem}")
     number = 1
     while True:
         folder = first if number == 1 else first.with_name(f"{first.name}_{number}")
@@ -68,7 +70,8 @@ def evaluation_dir(
                 f"{folder} cannot be made ({error}): choose a folder with --work-dir"
             ) from error
         else:
-            kept.write_text(text)
+            with atomic_write(kept) as file:
+                file.write(text)
             return folder
 
 
@@ -89,12 +92,9 @@ def build_trained_model(cfg, checkpoint_path, dataset, device, logger, fuse=Fals
             another number of classes than the data set.
     """
     checkpoint = load_checkpoint(checkpoint_path)
-    trained_for = checkpoint["meta"].get("CLASSES")
-    if trained_for is not None and list(trained_for) != list(dataset.CLASSES):
-        raise ValueError(
-            f"checkpoint {checkpoint_path} was trained for the classes {list(trained_for)}, the config "
-            f"has {list(dataset.CLASSES)}: names and order must agree"
-        )
+    difference = other_classes(checkpoint, checkpoint_path, dataset)
+    if difference is not None:
+        raise ValueError(f"{difference}: names and order must agree")
     detector = build_detector(cfg, dataset)
     load_weights(detector, checkpoint, checkpoint_path, logger)
     check_provenance(checkpoint, checkpoint_path, cfg, detector, logger)

@@ -13,13 +13,14 @@ from projects.bevformer.engine.batch import train_sample_tokens
 from projects.bevformer.engine.best import BestCheckpoint, lost_evaluation
 from projects.bevformer.engine.distributed import (
     all_gather,
-    barrier,
     broadcast,
-    broadcast_buffers,
+    buffers_of_first_rank,
     get_rank,
+    on_first_rank,
 )
 from projects.bevformer.engine.evaluate import predict
 from projects.bevformer.engine.report import headline_metrics, metrics_table
+from projects.bevformer.engine.seed import seeded
 from projects.bevformer.nuscenes.evaluation.scoring import write_metrics
 from projects.bevformer.nuscenes.spec import TP_ERRORS
 from projects.bevformer.published import published
@@ -234,24 +235,37 @@ class TemporalEvalHook(Hook):
 
     def _evaluate(self, runner, name):
         detector = runner.model.module
-        with runner.scored_weights():
-            broadcast_buffers(detector)
+        # Whether and when one evaluates changes nothing in the training.
+        with runner.scored_weights(), buffers_of_first_rank(detector), seeded(0):
             results = predict(detector, self.dataset, self.device, self.workers)
         self.due = None
-        if get_rank() == 0:
+        scored = {}
+
+        def score():
             out_dir = Path(runner.work_dir) / "eval" / name
-            summary = self.dataset.evaluator.score(results, str(out_dir), self.metric)
-            runner.logger.info("evaluation after %s\n%s", name, metrics_table(summary))
-            headline = headline_metrics(summary)
+            scored["summary"] = self.dataset.evaluator.score(results, str(out_dir), self.metric)
+            runner.logger.info("evaluation after %s\n%s", name, metrics_table(scored["summary"]))
+            headline = headline_metrics(scored["summary"])
             runner.log_buffer.output["eval_iter_num"] = len(self.dataset)
             runner.log_buffer.output.update(headline)
             runner.log_buffer.ready = True
+            if self.best_key is not None and self.best_key not in headline:
+                raise ValueError(
+                    f"evaluation.save_best is {self.best_key!r}, but the metrics are "
+                    f"{', '.join(headline)}"
+                )
+            return headline.get(self.best_key)
+
+        try:
+            value = on_first_rank(score)
             if self.best_key is not None:
-                if self.best_key not in headline:
-                    raise ValueError(
-                        f"evaluation.save_best is {self.best_key!r}, but the metrics are "
-                        f"{', '.join(headline)}"
-                    )
-                self.best.keep(runner, headline[self.best_key], name)
-            write_metrics(summary, "summary", runner.work_dir)  # last: see `lost_evaluation`
-        barrier()
+                self.best.keep(runner, value, name)
+            # Last: see `lost_evaluation`.
+            on_first_rank(lambda: write_metrics(scored["summary"], "summary", runner.work_dir))
+        except OSError as error:
+            if getattr(runner, "on_save_error", "stop") == "stop":
+                raise
+            runner.logger.warning(
+                "the evaluation of %s was NOT saved, training goes on (checkpoint_config.on_error): %s",
+                name, error,
+            )  # fmt: skip

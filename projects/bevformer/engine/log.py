@@ -1,19 +1,66 @@
-"""The logger and progress bars of a run."""
+"""The logger, log files and progress bars of a run."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from pathlib import Path
 from typing import Iterable
 
+from mmcv.runner import HOOKS, BaseRunner
+from mmcv.runner import TextLoggerHook as MmcvTextLoggerHook
 from mmcv.utils import get_logger
 from tqdm import tqdm
 
 from projects.bevformer.engine.distributed import get_rank
+from projects.bevformer.files import write_error
+from projects.bevformer.messages import printable
 
 _FILE_ONLY = {"file_only": True}
 _MMCV_LISTS = "Hooks will be executed"  # a list of forty lines
+
+
+_OTHERS = ("projects.bevformer.ops", "projects.bevformer.files")  # import no logger of OpenMMLab
+
+
+class _LogFile(logging.FileHandler):
+    """A log file; that it cannot be written is logged once, where the messages still arrive."""
+
+    has_failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self.has_failed:
+            self.has_failed = True
+            logging.getLogger(record.name).warning(
+                _goes_on(error, self.baseFilename, record.getMessage())
+            )
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+
+def _goes_on(error: OSError, path: str, text: str) -> str:
+    return f"{write_error(error, path, len(text))}; the run goes on, without this file"
+
+
+@HOOKS.register_module(force=True)
+class TextLoggerHook(MmcvTextLoggerHook):
+    """mmcv's, which ends a run when its `.log.json` cannot be written; here that is a warning."""
+
+    has_failed = False
+
+    def _dump_log(self, log_dict: dict, runner: BaseRunner) -> None:
+        try:
+            super()._dump_log(log_dict, runner)
+        except OSError as error:
+            if not self.has_failed:
+                self.has_failed = True
+                runner.logger.warning(_goes_on(error, self.json_log_path, str(log_dict)))
 
 
 def get_run_logger(log_file: str | Path | None = None, level: str = "INFO") -> logging.Logger:
@@ -31,18 +78,29 @@ def get_run_logger(log_file: str | Path | None = None, level: str = "INFO") -> l
     console = next(h for h in logger.handlers if type(h) is logging.StreamHandler)
     console.addFilter(_is_for_console)
     console.setLevel(level)
+    console.setFormatter(_Printable(console.formatter._fmt))
     if log_file is not None and get_rank() == 0:
-        file_handler = logging.FileHandler(str(log_file), "w")
+        try:
+            file_handler = _LogFile(str(log_file), "w")
+        except OSError as error:
+            raise write_error(error, log_file) from error
         file_handler.setFormatter(console.formatter)
         file_handler.setLevel(level)
         logger.addHandler(file_handler)
     logger.setLevel(level if get_rank() == 0 else "ERROR")
     logger.propagate = False  # torch 1.10's DDP gives the root logger a second handler
-    # Messages of ops belong in the same log; ops does not import OpenMMLab's loggers.
-    ops_logger = logging.getLogger("projects.bevformer.ops")
-    ops_logger.handlers, ops_logger.propagate = logger.handlers, False
-    ops_logger.setLevel(logger.level)
+    for name in _OTHERS:  # their messages belong in the same log
+        other = logging.getLogger(name)
+        other.handlers, other.propagate = logger.handlers, False
+        other.setLevel(logger.level)
     return logger
+
+
+class _Printable(logging.Formatter):
+    """Escapes control characters, which names in files may have; line ends stay."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), keep="\n\t")
 
 
 def log_to_file(logger: logging.Logger, message: str, *args: object) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from typing import Iterable, Mapping
+from typing import Iterable, Mapping, Sequence
 
 import torch
 from mmcv import Config
@@ -16,6 +16,15 @@ from projects.bevformer.engine.distributed import get_world_size
 
 # Affects how an optimizer computes, not what.
 _IMPLEMENTATION = ("foreach", "fused", "capturable", "differentiable")
+_ADAM = ("step", "exp_avg", "exp_avg_sq")  # of the state of a parameter
+_OF_ITS_SHAPE = (
+    "exp_avg",
+    "exp_avg_sq",
+    "max_exp_avg_sq",
+    "exp_inf",
+    "momentum_buffer",
+    "square_avg",
+)
 _TELLING = ("betas", "momentum", "alpha", "rho", "lambd", "etas")  # options of a type of optimizer
 
 
@@ -208,9 +217,11 @@ def fit_saved_state(
             f"this run {len(own)} of {sum(own_sizes)}: use the config section `optimizer` of "
             "the run that saved it, and only set optimizer.constructor if that run did"
         )
+    is_adam = isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW))
     for group, own_numbers in zip(own, numbers):
+        needed = (*_ADAM, *["max_exp_avg_sq"] * group["amsgrad"]) if is_adam else ()
         for parameter, n in zip(group["params"], own_numbers):
-            _check_shape(saved["state"].get(n, {}), parameter)
+            _check_state(saved["state"].get(n, {}), parameter, needed)
     fitted = [{**_options(group), "params": list(n)} for group, n in zip(own, numbers)]
     return {"state": saved["state"], "param_groups": fitted}
 
@@ -278,11 +289,19 @@ def match_layouts(optimizer: torch.optim.Optimizer) -> None:
                 state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-def _check_shape(state, parameter):
-    for name in ("exp_avg", "momentum_buffer"):
+def _check_state(state: dict, parameter: nn.Parameter, needed: Sequence[str]) -> None:
+    """Raise ValueError unless the state of a parameter is complete and of its shape."""
+    lacking = [name for name in needed if state.get(name) is None] if state else []
+    if lacking:
+        raise ValueError(f"the state of a parameter lacks {', '.join(lacking)}")
+    for name in _OF_ITS_SHAPE:
         value = state.get(name)
-        if value is not None and value.shape != parameter.shape:
+        if value is not None and getattr(value, "shape", None) != parameter.shape:
+            shape = tuple(value.shape) if torch.is_tensor(value) else type(value).__name__
             raise ValueError(
-                f"its {name} of shape {tuple(value.shape)} belongs to another parameter than one "
-                f"of shape {tuple(parameter.shape)}: the model was another one"
+                f"its {name} of shape {shape} belongs to another parameter than one of shape "
+                f"{tuple(parameter.shape)}: the model was another one"
             )
+    step = state.get("step", 0)
+    if not isinstance(step, (int, float)) and not (torch.is_tensor(step) and step.numel() == 1):
+        raise ValueError(f"its step is {step!r}: it must be a number")

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any, List, Mapping, Optional, Sequence, Union
 
-import cv2
 import numpy as np
 from mmcv import Config
 
@@ -17,6 +16,7 @@ from projects.bevformer.engine.bev_inputs import (
     seen_cells,
 )
 from projects.bevformer.engine.log import progress_bar
+from projects.bevformer.messages import file_name
 
 
 def spaced(total: int, count: Optional[int]) -> List[int]:
@@ -115,6 +115,7 @@ def draw_network_inputs(
     )  # matplotlib is slow to import
     from projects.bevformer.visualization.cameras import draw_views
     from projects.bevformer.visualization.network_input import draw_input_bev, draw_queue
+    from projects.bevformer.visualization.sample import write_picture
 
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -138,9 +139,9 @@ def draw_network_inputs(
         pc_range = head.transformer.encoder.pc_range
         track = ego_track(sample.frames)
         bev = draw_input_bev(info, sample.ground_truth, seen, pc_range, *track, dataset.CLASSES)
-        cv2.imwrite(str(out_dir / f"{last.token}_queue.png"), draw_queue(info, queue))
-        cv2.imwrite(str(out_dir / f"{last.token}_cameras.png"), cameras)
-        bev.canvas.print_png(str(out_dir / f"{last.token}_bev.png"))
+        pictures = {"queue": draw_queue(info, queue), "cameras": cameras, "bev": bev}
+        for name, picture in pictures.items():
+            write_picture(out_dir / file_name(last.token, f"_{name}.png"), picture)
         drawn.append(index)
     return drawn
 

@@ -4,15 +4,119 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
+import time
 from pathlib import Path
 from typing import Any, Callable
 
 import torch.distributed as dist
 from mmcv import Config
 
-from projects.bevformer.engine.checkpoint import checkpoint_numbers, find_latest_checkpoint
+from projects.bevformer.engine.checkpoint import load_checkpoint
 from projects.bevformer.engine.distributed import all_gather, broadcast, get_rank
+from projects.bevformer.files import followed
+
+
+def find_latest_checkpoint(
+    work_dir: str | Path,
+    logger: logging.Logger,
+    counts_epochs: bool = True,
+    links_latest: bool = True,
+    interrupted: str | Path | None = None,
+) -> Path | None:
+    """Newest checkpoint that loads, of a training run that counts epochs (or iterations).
+
+    What `latest.pth` names comes first, then `epoch_N.pth` (or `iter_N.pth`) by falling number;
+    numbers above that of `latest.pth` are of an earlier run and come after the others. The checkpoint
+    of an interrupted run replaces them where it is ahead of them in the same run, or of a later run.
+
+    Args:
+        work_dir: folder of the checkpoints.
+        logger: receives a warning about each broken file, which is skipped, and a line with the
+            files that are passed over.
+        counts_epochs: the kind of run.
+        links_latest: whether the runs keep `latest.pth` up to date.
+        interrupted: the checkpoint of an interrupted run; `interrupted.pth` in `work_dir` by default.
+
+    Returns:
+        its path, or None.
+    """
+    kind, other = ("epoch", "iter") if counts_epochs else ("iter", "epoch")
+
+    def meta_of(path: Path) -> dict | None:
+        try:
+            return load_checkpoint(path)["meta"]
+        except (ValueError, OSError) as error:
+            logger.warning("--auto-resume skips %s: %s", path.name, error)
+            return None
+
+    numbered, others = (checkpoint_numbers(work_dir, prefix) for prefix in (kind, other))
+    latest = Path(work_dir, "latest.pth")
+    named = None
+    if links_latest:
+        named = Path(work_dir, os.readlink(latest)) if latest.is_symlink() else followed(latest)
+    newest = numbered.get(named, max(numbered.values(), default=0))
+    order = sorted(numbered, key=lambda path: (numbered[path] <= newest, numbered[path]))[::-1]
+    order += sorted(others, key=others.get, reverse=True)  # an epoch's middle is called iter_N too
+    if named is not None and named.exists():
+        order = [named, *(path for path in order if path != named)]
+    elif latest.is_file() and not latest.is_symlink():
+        order.append(latest)
+    found, found_meta, passed = None, {}, []
+    for path in order:
+        if found is not None:
+            is_of_another = path in others and found not in others
+            passed += [path] * (is_of_another or numbered.get(path, 0) > newest)
+            continue
+        meta = meta_of(path)
+        if meta is None:
+            continue
+        if meta.get("counted_in", path.name.partition("_")[0]) == other:
+            passed.append(path)
+        else:
+            found, found_meta = path, meta
+    interrupted = Path(interrupted or Path(work_dir, "interrupted.pth"))
+    meta = meta_of(interrupted) if os.path.lexists(interrupted) else None
+    if meta is not None:
+        if meta.get("counted_in") != other and (found is None or _is_ahead(meta, found_meta)):
+            found, meta, interrupted = interrupted, found_meta, found
+        if interrupted is not None and not _of_one_run(meta, found_meta):
+            passed.append(interrupted)
+    if passed:
+        logger.info(
+            "--auto-resume passes over %s: of another run than %s",
+            ", ".join(sorted(path.name for path in passed)),
+            "this one" if found is None else found.name,
+        )
+    return found
+
+
+def _of_one_run(meta: dict, other: dict) -> bool:
+    return meta.get("run") is not None and meta.get("run") == other.get("run")
+
+
+def _is_ahead(meta: dict, other: dict) -> bool:
+    """Whether a checkpoint is ahead of another of its run, or of a later run."""
+    if _of_one_run(meta, other):
+        return meta.get("iter", 0) > other.get("iter", 0)
+    return _saved_at(meta) > _saved_at(other)
+
+
+def _saved_at(meta: dict) -> float:
+    try:
+        return time.mktime(time.strptime(meta.get("time") or ""))
+    except (ValueError, OverflowError):
+        return 0.0
+
+
+def checkpoint_numbers(work_dir: str | Path, kind: str) -> dict[Path, int]:
+    """Number in the name of each `{kind}_N.pth` of a folder."""
+    matches = {
+        path: re.fullmatch(rf"{kind}_(\d+)\.pth", path.name)
+        for path in Path(work_dir).glob("*.pth")
+    }
+    return {path: int(match.group(1)) for path, match in matches.items() if match}
 
 
 def checkpoint_to_resume(
@@ -41,7 +145,9 @@ def checkpoint_to_resume(
         folder = Path(options["out_dir"], folder.name)
     links_latest = options.get("create_symlink", True)
     found = broadcast(
-        find_latest_checkpoint(folder, logger, counts_epochs, links_latest)
+        find_latest_checkpoint(
+            folder, logger, counts_epochs, links_latest, Path(cfg.work_dir, "interrupted.pth")
+        )
         if get_rank() == 0
         else None
     )
@@ -109,7 +215,7 @@ def read_on_all_ranks(read: Callable[[str], Any], path: str | Path, logger: logg
 def _identity(path: str | Path) -> tuple[int, int] | None:
     """Size and time of a file: the same on all nodes that share it; None where there is none."""
     try:
-        status = os.stat(path)
+        status = os.stat(followed(path))
     except OSError:
         return None
     return status.st_size, status.st_mtime_ns

@@ -32,12 +32,18 @@ from projects.bevformer.engine.log import get_run_logger, log_to_file
 from projects.bevformer.engine.optimizer import check_parameter_options, fit_rate
 from projects.bevformer.engine.plugins import notices
 from projects.bevformer.engine.precision import optimizer_hook, set_compute_format
-from projects.bevformer.engine.provenance import STAMP, check_provenance, training_stamp
+from projects.bevformer.engine.provenance import (
+    STAMP,
+    check_provenance,
+    check_start,
+    training_stamp,
+)
 from projects.bevformer.engine.resume import checkpoint_to_resume
 from projects.bevformer.engine.runner import RUNNERS
 from projects.bevformer.engine.seed import choose_seed, set_seed
 from projects.bevformer.engine.summary import run_summary
 from projects.bevformer.engine.training_model import TrainingModel
+from projects.bevformer.files import atomic_write, remove_left_over
 from projects.bevformer.published import REPLACED_TYPES
 
 
@@ -77,6 +83,7 @@ def train(
     work_dir = Path(cfg.work_dir)
     timestamp = time.strftime("%Y%m%d_%H%M%S")
     logger = get_run_logger(work_dir / f"{timestamp}.log", cfg.get("log_level", "INFO"))
+    remove_left_over(work_dir)
     check_config(cfg, given)
     cfg = copy.deepcopy(cfg)
     if max_iters is not None:
@@ -87,11 +94,7 @@ def train(
             f"runner.type is {cfg.runner.get('type')!r}: it must be one of {list(RUNNERS)} of this "
             "project, others are not used; what a run does besides is the place of custom_hooks"
         )
-    workflow = [tuple(phase) for phase in cfg.get("workflow", [("train", 1)])]
-    if [phase for phase, _ in workflow] != ["train"]:
-        raise ValueError(
-            f"workflow {workflow}: only ('train', N) is supported, `evaluation` validates"
-        )
+    workflow = [tuple(phase) for phase in cfg.get("workflow") or [("train", 1)]]
 
     seed = choose_seed(seed)
     set_seed(seed + get_rank() if diff_seed else seed, deterministic)
@@ -212,7 +215,8 @@ def _describe_run(cfg: Config, config_name: str, seed: int, logger: logging.Logg
     for line in notices():
         log_to_file(logger, "%s", line)
     if get_rank() == 0:
-        (Path(cfg.work_dir) / config_name).write_text(config_text)
+        with atomic_write(Path(cfg.work_dir, config_name)) as file:
+            file.write(config_text)
     return {
         "env_info": environment,
         "config": config_text,
@@ -249,6 +253,7 @@ def _say_if_finished(runner: BaseRunner, logger: logging.Logger) -> None:
 def _start_from(runner: BaseRunner, cfg: Config, logger: logging.Logger) -> None:
     """Load the weights of `load_from`; a function, so that its return frees the file's tensors."""
     checkpoint = runner.load_checkpoint(cfg.load_from)
+    check_start(checkpoint, cfg.load_from, cfg, runner.model.module, logger)
     check_provenance(checkpoint, cfg.load_from, cfg, runner.model.module, logger, split="train")
 
 

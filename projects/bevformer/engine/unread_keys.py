@@ -9,7 +9,6 @@ import textwrap
 from fnmatch import fnmatchcase
 from typing import Any, Callable, Iterator, NamedTuple, Sequence
 
-from mmcv.runner import CheckpointHook
 from torch.nn.utils import clip_grad_norm_
 
 from projects.bevformer.engine.config_keys import registered
@@ -25,7 +24,7 @@ _SECTIONS = (
     *("custom_hooks", "runner", "auto_scale_lr"),
 )
 # Sections that name no class, and the one that reads them.
-_READERS = {
+READERS = {
     "optimizer_config": "OptimizerHook",
     "checkpoint_config": "CheckpointHook",
     "evaluation": TemporalEvalHook,
@@ -82,7 +81,7 @@ WITHOUT_EFFECT: dict[str, Sequence[str]] = {
         for name in _OUR_DETECTORS
     },
 }
-_KNOWN_PACKAGES = ("projects.bevformer.", "mmcv.", "mmdet.", "mmdet3d.", "mmseg.", "torch.")
+KNOWN_PACKAGES = ("projects.bevformer.", "mmcv.", "mmdet.", "mmdet3d.", "mmseg.", "torch.")
 
 
 def unread_keys(cfg: Any) -> Iterator[tuple[str, str]]:
@@ -101,8 +100,9 @@ def unread_keys(cfg: Any) -> Iterator[tuple[str, str]]:
     for section in _SECTIONS:
         place = section
         if section == "train_cfg":
-            place = f"{(cfg.get('model') or {}).get('type')}.train_cfg"
-        yield from _unread(cfg.get(section), section, place, _READERS.get(section))
+            model = cfg.get("model")
+            place = f"{model.get('type') if isinstance(model, dict) else ''}.train_cfg"
+        yield from _unread(cfg.get(section), section, place, READERS.get(section))
 
 
 def _unread(
@@ -113,7 +113,7 @@ def _unread(
             yield from _unread(item, f"{path}.{i}", f"{place}.{i}")
     if not isinstance(value, dict):
         return
-    name = value.get("type", _hook_of_policy(value, path) or reader)
+    name = value.get("type", hook_of_policy(value, path) or reader)
     classes = [name] if inspect.isclass(name) else registered(name) if name else []
     title = getattr(name, "__name__", name) or path
     patterns = [
@@ -126,7 +126,7 @@ def _unread(
         arguments = [arguments_of(one) for one in classes]
         known = {"type", *(known or ()), *set().union(*(taken or () for taken in arguments))}
         known = None if None in arguments else known
-        own = not any(one.__module__.startswith(_KNOWN_PACKAGES) for one in classes)
+        own = not any(one.__module__.startswith(KNOWN_PACKAGES) for one in classes)
         place = "" if own else str(title)
     ignored = {key for one in classes for key in getattr(one, "__published__", ())}
     for key, item in value.items():
@@ -144,7 +144,7 @@ def _keys(pattern: str) -> Sequence[str]:
     return [*names, *WITHOUT_EFFECT.get(pattern, ())]
 
 
-def _hook_of_policy(section: dict, path: str) -> str | None:
+def hook_of_policy(section: dict, path: str) -> str | None:
     """The hook that mmcv makes of a `policy`; it completes names in lower case."""
     policy = section.get("policy")
     if path not in ("lr_config", "momentum_config") or not isinstance(policy, str):
@@ -166,8 +166,6 @@ def arguments_of(function: Callable | None) -> frozenset[str] | None:
     """
     if function is None:
         return None
-    if function is CheckpointHook:  # the runner reads the others
-        return frozenset((*_explicit(function)[0], "meta", "filename_tmpl", "create_symlink"))
     names: set[str] = set()
     taken: set[str] = set()  # arguments that a class itself gives to its base
     for cls, build in _constructors(function):

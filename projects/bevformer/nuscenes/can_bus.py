@@ -19,6 +19,7 @@ from projects.bevformer.geometry.can_bus import (
     CAN_SIZE,
     CAN_VELOCITY,
 )
+from projects.bevformer.messages import file_name
 from projects.bevformer.nuscenes.vectors import described, finite_rows
 
 # Scenes recorded without a CAN bus; the list is the devkit's `NuScenesCanBus.can_blacklist`.
@@ -75,12 +76,16 @@ def load_can_bus(
     Raises:
         FileNotFoundError, ValueError: see SceneCanBus and its `check_overlap`.
     """
-    absent = not osp.isfile(osp.join(folder, f"{scene_name}_pose.json"))
+    absent = not osp.isfile(_pose_file(folder, scene_name))
     if scene_name in SCENES_WITHOUT_CAN_BUS or (split in ("test", None) and absent):
         return None
     can_bus = SceneCanBus(folder, scene_name)
     can_bus.check_overlap(times_us[0], times_us[-1])
     return can_bus
+
+
+def _pose_file(folder: str, scene_name: str) -> str:
+    return osp.join(folder, file_name(scene_name, "_pose.json"))
 
 
 class SceneCanBus:
@@ -96,7 +101,7 @@ class SceneCanBus:
     """
 
     def __init__(self, folder: str, scene_name: str) -> None:
-        self._path = osp.join(folder, f"{scene_name}_pose.json")
+        self._path = _pose_file(folder, scene_name)
         if not osp.isfile(self._path):
             raise FileNotFoundError(
                 f"{self._path} does not exist, and {scene_name} is not one of the scenes recorded without "

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Callable, Iterable, Iterator, Sequence
 
+from projects.bevformer.files import atomic_write
 from projects.bevformer.geometry.boxes import BOX_CONVENTION_NEW, BOX_CONVENTION_OLD
-from projects.bevformer.io import atomic_write
 from projects.bevformer.nuscenes.can_bus import find_can_bus_folder, load_can_bus
 from projects.bevformer.nuscenes.official_format import to_official
 from projects.bevformer.nuscenes.scene_infos import scene_infos

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import Any, NamedTuple, Sequence
 
@@ -57,10 +58,24 @@ _LARGEST, _FURTHEST = 100, 1000  # metres: sizes of boxes, and centres from the 
 _USUALLY_WITHIN = 100  # metres: median of the centres, which may have coordinates of the world
 _MOST_TURNED = 10  # radians
 _REMEDY = "write the file again with tools/create_data.py"
+# They would change what a terminal shows of a message, or end a line of a log.
+_CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
+_TEXT = "a text without control characters"
 
 
 def check_split(metadata: dict[str, Any], path: str) -> None:
-    """Refuse a split that the version does not have; unknown versions may have any."""
+    """Refuse a split that the version does not have; unknown versions may have any.
+
+    The version is the folder of the tables.
+    """
+    for field in ("version", "split"):
+        value = metadata.get(field, "")
+        if value is not None and (
+            not _is_text(value) or value in (".", "..") or "/" in value or "\\" in value
+        ):
+            raise ValueError(
+                f"{path}: metadata[{field!r}] is {value!r}, not the name of a {field}: {_REMEDY}"
+            )
     splits = SPLITS.get(metadata["version"])
     split = metadata.get("split")
     if splits is not None and split is not None and split not in splits:
@@ -97,9 +112,9 @@ def cameras_of(infos: Sequence[dict], metadata: dict[str, Any], path: str) -> li
     cameras = metadata.get("cameras")
     if cameras is None:
         found = dict.fromkeys(name for info in infos for name in info["cams"])
-        return list(CAMERAS if set(found) == set(CAMERAS) else found)
-    names = isinstance(cameras, (list, tuple)) and all(isinstance(name, str) for name in cameras)
-    if not names or not cameras or len(set(cameras)) < len(cameras):
+        cameras = list(CAMERAS if set(found) == set(CAMERAS) else found)
+    names = isinstance(cameras, (list, tuple)) and all(map(_is_text, cameras))
+    if not names or (infos and not cameras) or len(set(cameras)) < len(cameras):
         raise ValueError(
             f'{path}: metadata["cameras"] is {cameras!r}, not a list of different names: {_REMEDY}'
         )
@@ -148,7 +163,7 @@ def _check_fields(records, fields, prefix, path):
     for field, kind in fields.items():
         values = [record[field] for record in records]
         if kind is str:
-            good, what = np.array([isinstance(value, str) for value in values]), "a text"
+            good, what = np.array(list(map(_is_text, values))), _TEXT
         elif kind is dict:
             good, what = np.array([_is_dict_of_dicts(value) for value in values]), "a dict of dicts"
         else:
@@ -160,6 +175,10 @@ def _check_fields(records, fields, prefix, path):
                 f"{path}: {prefix}{field} of frame {position} is not {what}: {_REMEDY}"
             )
     return numbers
+
+
+def _is_text(value):
+    return isinstance(value, str) and not _CONTROL.search(value)
 
 
 def _is_dict_of_dicts(value):
@@ -231,9 +250,12 @@ def _check_rows(filled, field, expected, path):
         if expected.kind == "mask":
             good = (rows == 0) | (rows == 1)
             what = "is not a mask of True and False, or 1 and 0"
-        elif expected.kind == "texts" and rows.dtype.kind == "O":
+        elif expected.kind == "texts":
             good = np.array([isinstance(value, str) for value in rows])
-            what = f"has {rows[good.argmin()]!r}, which is not a text"
+            if good.all():
+                texts = set(filter(_is_text, set(rows)))
+                good = np.array([value in texts for value in rows])
+            what = f"has {rows[good.argmin()]!r}, which is not {_TEXT}"
         elif expected.kind == "numbers":
             good = usable_rows(rows, expected.columns)
         elif expected.kind == "numbers or NaN":

@@ -77,8 +77,6 @@ def load_infos(path: str) -> tuple[list[dict], dict[str, Any]]:
     try:
         infos, metadata = content["infos"], content["metadata"]
         metadata = dict(metadata, version=metadata["version"])
-        if not isinstance(metadata["version"], str):
-            raise TypeError(f"version is {metadata['version']!r}, not a text")
     except (LookupError, TypeError, ValueError) as error:
         raise ValueError(
             f'{path} is not an info file {{"infos": [...], "metadata": {{"version": ...}}}} '

@@ -283,7 +283,10 @@ class NuScenesTables:
                 name, token = scene["token"], scene["log_token"]
                 raise self._table("scene").dangling("log_token", name, token, "log")
         self._table("visibility").index(lambda row: row)
-        maps = self._table("map").index(lambda row: (row["log_tokens"], row["filename"]))
+        table = self._table("map")
+        maps = table.index(
+            lambda row: _check_filename(table, row) or (row["log_tokens"], row["filename"])
+        )
         for _, filename in maps.values():
             mask = osp.join(self._root, filename)
             if not osp.isfile(mask):

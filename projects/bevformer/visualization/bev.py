@@ -18,6 +18,7 @@ from projects.bevformer.visualization.boxes import (
     DrawableBoxes,
     Info,
     drawable_boxes,
+    figure_text,
     sample_title,
 )
 
@@ -85,7 +86,7 @@ def draw_bev(
 
 
 def _prepare_axes(axes: Axes, info: Info, range_m: float) -> None:
-    axes.set_title("\n".join(sample_title(info)), fontsize=9)
+    axes.set_title(figure_text("\n".join(sample_title(info))), fontsize=9)
     last = int(range_m // 10) * 10
     axes.set_xlim(-range_m, range_m)
     axes.set_ylim(-range_m, range_m)
@@ -134,7 +135,7 @@ def _draw_boxes(
         angles="xy", scale_units="xy", scale=1.0, width=0.0018,
     )  # fmt: skip
     for outline, label in zip(outlines, boxes.labels):
-        name, x = class_names[label], outline[:, 0]
+        name, x = figure_text(class_names[label]), outline[:, 0]
         right = label_side == "right"
         axes.text(
             x.max() + 0.4 if right else x.min() - 0.4, outline[:, 1].mean(), _SHORT_NAMES.get(name, name),

@@ -18,6 +18,8 @@ from typing import Any, List, Mapping, Optional, Tuple
 
 import numpy as np
 
+from projects.bevformer.messages import printable
+
 Info = Mapping[str, Any]  # an entry of the info file
 Annotations = Mapping[str, Any]  # `boxes_3d`, `labels_3d` and maybe `scores_3d`
 
@@ -75,7 +77,9 @@ def drawable_boxes(
         kept = _to_numpy(ground_truth["labels_3d"]) >= 0
         sets.append(_drawable("ground truth", GROUND_TRUTH_RGB, ground_truth, kept))
     if predictions is not None:
-        kept = _to_numpy(predictions["scores_3d"]) >= score_threshold
+        kept = ~(
+            _to_numpy(predictions["scores_3d"]) < score_threshold
+        )  # NaN is refused, not left out
         title = f"prediction, score >= {score_threshold:g}"
         sets.append(_drawable(title, PREDICTION_RGB, predictions, kept))
     return sets
@@ -87,6 +91,11 @@ def sample_title(info: Info) -> Tuple[str, str]:
     return info["token"], f"{time:%Y-%m-%d %H:%M:%S.%f} UTC"
 
 
+def figure_text(text: str) -> str:
+    """A text from data for matplotlib, which would take what stands between two `$` for a formula."""
+    return printable(text, keep="\n").replace("$", r"\$")
+
+
 def _drawable(
     title: str, color_rgb: Tuple[int, int, int], annotations: Annotations, kept: np.ndarray
 ) -> DrawableBoxes:
@@ -94,8 +103,11 @@ def _drawable(
     if len(boxes) != len(labels):
         raise ValueError(f"{title}: {len(boxes)} boxes_3d, but {len(labels)} labels_3d")
     corners, columns = _to_numpy(boxes.corners)[kept], _to_numpy(boxes.tensor)[kept]
-    if not np.isfinite(corners).all():
-        raise ValueError(f"{title}: a box has a NaN or infinite number, it cannot be drawn")
+    scores = _to_numpy(annotations.get("scores_3d", np.zeros(len(labels))))[kept]
+    if not (np.isfinite(corners).all() and np.isfinite(scores).all()):
+        raise ValueError(
+            f"{title}: a box or score has a NaN or infinite number, it cannot be drawn"
+        )
     unknown = np.full((len(columns), 2), np.nan)
     return DrawableBoxes(
         title=title,

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from projects.bevformer.io import join_root, read_image
+from projects.bevformer.messages import printable
 from projects.bevformer.nuscenes.records import lidar2img_of_camera
 from projects.bevformer.visualization.boxes import (
     FRONT_FACE,
@@ -123,7 +124,7 @@ def _draw_view(
 def draw_caption(image: np.ndarray, text: str) -> None:
     """Write a line into the upper left corner of `image` (in place)."""
     font_scale = image.shape[1] / 1200
-    (width, height), pad = cv2.getTextSize(text, _FONT, font_scale, 1)
+    (width, height), pad = cv2.getTextSize(printable(text), _FONT, font_scale, 1)
     cv2.rectangle(image, (0, 0), (width + 2 * pad, height + 2 * pad), _BACKGROUND, cv2.FILLED)
     _put_text(image, text, (pad, height + pad), font_scale, _TEXT_COLOR)
 
@@ -137,12 +138,12 @@ def _header(width: int, info: Info, box_sets: Sequence[DrawableBoxes]) -> np.nda
     x, baseline_y = width // 240, round(0.7 * header.shape[0])
     for text, color_bgr in texts:
         _put_text(header, text, (x, baseline_y), font_scale, color_bgr)
-        x += cv2.getTextSize(text, _FONT, font_scale, 1)[0][0] + width // 60
+        x += cv2.getTextSize(printable(text), _FONT, font_scale, 1)[0][0] + width // 60
     return header
 
 
 def _put_text(image, text, origin, font_scale, color_bgr):
-    cv2.putText(image, text, origin, _FONT, font_scale, color_bgr, 1, cv2.LINE_AA)
+    cv2.putText(image, printable(text), origin, _FONT, font_scale, color_bgr, 1, cv2.LINE_AA)
 
 
 def arrange(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from projects.bevformer.nuscenes.spec import CLASSES
 from projects.bevformer.visualization.bev import draw_bev
-from projects.bevformer.visualization.boxes import Annotations, Info
+from projects.bevformer.visualization.boxes import Annotations, Info, figure_text
 from projects.bevformer.visualization.cameras import arrange, camera_rows, draw_caption
 
 QUEUE_VIEW_WIDTH = 320  # pixels
@@ -103,7 +103,8 @@ def draw_input_bev(
                 cmap=ListedColormap((_COUNT_COLORS[0], _COUNT_COLORS[2])),
             )  # fmt: skip
             axes.plot(0, 0, "+", color="black", markersize=6)
-            axes.set_title(f"{name}: {seen[name].sum()} cells", fontsize=8 * shrink)
+            title = f"{figure_text(name)}: {seen[name].sum()} cells"
+            axes.set_title(title, fontsize=8 * shrink)
             axes.tick_params(labelsize=6)
     return figure
 

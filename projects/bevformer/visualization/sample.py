@@ -6,8 +6,11 @@ from typing import Optional, Sequence, Tuple, Union
 
 import cv2
 import numpy as np
+from matplotlib.figure import Figure
 
+from projects.bevformer.files import atomic_write
 from projects.bevformer.io import join_root
+from projects.bevformer.messages import file_name
 from projects.bevformer.nuscenes.spec import CLASSES
 from projects.bevformer.visualization.bev import BEV_RANGE_M, draw_bev
 from projects.bevformer.visualization.boxes import Annotations, Info
@@ -26,7 +29,7 @@ def draw_sample(
     class_names: Sequence[str] = CLASSES,
     range_m: float = BEV_RANGE_M,
 ) -> Tuple[Path, Path]:
-    """Write `<token>_bev.png` and `<token>_camera.png`.
+    """Write `<token>_bev.png` and `<token>_camera.png`; see `file_name` for unusual tokens.
 
     Blue is prediction, green is ground truth. Lidar points are a grey backdrop of the first picture
     where their file exists; a download with cameras only gives the same picture without them.
@@ -51,17 +54,35 @@ def draw_sample(
     """
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    bev_path = out_dir / f"{info['token']}_bev.png"
-    camera_path = out_dir / f"{info['token']}_camera.png"
+    bev_path, camera_path = (
+        out_dir / file_name(info["token"], end) for end in ("_bev.png", "_camera.png")
+    )
 
     points_lidar = read_lidar_points(join_root(data_root, info["lidar_path"]))
     cameras = draw_cameras(info, predictions, ground_truth, data_root, score_threshold)
-    cv2.imwrite(str(camera_path), cameras)
+    write_picture(camera_path, cameras)
     bev = draw_bev(
         info, predictions, ground_truth, score_threshold, points_lidar, class_names, range_m
     )
-    bev.canvas.print_png(str(bev_path))
+    write_picture(bev_path, bev)
     return bev_path, camera_path
+
+
+def write_picture(path: Path, picture: Union[np.ndarray, Figure]) -> None:
+    """Write a PNG file. A link in its place is replaced, not followed.
+
+    Args:
+        path: of the file.
+        picture: (H, W, 3) uint8 BGR, or a figure with a canvas.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with atomic_write(str(path), "wb") as file:
+        if isinstance(picture, Figure):
+            picture.canvas.print_png(file)
+        else:
+            file.write(cv2.imencode(".png", picture)[1].tobytes())
 
 
 def read_lidar_points(path: str) -> Optional[np.ndarray]:

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, Sequence
 
 import numpy as np
 
+from projects.bevformer.files import atomic_write
 from projects.bevformer.geometry import rotations
-from projects.bevformer.io import atomic_write
 from projects.bevformer.nuscenes.benchmark import attributes_of, rules_of
 from projects.bevformer.nuscenes.evaluation.metrics import Boxes
 from projects.bevformer.nuscenes.records import poses_of
