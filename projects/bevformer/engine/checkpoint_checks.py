@@ -72,6 +72,10 @@ def _check_kinds(path: str | Path, where: str, values: Mapping, kinds: Mapping) 
             _refuse(path, f"{where}.{key}", values[key], wanted)
 
 
+def _is_version(value: Any) -> bool:
+    return _is_dict(value) and all(v is None or type(v) is int for v in value.values())
+
+
 def check_weights(weights: Any, path: str | Path, where: str) -> None:
     """Raise ValueError unless `weights` is a dict of names and plain dense tensors."""
     if not isinstance(weights, dict):
@@ -86,6 +90,9 @@ def check_weights(weights: Any, path: str | Path, where: str) -> None:
                 f"checkpoint {path}: {where}.{name} is a tensor of {value.dtype}, {value.layout}: only "
                 "dense tensors of real numbers are loaded; convert it, or use another file"
             )
+    versions = getattr(weights, "_metadata", {})
+    if not _is_dict(versions) or not all(map(_is_version, versions.values())):
+        _refuse(path, f"{where}._metadata", versions, "the version of each module")
 
 
 def check_content(checkpoint: Mapping[str, Any], path: str | Path) -> None:
