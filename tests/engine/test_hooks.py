@@ -5,7 +5,7 @@ import torch
 from dummy_task import DummyDataset
 from mmcv.runner import LogBuffer
 
-from projects.bevformer.engine.hooks import DataWaitHook, FiniteLossHook, TemporalEvalHook
+from projects.bevformer.engine.hooks import DataWaitHook, TemporalEvalHook
 
 
 def runner_with_loss(value):

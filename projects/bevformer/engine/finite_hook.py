@@ -18,6 +18,7 @@ from projects.bevformer.engine.distributed import (
     get_rank,
     is_distributed,
 )
+from projects.bevformer.engine.interruption import save_interrupted
 from projects.bevformer.engine.log import log_to_file
 from projects.bevformer.engine.non_finite import NonFiniteError, non_finite_names
 from projects.bevformer.engine.optimizer_hooks import OptimizerHook
@@ -161,10 +162,7 @@ class FiniteLossHook(Hook):
         if saved is None or saved[1] != runner.iter:
             runner.stage = "before_train_iter"
             try:
-                runner.save_on_all_ranks(
-                    runner.work_dir, "interrupted.pth", create_symlink=False,
-                    meta={"interrupted": "non-finite"},
-                )  # fmt: skip
+                save_interrupted(runner, "non-finite")
             except (NonFiniteError, OSError) as error:
                 text = f"{text}; the state before it cannot be saved: {error}"
         raise NonFiniteError(text)
