@@ -78,7 +78,7 @@ class FiniteLossHook(Hook):
     def before_run(self, runner: BaseRunner) -> None:
         hooks = [hook for hook in runner.hooks if isinstance(hook, OptimizerHook)]
         for hook in hooks:
-            hook.guard = self
+            hook.on_refusal = self.on_gradients
         if self.policy == "skip" and not hooks:
             raise ValueError(
                 "non_finite.policy is 'skip', which needs OptimizerHook or GradientCumulativeOptimizerHook: "
