@@ -3,6 +3,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from mmcv.runner import CheckpointLoader
 from mmdet.models.builder import build_neck
 from tiny_bevformer import (
     CAMERAS,
@@ -560,13 +561,13 @@ def test_pretrained_weights_are_read_onto_the_cpu(tmp_path, detector, monkeypatc
     path = tmp_path / "resnet.pth"
     torch.save(detector.img_backbone.state_dict(), str(path))
     locations = []
-    load = torch.load
+    load = CheckpointLoader.load_checkpoint
 
-    def spy(file, map_location=None, **options):
+    def spy(file, map_location=None, logger=None):
         locations.append(map_location)
-        return load(file, map_location=map_location, **options)
+        return load(file, map_location, logger)
 
-    monkeypatch.setattr(torch, "load", spy)
+    monkeypatch.setattr(CheckpointLoader, "load_checkpoint", spy)
     loaded = build_detector(seed=1, pretrained=dict(img=str(path)))
     assert locations == ["cpu"]
     weight = "layer4.0.conv1.weight"

@@ -14,14 +14,14 @@ import torch
 from mmcv.runner import weights_to_cpu
 from torch import nn
 
-from projects.bevformer.engine.checkpoint_checks import check_content
+from projects.bevformer.engine.checkpoint_checks import check_meta
 from projects.bevformer.engine.download import download
 from projects.bevformer.engine.non_finite import check_finite, check_float16
 from projects.bevformer.engine.optimizer import saved_state
 from projects.bevformer.engine.weight_fit import WeightFit, by_prefix, some_of
 from projects.bevformer.files import atomic_write, followed, link_to
-from projects.bevformer.io import load_torch_file
 from projects.bevformer.nuscenes.spec import CAMERAS
+from projects.bevformer.weight_files import load_weight_file, safetensors_bytes
 
 _PUBLISHED_META = (
     "CLASSES",
@@ -34,6 +34,7 @@ _PUBLISHED_META = (
     "trained_with",
 )
 _CONTAINERS = ("state_dict", "model")  # keys of a file under which its weights lie
+_BYTES_PER_TENSOR = 400  # name, shape and place in the archive
 _PLAIN = (str, int, float, bool, type(None))
 
 
@@ -66,6 +67,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer | None = None,
     meta: dict | None = None,
     raw_weights: dict[str, torch.Tensor] | None = None,
+    run_state: dict | None = None,
 ) -> None:
     """Write a checkpoint atomically.
 
@@ -75,6 +77,7 @@ def save_checkpoint(
         optimizer: saved with its state if given.
         meta: dict of plain values.
         raw_weights: `state_dict` with which training goes on, where `detector` has an average.
+        run_state: further entries of the file, tensors and plain values.
 
     Raises:
         TypeError: meta holds other objects.
@@ -93,25 +96,28 @@ def save_checkpoint(
         checkpoint["optimizer"] = saved_state(optimizer, detector)
     if raw_weights is not None:
         checkpoint["raw_weights"] = raw_weights
+    checkpoint.update(run_state or {})
     check_finite(checkpoint, f"checkpoint {path} is not written")
     _write(path, checkpoint)
 
 
 def _write(path: Path, checkpoint: dict) -> None:
-    with atomic_write(path, "wb", tensor_bytes(checkpoint)) as file:
+    with atomic_write(path, "wb", file_bytes(checkpoint)) as file:
         torch.save(checkpoint, file)
 
 
-def tensor_bytes(value: Any) -> int:
-    """Bytes of all tensors in nested dicts and lists."""
+def file_bytes(value: Any) -> int:
+    """About the size of the file that `torch.save` makes of nested dicts and lists of tensors."""
     if isinstance(value, torch.Tensor):
-        return value.numel() * value.element_size()
+        return value.numel() * value.element_size() + _BYTES_PER_TENSOR
     if isinstance(value, dict):
-        return sum(map(tensor_bytes, value.values()))
-    return sum(map(tensor_bytes, value)) if isinstance(value, (list, tuple)) else 0
+        return sum(map(file_bytes, value.values()))
+    return sum(map(file_bytes, value)) if isinstance(value, (list, tuple)) else 0
 
 
-def publish_weights(source: str | Path, target: str | Path, half: bool = False) -> None:
+def publish_weights(
+    source: str | Path, target: str | Path, half: bool = False, safetensors: bool = False
+) -> None:
     """Write the weights of a checkpoint without what only a training run needs.
 
     The optimizer state and the raw weights of an averaged checkpoint are dropped; of the meta data the
@@ -119,15 +125,22 @@ def publish_weights(source: str | Path, target: str | Path, half: bool = False) 
 
     Args:
         source: a training checkpoint.
-        target: the file to write; its folder exists.
+        target: the file to write; its folder is made.
         half: store matrices and kernels as float16. Models load them into their own dtype.
             Vectors (biases, BatchNorm statistics) stay float32: they are small, and their range
             is not.
+        safetensors: write this format; a target that ends in .safetensors is of it in any case.
 
     Raises:
-        FileNotFoundError, ValueError: see `load_checkpoint`; or a weight is too large for float16.
+        FileNotFoundError, ValueError: see `load_checkpoint`; or a weight is too large for float16, or the
+            target is the source or a folder.
         OSError: see `save_checkpoint`.
     """
+    target, file = Path(target).expanduser(), followed(source)
+    if target.is_dir():
+        raise ValueError(f"{target} is a folder: name a file in it, such as {target / file.name}")
+    if target.exists() and file.exists() and target.samefile(file):
+        raise ValueError(f"{target} is the checkpoint {source} itself: write to another file")
     checkpoint = load_checkpoint(source)
     weights = checkpoint["state_dict"]
     for name, value in weights.items():
@@ -138,7 +151,12 @@ def publish_weights(source: str | Path, target: str | Path, half: bool = False) 
     if half:
         check_float16(weights, f"{target} is not written")
     meta = {key: checkpoint["meta"][key] for key in _PUBLISHED_META if key in checkpoint["meta"]}
-    _write(Path(target), {"meta": to_plain(meta), "state_dict": weights})
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if safetensors or target.suffix == ".safetensors":
+        with atomic_write(target, "wb", tensor_bytes(weights)) as file:
+            file.write(safetensors_bytes(weights, to_plain(meta)))
+    else:
+        _write(target, {"meta": to_plain(meta), "state_dict": weights})
 
 
 def point_latest_at(path: str | Path) -> None:
@@ -164,7 +182,7 @@ def load_checkpoint(path: str | Path, finite: bool = True) -> dict:
         ValueError: unreadable, unsafe, no weights inside, or a NaN or infinite number.
     """
     is_url = "://" in str(path)
-    checkpoint = download(str(path)) if is_url else load_torch_file(str(followed(path)))
+    checkpoint = download(str(path)) if is_url else load_weight_file(str(followed(path)))
     if not isinstance(checkpoint, dict):
         raise ValueError(
             f"checkpoint {path} holds a {type(checkpoint).__name__}, not a dict of weights"
@@ -172,20 +190,22 @@ def load_checkpoint(path: str | Path, finite: bool = True) -> dict:
     state = checkpoint
     while any(isinstance(state.get(key), dict) for key in _CONTAINERS):
         state = next(state[key] for key in _CONTAINERS if isinstance(state.get(key), dict))
-    if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    named = (isinstance(name, str) and isinstance(state[name], torch.Tensor) for name in state)
+    if not state or not all(named):
         raise ValueError(
             f"checkpoint {path} has no state_dict of tensors, its keys are "
             f"{some_of(map(str, state))}: is it a model checkpoint?"
         )
     meta = None if state is checkpoint else checkpoint.get("meta")
-    check_content({"state_dict": state, "meta": {} if meta is None else meta}, path)
+    meta = {} if meta is None else meta
+    check_meta(meta, path)
     weights = OrderedDict((re.sub(r"^module\.", "", name), value) for name, value in state.items())
     weights._metadata = getattr(state, "_metadata", OrderedDict())
     if finite:
         check_finite({**checkpoint, "state_dict": weights}, f"checkpoint {path}")
     if state is checkpoint:
         return {"state_dict": weights, "meta": {}}
-    return {**checkpoint, "state_dict": weights, "meta": {} if meta is None else meta}
+    return {**checkpoint, "state_dict": weights, "meta": meta}
 
 
 def _camera_embeddings(weights: Iterable[str]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Sequence
 
+import torch
 from mmcv import Config
 from mmdet3d.datasets import build_dataset
 from torch.utils.data import DataLoader, Dataset
@@ -27,7 +28,7 @@ def build_train_dataset(cfg: Config) -> Dataset:
         ValueError: a config key is wrong, a data set is empty, those to be joined do not fit each other, or
             see `check_own_steps`.
     """
-    section = cfg.data.train
+    section = _section(cfg, "train")
     sections = dict(inner_sections(section, "data.train"))  # refuses keys that a wrapper drops
     for key, options in sections.items():
         if options.get("test_mode"):
@@ -55,7 +56,7 @@ def build_test_dataset(cfg: Config, split: str = "test") -> Dataset:
     Raises:
         ValueError: a config key is wrong, the data set is empty, or see `check_own_steps`.
     """
-    options = one_file_each(cfg.data[split])
+    options = one_file_each(_section(cfg, split))
     if not isinstance(options, dict) or {"dataset", "datasets"} & set(options):
         raise ValueError(
             f"data.{split} joins or wraps data sets: only one info file can be scored, with a plain "
@@ -66,6 +67,13 @@ def build_test_dataset(cfg: Config, split: str = "test") -> Dataset:
         dataset = build_dataset(options, {"test_mode": True})
     check_own_steps(_not_empty(dataset, f"data.{split}", options), f"data.{split}")
     return dataset
+
+
+def _section(cfg: Config, split: str) -> Any:
+    section = (cfg.get("data") or {}).get(split)
+    if not section:
+        raise ValueError(f"data.{split} is {section!r}: it must be the dict of a data set")
+    return section
 
 
 def _check_alike(parts: Sequence[Any]) -> None:
@@ -134,6 +142,8 @@ def build_train_loader(
         collate_fn=collate_samples,
         pin_memory=pin_memory,
         persistent_workers=workers > 0 and train_option(cfg, "persistent_workers", False),
+        # Workers get their seed from it: from the global one each start of workers would move it.
+        generator=torch.Generator(),
     )
 
 
@@ -146,4 +156,5 @@ def build_test_loader(dataset: Dataset, workers: int, pin_memory: bool = False) 
         num_workers=workers,
         collate_fn=collate_samples,
         pin_memory=pin_memory,
+        generator=torch.Generator(),
     )

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import subprocess
 import time
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, Iterator, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from projects.bevformer import compat
-from projects.bevformer.engine.device import select_device
+from projects.bevformer.engine.device import describe_device, select_device
 
 # The other ranks wait while rank 0 scores the full validation set during training: half a minute.
 _TIMEOUT = datetime.timedelta(hours=1)
@@ -96,7 +97,14 @@ def init_process(
                 f"torchrun started {os.environ['WORLD_SIZE']} processes: add --launcher pytorch, "
                 "otherwise each of them runs on its own and overwrites the others' files"
             )
-        return select_device(device, gpu_id)
+        chosen = select_device(device, gpu_id)
+        if gpu_id and chosen.type == "cpu":
+            raise ValueError(
+                f"--gpu-id {gpu_id}: the run is on the CPU, leave it out ({describe_device(chosen)})"
+            )
+        return chosen
+    if gpu_id:
+        raise ValueError(f"--gpu-id {gpu_id}: the launcher says which GPU, leave it out")
     place = _place_of_this_process(launcher)
     chosen = select_device(device, _gpu_of_this_process(launcher, place.local_rank))
     dist.init_process_group(
@@ -151,7 +159,9 @@ def broadcast(obj: Any) -> Any:
 
 
 class FirstRankError(OSError):
-    """Rank 0 met an error, which it reports itself."""
+    """Ends another rank than the first, which reports the error."""
+
+    of_first_rank = True
 
 
 def on_first_rank(work: Callable[[], Any]) -> Any:
@@ -161,19 +171,22 @@ def on_first_rank(work: Callable[[], Any]) -> Any:
         What it returned, on every rank.
 
     Raises:
-        OSError, ValueError: what it raised, on rank 0; FirstRankError on the others.
+        Exception: what it raised, on every rank; the attribute `of_first_rank` of the others' copy is
+            True, so that it is reported once.
     """
     result, error = None, None
     if get_rank() == 0:
         try:
             result = work()
-        except (OSError, ValueError) as caught:
+        except Exception as caught:
             error = caught
-    result, text = broadcast((result, None if error is None else str(error)))
+    is_plain = error is None or isinstance(error, (OSError, ValueError, RuntimeError))
+    result, copy = broadcast((result, error if is_plain else RuntimeError(str(error))))
     if error is not None:
         raise error
-    if text is not None:
-        raise FirstRankError(text)
+    if copy is not None:
+        copy.of_first_rank = True
+        raise copy
     return result
 
 
@@ -186,11 +199,20 @@ def average_buffers(module: nn.Module) -> None:
                 buffer /= get_world_size()
 
 
-def broadcast_buffers(module: nn.Module) -> None:
-    """Copy the buffers (BatchNorm statistics) of rank 0 to every rank."""
-    if is_distributed():
-        for buffer in module.buffers():
-            dist.broadcast(buffer, src=0)
+@contextlib.contextmanager
+def buffers_of_first_rank(module: nn.Module) -> Iterator[None]:
+    """Run a block in which every rank has the buffers (BatchNorm statistics) of rank 0."""
+    if not is_distributed():
+        yield
+        return
+    own = [buffer.clone() for buffer in module.buffers()]
+    for buffer in module.buffers():
+        dist.broadcast(buffer, src=0)
+    try:
+        yield
+    finally:
+        for buffer, value in zip(module.buffers(), own):
+            buffer.copy_(value)
 
 
 def shut_down() -> None:

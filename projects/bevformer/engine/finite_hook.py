@@ -21,7 +21,7 @@ from projects.bevformer.engine.distributed import (
 from projects.bevformer.engine.log import log_to_file
 from projects.bevformer.engine.non_finite import NonFiniteError, non_finite_names
 from projects.bevformer.engine.optimizer_hooks import OptimizerHook
-from projects.bevformer.engine.run_state import rank_state, restore_rank_state
+from projects.bevformer.engine.run_state import rank_state, restore_buffers, restore_rank_state
 from projects.bevformer.engine.training_model import total_loss
 
 _REMEDY = (
@@ -87,7 +87,7 @@ class FiniteLossHook(Hook):
 
     def before_train_iter(self, runner: BaseRunner) -> None:
         runner.skipped = False
-        self.before = rank_state(runner.model.module)
+        self.before = rank_state(runner.model.module, runner.model.device)
         for group in runner.optimizer.param_groups:
             for name in ("lr", "momentum", "betas"):
                 values = group.get(name, 0.0)
@@ -123,7 +123,7 @@ class FiniteLossHook(Hook):
 
     def _begin_here(self, runner: BaseRunner, scale: float | None) -> bool:
         """Whether the gradients of this process alone are not finite: DDP has averaged those of all."""
-        restore_rank_state(self.before, runner.model.module)
+        restore_rank_state(self.before, runner.model.module, runner.model.device)
         weights = dict(runner.model.module.named_parameters())
         averaged = {name: weight.grad for name, weight in weights.items()}
         for weight in weights.values():
@@ -147,7 +147,7 @@ class FiniteLossHook(Hook):
             self._stop(runner, problem, tokens)
         self.skipped += 1
         runner.skipped = True
-        restore_rank_state({"buffers": self.before["buffers"]}, runner.model.module)
+        restore_buffers(self.before["buffers"], runner.model.module)
         _forget_losses(runner)
         runner.logger.warning(
             "%s: skipped, %d of at most %d", _where(runner, problem, tokens), self.skipped,
@@ -156,7 +156,7 @@ class FiniteLossHook(Hook):
 
     def _stop(self, runner: BaseRunner, problem: str, tokens: list[str] | None) -> None:
         text = _where(runner, problem, tokens)
-        restore_rank_state(self.before, runner.model.module)
+        restore_rank_state(self.before, runner.model.module, runner.model.device)
         saved = broadcast(runner.saved)
         if saved is None or saved[1] != runner.iter:
             runner.stage = "before_train_iter"

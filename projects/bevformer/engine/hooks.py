@@ -11,13 +11,14 @@ from projects.bevformer.datasets.evaluators import BOXES
 from projects.bevformer.engine.best import BestCheckpoint, lost_evaluation
 from projects.bevformer.engine.distributed import (
     broadcast,
-    broadcast_buffers,
+    buffers_of_first_rank,
     get_rank,
     on_first_rank,
 )
 from projects.bevformer.engine.evaluate import predict
 from projects.bevformer.engine.non_finite import check_finite
 from projects.bevformer.engine.report import headline_metrics, metrics_table
+from projects.bevformer.engine.seed import seeded
 from projects.bevformer.nuscenes.evaluation.scoring import write_metrics
 from projects.bevformer.nuscenes.spec import TP_ERRORS
 from projects.bevformer.published import published
@@ -170,8 +171,8 @@ class TemporalEvalHook(Hook):
         return done >= self.start and (done - self.start) % self.interval == 0
 
     def before_run(self, runner):
-        if self.best_key is not None and get_rank() == 0:
-            self.best.recall(runner)
+        if self.best_key is not None:
+            on_first_rank(lambda: self.best.recall(runner))
         due = broadcast(lost_evaluation(runner) if get_rank() == 0 else None)
         if due is not None:
             runner.logger.info("the run was stopped before the evaluation of %s: made now", due)
@@ -209,8 +210,8 @@ class TemporalEvalHook(Hook):
 
     def _evaluate(self, runner, name):
         detector = runner.model.module
-        with runner.scored_weights():
-            broadcast_buffers(detector)
+        # Whether and when one evaluates changes nothing in the training.
+        with runner.scored_weights(), buffers_of_first_rank(detector), seeded(0):
             weights = {"state_dict": detector.state_dict()}
             check_finite(weights, f"the evaluation of {name} is not made")
             results = predict(detector, self.dataset, self.device, self.workers)

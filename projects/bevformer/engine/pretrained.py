@@ -43,6 +43,14 @@ def noted_pretrained() -> Iterator[list[_Start]]:
         INITIALIZERS.register_module("Pretrained", force=True, module=mmcvs)
 
 
+def _load_safely(filename: str, map_location: Any = None, logger: Any = None) -> dict:
+    """Takes the place of mmcv's, which unpickles, for parts that read a file themselves."""
+    return load_checkpoint(filename)
+
+
+CheckpointLoader.load_checkpoint = _load_safely
+
+
 @contextlib.contextmanager
 def checked_pretrained(detector: nn.Module, logger: logging.Logger) -> Iterator[set[str]]:
     """A block for `init_weights`; after it the pretrained files are loaded, safely, whatever fits.

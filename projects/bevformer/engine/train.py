@@ -41,7 +41,7 @@ from projects.bevformer.engine.provenance import (
 )
 from projects.bevformer.engine.resume import checkpoint_to_resume
 from projects.bevformer.engine.runner import RUNNERS
-from projects.bevformer.engine.seed import choose_seed, set_seed
+from projects.bevformer.engine.seed import choose_seed, seeded, set_seed
 from projects.bevformer.engine.summary import run_summary
 from projects.bevformer.engine.training_model import TrainingModel
 from projects.bevformer.files import atomic_write, remove_left_over
@@ -84,7 +84,9 @@ def train(
     work_dir = Path(cfg.work_dir)
     timestamp = time.strftime("%Y%m%d_%H%M%S")
     logger = get_run_logger(work_dir / f"{timestamp}.log", cfg.get("log_level", "INFO"))
-    remove_left_over(work_dir)
+    if get_rank() == 0:
+        for folder in (work_dir, *work_dir.glob("eval/*")):
+            remove_left_over(folder)
     check_config(cfg, given)
     cfg = copy.deepcopy(cfg)
     if max_iters is not None:
@@ -96,10 +98,6 @@ def train(
             "project, others are not used; what a run does besides is the place of custom_hooks"
         )
     workflow = [tuple(phase) for phase in cfg.get("workflow") or [("train", 1)]]
-    if [phase for phase, _ in workflow] != ["train"]:
-        raise ValueError(
-            f"workflow {workflow}: only ('train', N) is supported, `evaluation` validates"
-        )
 
     seed = choose_seed(seed)
     set_seed(seed + get_rank() if diff_seed else seed, deterministic)
@@ -220,8 +218,11 @@ def _describe_run(cfg: Config, config_name: str, seed: int, logger: logging.Logg
     log_to_file(logger, "config\n%s", config_text)
     for line in notices():
         log_to_file(logger, "%s", line)
-    if get_rank() == 0:
-        with atomic_write(Path(cfg.work_dir, config_name)) as file:
+    kept = Path(cfg.work_dir, config_name)
+    if (
+        get_rank() == 0 and kept.resolve() != Path(cfg.filename or "").resolve()
+    ):  # not the config itself
+        with atomic_write(kept) as file:
             file.write(config_text)
     return {
         "env_info": environment,
@@ -306,6 +307,8 @@ def _register_hooks(runner: BaseRunner, cfg: Config, device: torch.device) -> No
     if settings.get("evaluation"):
         options = {"by_epoch": runner.counts_epochs, **settings.evaluation}
         dataset = build_test_dataset(cfg, "val")
+        with seeded(0):
+            _ = dataset[0]  # a frame that cannot be loaded shows now, not after the first epoch
         for name in ("CLASSES", "CAMERAS"):
             trained = getattr(runner.model.module, name, None)
             given = getattr(dataset, name, None) or getattr(dataset, name.lower(), None)

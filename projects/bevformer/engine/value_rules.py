@@ -153,7 +153,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], Sequence[str]]] = {
         ("fp16.loss_scale",),
     ),
     "'stop' or 'skip'": (lambda value: value in ("stop", "skip"), ("non_finite.policy",)),
-    "a list such as [('train', 1)]: `evaluation` validates": (_is_workflow, ("?workflow",)),
+    "a list such as [('train', 1)]; only 'train' is supported, `evaluation` validates": (_is_workflow, ("?workflow",)),
 }  # fmt: skip
 # Type of the default of an argument, what a value must be then, and whether it is.
 _KINDS: tuple[tuple[Any, str, Callable[[Any], bool]], ...] = (
