@@ -329,7 +329,10 @@ def test_the_interval_of_the_config_counts(run):
 
 
 def test_nan_loss_stops_the_run_and_names_the_sample(run):
-    with pytest.raises(FloatingPointError, match=r"not finite at epoch 1, iteration \d.*s1f1"):
+    with pytest.raises(
+        FloatingPointError,
+        match=r"iteration \d \(epoch 1\): the loss is nan .*; samples s1f1; the last",
+    ):
         run({"data.train.nan_sample": "s1f1", "data.samples_per_gpu": 1})
 
 
