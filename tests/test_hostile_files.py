@@ -1,13 +1,19 @@
 """Files of other people: none runs, crashes a reader, or takes much more memory than its size."""
 
+import ast
 import pickle
 import re
+from pathlib import Path
 
+import numpy as np
 import pytest
-from hostile_files import bounded_memory, hostile_pickles, hostile_weights
+from hostile_files import bomb_picture, bounded_memory, hostile_pickles, hostile_weights
 
 from projects.bevformer.engine.checkpoint import load_checkpoint
+from projects.bevformer.io import decode_image
+from projects.bevformer.nuscenes.can_bus import SceneCanBus
 from projects.bevformer.nuscenes.infos import load_infos
+from projects.bevformer.nuscenes.table_rows import Table
 from projects.bevformer.pickle_scan import scan_pickle
 from projects.bevformer.visualization.results import load_results
 
@@ -51,6 +57,93 @@ READERS = {
     "info file": (load_infos, "a.pkl", "a.pkl"),
     "results": (lambda path: load_results(path, []), "a.pkl", "a.pkl"),
 }
+
+
+JSONS = {
+    "deep": "[" * 100_000,
+    "deep, whole": '{"meta": {}, "results": ' + "[" * 5000 + "]" * 5000 + "}",
+    "number of 100,000 digits": '{"meta": {}, "results": {"a": [{"translation": [%s]}]}}' % ("9" * 10**5),
+    "not a number": '{"meta": {}, "results": {"a": NaN}}',
+    "infinite times": '[{"utime": 1e999, "token": 1e999}]',
+    "number for a token": '[{"utime": "x", "token": 1, "name": 2}]',
+    "long text": '{"meta": {}, "results": {"a": [{"sample_token": "a", "translation": "%s"}]}}' % (
+        "a" * 10**6
+    ),
+    "another form": "1",
+    "not UTF-8": "\udcff\udcfe",
+    "a pickle": pickle.dumps([1], protocol=0).decode(),
+}  # fmt: skip
+JSON_READERS = {
+    "results": lambda path: load_results(path, [{"token": "a"}]),
+    "CAN bus": lambda path: SceneCanBus(".", "a"),
+    "table": lambda path: Table(".", "a_pose").index(lambda row: row),
+}
+
+
+@pytest.mark.parametrize("reader", JSON_READERS)
+@pytest.mark.parametrize("name", JSONS)
+def test_json_is_refused(tmp_path, monkeypatch, name, reader):
+    monkeypatch.chdir(tmp_path)
+    content = JSONS[name].encode("utf-8", "surrogateescape")
+    (tmp_path / "a_pose.json").write_bytes(content)
+    with bounded_memory(len(content)), pytest.raises(ValueError, match="a_pose") as caught:
+        JSON_READERS[reader]("a_pose.json")
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("boxes", "scores"),
+    [
+        (np.zeros((2, 9)), [1]),
+        ("boxes", "scores"),
+        (None, None),
+        ([[1, 2]], {}),
+    ],
+)
+def test_results_of_another_form_are_refused(tmp_path, boxes, scores):
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps([{"pts_bbox": [boxes, scores]}]))
+    with pytest.raises(ValueError, match=r"a\.pkl is not a list of dicts with 'pts_bbox'"):
+        load_results(tmp_path / "a.pkl", [{"token": "a"}])
+
+
+# Calls that unpickle, evaluate or fetch: function -> files that may use it, and why.
+RUNS_CODE = {
+    "exec": {"projects/bevformer/engine/config_files.py"},  # Python configs are code
+    "eval": set(),
+    "compile": {"projects/bevformer/engine/config_files.py"},
+    "pickle.load": set(),
+    "pickle.loads": {"projects/bevformer/nuscenes/info_list.py"},  # bytes made in this process
+    **dict.fromkeys(
+        "torch.load torch.jit.load torch.hub.load torch.hub.load_state_dict_from_url np.load mmcv.load "
+        "yaml.load yaml.unsafe_load yaml.full_load mmcv.Config.fromfile Config.fromfile "
+        "Config.fromstring joblib.load marshal.loads shelve.open cv2.imread mmcv.imread".split(),
+        set(),
+    ),
+}
+
+
+@pytest.mark.parametrize("folder", ["projects", "tools", "benchmarks"])
+def test_no_other_code_unpickles_or_evaluates(folder):
+    root = Path(__file__).parents[1]
+    for path in sorted((root / folder).rglob("*.py")):
+        name = path.relative_to(root).as_posix()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                called = _dotted(node.func)
+                assert name in RUNS_CODE.get(called, {name}), f"{name}:{node.lineno} calls {called}"
+
+
+def _dotted(node):
+    if isinstance(node, ast.Attribute):
+        return f"{_dotted(node.value)}.{node.attr}"
+    return getattr(node, "id", "")
+
+
+@pytest.mark.parametrize("size", [(30_000, 30_000), (10_000, 10_000), (10**6, 40)])
+def test_pictures_are_measured_before_they_are_decoded(size):
+    content = bomb_picture(*size)
+    with bounded_memory(len(content)), pytest.raises(ValueError, match="^is too large"):
+        decode_image(content)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -10,8 +10,6 @@ import os.path as osp
 
 import numpy as np
 
-from projects.bevformer.pickles import load_pickle_restricted  # noqa: F401  (docs/data_format.md)
-
 _JPEG = b"\xff\xd8"
 _START_OF_SCAN = b"\xff\xda"
 _END_OF_IMAGE = b"\xff\xd9"

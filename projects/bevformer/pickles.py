@@ -192,6 +192,8 @@ class _Finisher:
             if not all(type(item) in _LEAVES for item in value):
                 value = tuple(self.finish(item, depth + 1) for item in value)
         if getattr(value, "__dict__", None):  # state_dict._metadata, boxes of mmdet3d
+            if kind is OrderedDict and list(vars(value)) != ["_metadata"]:
+                raise pickle.UnpicklingError(f"an OrderedDict with {', '.join(vars(value))}")
             self.finish(vars(value), depth + 1)
         return value
 
@@ -247,11 +249,11 @@ def load_pickle_restricted(
         ValueError: the file is truncated, not a pickle, asks for much more memory than its size, or
             refers to anything that is not listed; the message names it. None of its code has run.
     """
+    with open(path, "rb") as file:
+        content = file.read()
     try:
-        with open(path, "rb") as file:
-            content = file.read()
         return unpickle(content, {**PLAIN_GLOBALS, **(more_globals or {})})
-    except OSError:
+    except MemoryError:
         raise
     except Exception as error:  # random bytes can make an unpickler raise anything
         foreign = foreign_global(error)

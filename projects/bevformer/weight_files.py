@@ -12,6 +12,7 @@ import math
 import os
 import os.path as osp
 import re
+import reprlib
 import zipfile
 from typing import IO, Any, Callable, Mapping, NamedTuple
 
@@ -29,6 +30,7 @@ from projects.bevformer.pickles import (
 
 _BYTES_PER_BYTE = 4  # tensors that share a storage, such as tied weights, have more than the file
 _CHUNK = 2**22
+_MAX_DIMS = 16
 _LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _DTYPES = {
     "Double": torch.float64,
@@ -80,8 +82,11 @@ class _Tensors:
         shape, steps = tuple(size), tuple(stride)
         if not isinstance(storage, _Storage) or len(shape) != len(steps):
             raise ValueError("a tensor without a storage")
-        if not all(type(number) is int and number >= 0 for number in (offset, *shape, *steps)):
-            raise ValueError(f"a tensor of size {shape} and stride {steps}")
+        numbers = (offset, *shape, *steps)
+        if not all(type(n) is int and 0 <= n < 2**40 for n in numbers) or len(shape) > _MAX_DIMS:
+            raise ValueError(
+                f"a tensor of size {reprlib.repr(shape)} and stride {reprlib.repr(steps)}"
+            )
         values, count = storage.values, math.prod(shape)
         last = offset + sum((number - 1) * step for number, step in zip(shape, steps))
         if count > len(values) or (count and last >= len(values)):
@@ -287,22 +292,26 @@ def load_weight_file(path: str | os.PathLike[str]) -> Any:
         )
     if not osp.isfile(path):
         raise FileNotFoundError(f"checkpoint {path} does not exist")
-    try:
-        with open(path, "rb") as file:
-            start = file.read(512)
-            if start[:4] == b"PK\3\4":
-                return _read_zip(file, osp.getsize(path))
-        if start[8:9] == b"{":
-            return _read_safetensors(path)
-        if not start:
-            raise ValueError("it is empty")
-        if start[257:262] == b"ustar":
-            raise ValueError("it is a tar archive of torch < 0.4")
-        return _read_legacy(np.memmap(path, np.uint8, "r"))
-    except OSError:
-        raise
-    except Exception as error:  # random bytes can make an unpickler raise anything
-        raise ValueError(f"checkpoint {path} {_reason(error)}") from error
+    with open(path, "rb") as file:
+        try:
+            return _read(file, path)
+        except MemoryError:
+            raise
+        except Exception as error:  # random bytes can make an unpickler raise anything
+            raise ValueError(f"checkpoint {path} {_reason(error)}") from error
+
+
+def _read(file: IO[bytes], path: str) -> Any:
+    start = file.read(512)
+    if start[:4] == b"PK\3\4":
+        return _read_zip(file, osp.getsize(path))
+    if start[8:9] == b"{":
+        return _read_safetensors(path)
+    if not start:
+        raise ValueError("it is empty")
+    if start[257:262] == b"ustar":
+        raise ValueError("it is a tar archive of torch < 0.4")
+    return _read_legacy(np.memmap(path, np.uint8, "r"))
 
 
 def _reason(error: Exception) -> str:

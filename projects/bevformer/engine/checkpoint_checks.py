@@ -80,6 +80,10 @@ def _check_kinds(path: str | Path, where: str, values: Mapping, kinds: Mapping) 
             _refuse(path, f"{where}.{key}", values[key], wanted)
 
 
+def _is_version(value: Any) -> bool:
+    return _is_dict(value) and all(v is None or type(v) is int for v in value.values())
+
+
 def check_weights(weights: Any, path: str | Path, where: str) -> None:
     """Raise ValueError unless `weights` is a dict of names and tensors."""
     if not isinstance(weights, dict):
@@ -89,6 +93,9 @@ def check_weights(weights: Any, path: str | Path, where: str) -> None:
             _refuse(path, f"a name in {where}", name, "text")
         if not isinstance(value, torch.Tensor):
             _refuse(path, f"{where}.{name}", value, "a tensor")
+    versions = getattr(weights, "_metadata", {})
+    if not _is_dict(versions) or not all(map(_is_version, versions.values())):
+        _refuse(path, f"{where}._metadata", versions, "the version of each module")
 
 
 def check_meta(meta: Any, path: str | Path) -> None:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 
 from projects.bevformer import compat
-from projects.bevformer.engine.device import select_device
+from projects.bevformer.engine.device import describe_device, select_device
 
 # The other ranks wait while rank 0 scores the full validation set during training: half a minute.
 _TIMEOUT = datetime.timedelta(hours=1)
@@ -97,7 +97,14 @@ def init_process(
                 f"torchrun started {os.environ['WORLD_SIZE']} processes: add --launcher pytorch, "
                 "otherwise each of them runs on its own and overwrites the others' files"
             )
-        return select_device(device, gpu_id)
+        chosen = select_device(device, gpu_id)
+        if gpu_id and chosen.type == "cpu":
+            raise ValueError(
+                f"--gpu-id {gpu_id}: the run is on the CPU, leave it out ({describe_device(chosen)})"
+            )
+        return chosen
+    if gpu_id:
+        raise ValueError(f"--gpu-id {gpu_id}: the launcher says which GPU, leave it out")
     place = _place_of_this_process(launcher)
     chosen = select_device(device, _gpu_of_this_process(launcher, place.local_rank))
     dist.init_process_group(

@@ -129,6 +129,8 @@ class Table:
 
         def insert(row: Row) -> None:
             token = row["token"]
+            if type(token) is not str:
+                raise TypeError("its token is not a text")
             self.check_types(row)
             indexed[token] = keep(row)
 

@@ -69,7 +69,7 @@ def _load_pickle(path: Path, infos: Sequence[Mapping[str, Any]]) -> Dict[str, Di
                 pickled = detection["boxes_3d"]
                 boxes = LiDARInstance3DBoxes(pickled.tensor, pickled.box_dim, pickled.with_yaw)
                 detection["boxes_3d"] = boxes
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
         raise ValueError(
             f"{path} is not a list of dicts with 'pts_bbox': make it with tools/eval.py --out"
         ) from error

@@ -331,9 +331,11 @@ def _parse_box(members, labels, codes, path):
             fail(f"{field} has {len(values)} numbers, not {length}")
     name, attribute = members["detection_name"], members["attribute_name"]
     if not isinstance(name, str) or name not in labels:
-        fail(f"detection_name {name!r} is not one of {', '.join(labels)}")
+        fail(f"detection_name {reprlib.repr(name)} is not one of {', '.join(labels)}")
     if not isinstance(attribute, str) or attribute not in codes:
-        fail(f"attribute_name {attribute!r} is not one of {', '.join(list(codes)[1:])}, or empty")
+        fail(
+            f"attribute_name {reprlib.repr(attribute)} is not one of {', '.join(list(codes)[1:])}, or empty"
+        )
     return _ParsedBox(members["sample_token"], labels[name], codes[attribute], numbers)
 
 
