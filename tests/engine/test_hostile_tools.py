@@ -6,7 +6,7 @@ import json
 import pytest
 import yaml
 from dummy_task import REPOSITORY, DummyDetector
-from hostile_files import bounded_memory, hostile_weights
+from hostile_files import bounded_memory, hostile_pickles, hostile_weights
 from mmdet.models import DETECTORS
 
 from projects.bevformer.doctor.machine import Environment
@@ -153,7 +153,7 @@ def test_tags_of_python_are_named(config_path, tmp_path, monkeypatch, name):
         (".json", '{"x": ' + "9" * 5000 + "}", "Exceeds the limit"),
         (".yaml", "- 1", "no keys with values"),
         (".yaml", "", "no keys with values"),
-        (".yaml", "x: " + "[" * 2000, "recursion"),
+        (".yaml", "x: " + "[" * 500, "recursion"),
         (".yaml", "x: &x [*x]", "aliases stand for more"),
         (".yaml", MERGED, "aliases stand for more"),
     ],
@@ -163,6 +163,34 @@ def test_other_configs_that_are_not_plain(tmp_path, suffix, text, says):
     path.write_text(text)
     with bounded_memory(len(text)), pytest.raises(ValueError, match=rf"a{suffix}.*({says})"):
         load_config(path)
+
+
+INFO_TOOLS = {
+    "train": "{config} --work-dir out {options}",
+    "eval": "{config} good.pth --work-dir out {options}",
+    "doctor": "--config {config} {options}",
+    "browse_dataset": "{config} --out out {options}",
+    "visualize": "{config} --ground-truth-only --out-dir out {options}",
+}
+
+
+@pytest.mark.parametrize("tool_name", INFO_TOOLS)
+@pytest.mark.parametrize("name", ["runs in a list, protocol 4", "memo of 16 GiB"])
+def test_info_files_through_the_tools(tool, tmp_path, tool_name, name):
+    content = hostile_pickles("ran")[name]
+    (tmp_path / "a.pkl").write_bytes(content)
+    (tmp_path / "data").mkdir()
+    options = "--data-root data --cfg-options load_from=None " + " ".join(
+        f"data.{split}.ann_file=a.pkl" for split in ("train", "val", "test")
+    )
+    arguments = INFO_TOOLS[tool_name].format(
+        config=REPOSITORY / "configs" / "demo.py", options=options
+    )
+    with bounded_memory(2**23):
+        line = tool(tool_name, arguments)
+    assert "a.pkl is not read: it names" in line or "a.pkl is not an info file" in line
+    assert "\n" not in line
+    assert {path.name for path in tmp_path.iterdir()} <= {"a.pkl", "data", "out"}
 
 
 @pytest.mark.parametrize("suffix", [".json", ".yaml"])
