@@ -136,9 +136,9 @@ def test_following_leaves_other_files_alone(tmp_path):
     [
         (
             errno.ENOSPC,
-            r"\(No space left on device\): the file needs at least 3\.0 MiB, free in .*: \d",
+            r"\(No space left on device\): the file needs 3\.0 MiB or more, free in .*: \d",
         ),
-        (errno.EDQUOT, r"\(Disk quota exceeded\): the file needs at least 3\.0 MiB"),
+        (errno.EDQUOT, r"\(Disk quota exceeded\): the file needs 3\.0 MiB or more"),
         (errno.EROFS, r"\(Read-only file system\): write to another folder"),
         (errno.EACCES, r"\(Permission denied\): .* change the permissions"),
         (errno.ENAMETOOLONG, r"\(File name too long\): choose a shorter name"),

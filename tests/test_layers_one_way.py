@@ -101,7 +101,7 @@ def test_the_package_imports_neither_tools_nor_tests(file):
 
 # What the synthetic data set may use of this package.
 NEIGHBOUR = PACKAGE.parent / "synthetic_nuscenes"
-SHARED = ("geometry", "nuscenes.spec", "io", "jit")
+SHARED = ("geometry", "nuscenes.spec", "files", "io", "jit")
 
 
 @pytest.mark.parametrize("file", sorted(path.name for path in NEIGHBOUR.glob("*.py")))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import bootstrap  # noqa: F401
 
-from projects.bevformer.cli.arguments import add_config_arguments, make_parser, parse_options
+from projects.bevformer.cli.arguments import add_config_arguments, make_parser, parse_options, seed
 from projects.bevformer.cli.errors import quiet_start, tool_errors
 
 
@@ -27,7 +27,7 @@ def parse_args(argv=None):
         "--samples", type=int, default=4, metavar="N",
         help="number of samples, evenly spaced over the set [4]; 0 draws all",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="of augmentation and queues [0]")
+    parser.add_argument("--seed", type=seed, default=0, help="of augmentation and queues [0]")
     add_config_arguments(parser)
     args = parser.parse_args(argv)
     if args.samples < 0:
@@ -45,11 +45,16 @@ def main():
 def browse(args):
     from projects.bevformer.engine.build import data_sets_inside
     from projects.bevformer.engine.config import load_config
+    from projects.bevformer.engine.config_checks import check_config
     from projects.bevformer.engine.data_loading import build_test_dataset, build_train_dataset
     from projects.bevformer.engine.pictures import draw_network_inputs, spaced
     from projects.bevformer.engine.seed import set_seed
+    from projects.bevformer.files import make_folder
 
-    cfg = load_config(args.config, parse_options(args.cfg_options), args.data_root)
+    options = parse_options(args.cfg_options) or {}
+    cfg = load_config(args.config, options, args.data_root)
+    check_config(cfg, options)
+    make_folder(args.out, "--out")
     set_seed(args.seed)
     if args.split == "train":
         dataset = build_train_dataset(cfg)

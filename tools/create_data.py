@@ -10,12 +10,12 @@ import contextlib
 import os
 import signal
 import sys
-import tempfile
 
 import bootstrap  # noqa: F401
 
 from projects.bevformer.cli.arguments import add_debug_argument
 from projects.bevformer.cli.errors import tool_errors
+from projects.bevformer.files import make_folder
 from projects.bevformer.messages import file_name, printable
 from projects.bevformer.nuscenes.spec import TABLE_FOLDERS
 
@@ -70,13 +70,7 @@ def check(args):
             f"--extra-tag {args.extra_tag!r} must be the first part of a file name; folders go "
             "into --out-dir"
         )
-    try:
-        os.makedirs(args.out_dir, exist_ok=True)
-        tempfile.TemporaryFile(dir=args.out_dir).close()
-    except OSError as error:
-        raise OSError(
-            f"--out-dir {args.out_dir} cannot be written ({error}): choose another one"
-        ) from error
+    make_folder(args.out_dir, "--out-dir")
 
 
 @contextlib.contextmanager

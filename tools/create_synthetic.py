@@ -88,7 +88,7 @@ def main():
             workers=args.workers,
             force=args.force,
         )
-    except (ValueError, FileExistsError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"create_synthetic: {error}")
     print(f"wrote {root}")
     for split, names in scenes_of_splits(version, scenes).items():

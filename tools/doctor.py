@@ -17,7 +17,7 @@ import bootstrap  # noqa: F401
 from projects.bevformer.cli.arguments import add_options_argument, make_parser, parse_options
 from projects.bevformer.cli.errors import silence_notices
 from projects.bevformer.doctor.environment import check_environment
-from projects.bevformer.doctor.findings import BROKEN, OK, WARNING, warning
+from projects.bevformer.doctor.findings import BROKEN, OK, WARNING, broken, warning
 from projects.bevformer.doctor.machine import inspect_environment
 
 
@@ -82,7 +82,12 @@ def diagnose_data_and_config(args, environment):
 
     cfg, data_root, info_files = None, args.data_root, {}
     if args.config is not None:
-        cfg, findings = read_config(args.config, parse_options(args.cfg_options), args.data_root)
+        try:
+            options = parse_options(args.cfg_options)
+        except ValueError as error:
+            yield broken("--cfg-options", str(error), "mend the option")
+            return
+        cfg, findings = read_config(args.config, options, args.data_root)
         yield from findings
         if cfg is not None:
             _, options = next(inner_sections(cfg.data.train, "data.train"))

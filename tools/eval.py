@@ -17,6 +17,7 @@ from projects.bevformer.cli.arguments import (
     make_parser,
     merge_deprecated,
     parse_options,
+    share,
 )
 from projects.bevformer.cli.errors import quiet_start, tool_errors
 
@@ -57,9 +58,7 @@ def parse_args(argv=None):
     parser.add_argument(
         "--show-samples", type=int, metavar="N", help="draw N evenly spaced samples [all]"
     )
-    parser.add_argument(
-        "--show-score-thr", type=float, default=0.3, help="lowest score to draw [0.3]"
-    )
+    parser.add_argument("--show-score-thr", type=share, help="lowest score to draw [0.3]")
     parser.add_argument(
         "--fuse-conv-bn", action="store_true", help="merge BatchNorm into convolutions"
     )
@@ -104,6 +103,11 @@ def check(args):
         raise ValueError(f"--out {args.out}: the file must end in .pkl or .pickle")
     if args.show:
         raise ValueError("--show needs a display: write pictures with --show-dir DIR")
+    for flag in ("show_samples", "show_score_thr"):
+        if getattr(args, flag) is not None and args.show_dir is None:
+            raise ValueError(
+                f"--{flag.replace('_', '-')} is about the pictures of --show-dir: give it"
+            )
     if args.show_samples is not None and args.show_samples < 1:
         raise ValueError(f"--show-samples {args.show_samples}: it must be at least 1")
 
@@ -120,6 +124,10 @@ def main():
             raise ValueError(
                 f"--eval-options has {', '.join(sorted(unknown))}: only jsonfile_prefix and devkit exist"
             )
+        for name, kind in (("jsonfile_prefix", str), ("devkit", bool)):
+            if not isinstance(eval_options.get(name, kind()), kind):
+                what = "the path of a folder" if kind is str else "True or False"
+                raise ValueError(f"--eval-options {name}={eval_options[name]}: it must be {what}")
         evaluate(args, eval_options)
 
 
@@ -132,17 +140,31 @@ def evaluate(args, eval_options):
     from projects.bevformer.engine.data_loading import build_test_dataset, workers_per_process
     from projects.bevformer.engine.determinism import make_deterministic
     from projects.bevformer.engine.device import describe_device
-    from projects.bevformer.engine.distributed import get_rank, init_process, shut_down
+    from projects.bevformer.engine.distributed import (
+        get_rank,
+        init_process,
+        launched_as_first,
+        shut_down,
+    )
     from projects.bevformer.engine.evaluate import build_trained_model, evaluation_dir, predict
     from projects.bevformer.engine.log import get_run_logger
     from projects.bevformer.engine.report import metrics_table
     from projects.bevformer.engine.seed import choose_seed, set_seed
+    from projects.bevformer.files import check_output, make_folder
 
     options = parse_options(args.cfg_options) or {}
     cfg = load_config(args.config, options, args.data_root)
     check_config(cfg, options)
     if args.work_dir is not None:
         resolve_work_dir(cfg, args.config, args.work_dir)  # refuses one that cannot be written
+    if launched_as_first():
+        prefix = eval_options.get("jsonfile_prefix")
+        folders = {"--show-dir": args.show_dir, "--eval-options jsonfile_prefix": prefix}
+        for flag, folder in folders.items():
+            if folder:
+                make_folder(folder, flag)
+        if args.out is not None:
+            check_output(args.out, "--out", [args.config, args.checkpoint])
     setup_multi_processes(cfg)
     if args.deterministic:
         make_deterministic()  # before CUDA starts
@@ -188,13 +210,16 @@ def report(args, dataset, results, out_dir, devkit):
 
     from projects.bevformer.engine.pictures import draw_samples, spaced
     from projects.bevformer.engine.report import metrics_table
+    from projects.bevformer.files import atomic_write
 
     if args.out is not None:
-        mmcv.dump(results, args.out)
+        with atomic_write(args.out, "wb") as file:
+            mmcv.dump(results, file, file_format="pkl")
         print(f"raw results: {args.out}")
     if args.show_dir is not None:
         drawn = {i: results[i]["pts_bbox"] for i in spaced(len(results), args.show_samples)}
-        draw_samples(dataset, drawn, args.show_dir, args.show_score_thr)
+        threshold = 0.3 if args.show_score_thr is None else args.show_score_thr
+        draw_samples(dataset, drawn, args.show_dir, threshold)
         print(f"pictures: {args.show_dir}")
     if args.format_only:
         written = dataset.evaluator.write(results, str(out_dir))

@@ -22,6 +22,7 @@ def inspect(args):
     from projects.bevformer.engine.checkpoint import load_checkpoint
     from projects.bevformer.engine.checkpoint_summary import compare, describe
     from projects.bevformer.engine.config import load_config
+    from projects.bevformer.engine.config_checks import check_sections
     from projects.bevformer.engine.non_finite import check_finite
     from projects.bevformer.messages import printable
 
@@ -33,7 +34,9 @@ def inspect(args):
             print(printable(f"{name} {tuple(value.shape)} {value.dtype}"))
     if args.config is not None:
         print(f"\nin {args.config}:")
-        for line in compare(checkpoint, args.checkpoint, load_config(args.config)):
+        cfg = load_config(args.config)
+        check_sections(cfg, ["model"])
+        for line in compare(checkpoint, args.checkpoint, cfg):
             print(printable(f"  {line}"))
     check_finite(checkpoint, f"checkpoint {args.checkpoint}", most=100)
 

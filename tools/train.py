@@ -77,7 +77,7 @@ def run(args):
     train(
         cfg,
         device,
-        config_name=Path(args.config).name,
+        config_name=Path(args.config).with_suffix(".py").name,
         validate=not args.no_validate,
         seed=args.seed,
         diff_seed=args.diff_seed,

@@ -9,7 +9,7 @@ RESULTS is the pickle of `tools/eval.py --out` or a results_nusc.json. Two files
 
 import bootstrap  # noqa: F401
 
-from projects.bevformer.cli.arguments import add_config_arguments, make_parser, parse_options
+from projects.bevformer.cli.arguments import add_config_arguments, make_parser, parse_options, share
 from projects.bevformer.cli.errors import quiet_start, tool_errors
 
 
@@ -29,7 +29,7 @@ def parse_args():
     chosen.add_argument(
         "--samples", nargs="+", metavar="TOKEN", help="tokens of the samples to draw"
     )
-    parser.add_argument("--score-thr", type=float, default=0.3, help="lowest score to draw [0.3]")
+    parser.add_argument("--score-thr", type=share, default=0.3, help="lowest score to draw [0.3]")
     add_config_arguments(parser)
     args = parser.parse_intermixed_args()  # RESULTS may follow an option
     if args.ground_truth_only and args.results:
@@ -45,9 +45,11 @@ def visualize(args):
     from projects.bevformer.engine.config import load_config
     from projects.bevformer.engine.data_loading import build_test_dataset
     from projects.bevformer.engine.pictures import choose_samples, draw_samples
+    from projects.bevformer.files import make_folder
     from projects.bevformer.visualization import load_results
 
     cfg = load_config(args.config, parse_options(args.cfg_options), args.data_root)
+    make_folder(args.out_dir, "--out-dir")
     dataset = build_test_dataset(cfg)
     infos = dataset.data_infos
     results = None

@@ -13,9 +13,10 @@ import os.path as osp
 import re
 import shutil
 import socket
+import tempfile
 import time
 from pathlib import Path
-from typing import IO, Any, Iterator
+from typing import IO, Any, Iterable, Iterator
 
 _logger = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ def write_error(error: OSError, path: str | Path, size_bytes: int | None = None)
     folder = osp.dirname(osp.abspath(str(path)))
     if error.errno in _FULL:
         free = free_bytes(folder)
-        needs = "" if size_bytes is None else f"the file needs at least {mib(size_bytes)}, "
+        needs = "" if size_bytes is None else f"the file needs {mib(size_bytes)} or more, "
         left = "unknown" if free is None else mib(free)
         text = f"{needs}free in {folder}: {left}; make room there, or write to another disk"
     else:
@@ -276,3 +277,43 @@ def followed(path: str | Path) -> Path:
     is_name = name != path.name and not re.search(r"[/\\\0\n]", name)
     same_kind = path.suffix != "" and Path(name).suffix == path.suffix
     return path.with_name(name) if is_name and same_kind else path
+
+
+def make_folder(path: str | Path, flag: str) -> Path:
+    """Make a folder for results, before they are computed.
+
+    Args:
+        path: of the folder; those above it are made, too.
+        flag: that names it, for messages.
+
+    Raises:
+        OSError: it cannot be made or written.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise OSError(
+            f"{flag} {path} cannot be written ({error}): choose another folder"
+        ) from error
+    return Path(path)
+
+
+def check_output(path: str | Path, flag: str, inputs: Iterable[str | Path | None] = ()) -> None:
+    """Refuse a file for results that cannot be written, before they are computed.
+
+    Args:
+        path: of the file; its folder is made.
+        flag: that names it, for messages.
+        inputs: files that the results are made of; None for those that are not given.
+
+    Raises:
+        OSError: its folder cannot be written, or a folder has its name.
+        ValueError: it is one of the inputs.
+    """
+    make_folder(Path(path).parent, f"folder of {flag}")
+    if osp.isdir(path):
+        raise OSError(f"{flag} {path} is a folder: name a file")
+    for used in inputs:
+        if used is not None and osp.exists(path) and osp.exists(used) and osp.samefile(path, used):
+            raise ValueError(f"{flag} {path} would overwrite {used}, which is read: choose another")

@@ -45,6 +45,14 @@ def test_debug_lets_the_error_through(broken_batches):
         next(broken_batches)
 
 
+def test_an_error_of_the_first_rank_is_reported_by_that_alone():
+    error = OSError("a.pth cannot be written")
+    error.of_first_rank = True
+    with pytest.raises(SystemExit) as stop, tool_errors(debug=False):
+        raise error
+    assert stop.value.code == 1
+
+
 def test_non_finite_loss_is_one_line():
     with pytest.raises(SystemExit, match="loss is not finite"), tool_errors(debug=False):
         raise FloatingPointError("loss is not finite at epoch 1")

@@ -6,12 +6,12 @@ import torch
 from dummy_task import DummyDetector
 
 from projects.bevformer.engine.checkpoint import (
-    find_latest_checkpoint,
     load_checkpoint,
     publish_weights,
     save_checkpoint,
 )
 from projects.bevformer.engine.non_finite import NonFiniteError, non_finite_names, tensors_in
+from projects.bevformer.engine.resume import find_latest_checkpoint
 
 NAN, INF = float("nan"), float("inf")
 

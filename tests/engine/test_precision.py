@@ -125,6 +125,8 @@ def test_optimizer_hook_scales_losses_for_float16_only():
 class OneStepRunner:
     """What an optimizer hook sees of a runner."""
 
+    skipped = False
+
     def __init__(self, model, device):
         self.model = TrainingModel(model, device)
         self.optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -42,15 +42,40 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "--work-dir",
         help="folder for logs and results [work_dirs/<config>; for an evaluation, next to its checkpoint]",
     )
-    parser.add_argument("--seed", type=int, help="random seed; drawn and logged if not given")
+    parser.add_argument("--seed", type=seed, help="random seed; drawn and logged if not given")
     parser.add_argument("--deterministic", action="store_true", help="repeatable algorithms")
     parser.add_argument("--launcher", choices=LAUNCHERS, default="none")
     parser.add_argument(
         "--local_rank", "--local-rank", type=int, help="ignored: torchrun sets LOCAL_RANK"
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], help="[cuda if there is one]")
-    parser.add_argument("--gpu-id", type=int, default=0, help="GPU of a single process")
-    parser.add_argument("--gpu-ids", type=int, nargs="+", help="deprecated: the first one is used")
+    parser.add_argument("--gpu-id", type=_whole, default=0, help="GPU of a single process")
+    parser.add_argument(
+        "--gpu-ids", type=_whole, nargs="+", help="deprecated: the first one is used"
+    )
+
+
+def _whole(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return number
+
+
+def seed(text: str) -> int:
+    """A random seed: numpy takes 32 bits."""
+    number = _whole(text)
+    if number >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text} is not below 2**32")
+    return number
+
+
+def share(text: str) -> float:
+    """A number from 0 to 1, such as a score."""
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
+    return number
 
 
 def add_options_argument(parser: argparse.ArgumentParser, flag: str, what: str) -> None:

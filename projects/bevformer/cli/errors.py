@@ -49,7 +49,7 @@ def tool_errors(debug: bool) -> Iterator[None]:
     except (ValueError, OSError, FloatingPointError) as error:
         if debug:
             raise
-        if _is_of_first_rank(error):
+        if getattr(error, "of_first_rank", False):  # which reports it
             sys.exit(1)
         # A worker that is killed can show as a broken connection, which is an OSError.
         message = remedy(error) if isinstance(error, OSError) else None
@@ -71,11 +71,6 @@ def tool_errors(debug: bool) -> Iterator[None]:
 def _distributed() -> Any:
     """`engine.distributed`, or None: without it this process is in no process group."""
     return sys.modules.get("projects.bevformer.engine.distributed")
-
-
-def _is_of_first_rank(error: Exception) -> bool:
-    """Whether rank 0 reports this error, so that the others need not."""
-    return _distributed() is not None and isinstance(error, _distributed().FirstRankError)
 
 
 def _one_line(message: str) -> str:

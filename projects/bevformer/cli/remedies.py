@@ -6,14 +6,33 @@ import re
 
 _MEMORY_TABLE = "docs/performance.md#training-memory"
 
+
+def _for_gpu_memory() -> str:
+    """What to do about a GPU whose memory is too small, with the recipes that fit into it."""
+    import torch
+
+    recipes = "bevformer_low_memory.py or bevformer_bf16.py of configs/bevformer"
+    if torch.cuda.is_available():
+        from projects.bevformer.engine.memory import fitting_recipes
+
+        device = torch.cuda.get_device_properties(torch.cuda.current_device())
+        mib = device.total_memory / 2**20
+        named = [f"{name} ({need / 1024:.1f} GiB)" for name, need in fitting_recipes(mib).items()]
+        recipes = f"one of configs/bevformer that fits into the {mib / 1024:.0f} GiB of this GPU: "
+        recipes += ", ".join(named) or "none does"
+    return (
+        f"to train, use {recipes}, or their keys ({_MEMORY_TABLE}), or a lower data.samples_per_gpu; "
+        "to evaluate, --cfg-options fp16.dtype=bfloat16; see in `nvidia-smi` whether another process "
+        "holds memory"
+    )
+
+
 # Part of PyTorch's message, what happened, how to mend it. The first that is found counts.
 _REMEDIES = (
     (
         r"CUDA out of memory|CUDA error: out of memory|CU[A-Z]+_STATUS_ALLOC_FAILED",
         "the GPU is out of memory",
-        "to train, use bevformer_low_memory.py or bevformer_bf16.py of configs/bevformer, or their "
-        f"keys ({_MEMORY_TABLE}), or a lower data.samples_per_gpu; to evaluate, --cfg-options "
-        "fp16.dtype=bfloat16; see in `nvidia-smi` whether another process holds memory",
+        _for_gpu_memory,
     ),
     (
         r"signal: Bus error|[Uu]nable to (open|mmap|resize|write).*(shared memory|torch_|/dev/shm)",
@@ -68,7 +87,7 @@ def remedy(error: BaseException | None) -> str | None:
     for pattern, what, how in _REMEDIES:
         found = re.search(pattern, text)
         if found:
-            return f"{what}: {how}{_detail(text, found)}"
+            return f"{what}: {how() if callable(how) else how}{_detail(text, found)}"
     return None
 
 

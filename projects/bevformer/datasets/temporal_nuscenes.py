@@ -6,6 +6,7 @@ Shape legend: T frames, N cameras, H height, W width, G ground truths.
 from __future__ import annotations
 
 import os.path as osp
+from collections import Counter
 from typing import Any, Sequence
 
 import numpy as np
@@ -41,6 +42,7 @@ CAMERA_MODALITY = {
     "use_map": False,
     "use_external": False,
 }
+_SHORT_QUEUE = 10  # frames; repeats the first one in scenes that are shorter still, which is harmless
 _MAX_REDRAWS = 100  # a filter that removes every object would otherwise loop forever
 
 
@@ -199,7 +201,14 @@ class TemporalNuScenesDataset(EvaluatedDataset, NuScenesDataset):
         self._paths = DataPaths(self.data_root, infos[0], self.ann_file)
         for line in gaps(self.metadata, infos[0], self._paths):
             get_root_logger().warning(line)
-        return InfoList(infos[:: self.load_interval])
+        infos = infos[:: self.load_interval]
+        longest = max(Counter(info["scene_token"] for info in infos).values())
+        if not self.test_mode and self.queue_length > max(longest, _SHORT_QUEUE):
+            raise ValueError(
+                f"queue_length is {self.queue_length}, but the longest scene of {self.ann_file} has "
+                f"{longest} frames: no sample has as many frames before it, lower queue_length"
+            )
+        return InfoList(infos)
 
     def __getitem__(self, index: int) -> dict:
         """A training queue or a test frame.
@@ -253,12 +262,16 @@ class TemporalNuScenesDataset(EvaluatedDataset, NuScenesDataset):
 
     def _run_pipeline(self, index, frame):
         self.pre_pipeline(frame)
-        frame = self.pipeline(frame)
-        if frame is None:
-            return None
         keys = motion_keys(self.data_infos[index], self.can_bus_heading, self.lidar_axes)
-        for meta in metas_of(frame):
-            meta.update(keys)
+        try:
+            frame = self.pipeline(frame)
+            for meta in () if frame is None else metas_of(frame):
+                meta.update(keys)
+        except (LookupError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"the pipeline of {self.ann_file} fails at sample {self.data_infos[index]['token']} "
+                f"({type(error).__name__}: {error}): check the steps and their order"
+            ) from error
         return frame
 
     def _history_indices(self, index):

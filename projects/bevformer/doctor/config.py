@@ -18,9 +18,11 @@ def read_config(path, options=None, data_root=None):
         The config, or None where it cannot be read, and a list of Finding.
     """
     from projects.bevformer.engine.config import load_config
+    from projects.bevformer.engine.config_checks import check_sections
 
     try:
         cfg = load_config(path, options, data_root)
+        check_sections(cfg, ["data"])
         splits = [inner_sections(cfg.data[split], f"data.{split}") for split in _SPLITS]
         sections = [pair for split in splits for pair in split]
     except FileNotFoundError as error:
@@ -59,18 +61,19 @@ def check_config(cfg, gpu_mib=None, shm_mib=None, processes=1):
     """
     from projects.bevformer.engine.memory import training_mib
 
-    findings = _check_weights(cfg)
     data_sets = partial(_check_data_sets, shm_mib=shm_mib, processes=processes)
-    for check in (_check_values, data_sets, _check_network):
+    findings, memory = [], lambda cfg: _check_memory(training_mib(cfg), gpu_mib)
+    for check in (_check_weights, _check_values, data_sets, _check_network, memory):
         try:
             findings += check(cfg)
         except Exception as error:  # a wrong key can raise anything anywhere
             findings.append(broken("config", error_line(error), "mend the config"))
-    return findings + _check_memory(training_mib(cfg), gpu_mib)
+    return findings
 
 
 def _check_weights(cfg):
     from projects.bevformer.engine.checkpoint import load_checkpoint
+    from projects.bevformer.engine.checkpoint_checks import check_training_state
     from projects.bevformer.engine.pretrained import pretrained_files
 
     findings = []
@@ -87,7 +90,9 @@ def _check_weights(cfg):
             )
             continue
         try:
-            load_checkpoint(value)
+            checkpoint = load_checkpoint(value)
+            if key == "resume_from":
+                check_training_state(checkpoint, value)
             findings.append(ok(key, f"{value} can be read"))
         except (ValueError, OSError) as error:
             findings.append(broken(key, error_line(error), ""))

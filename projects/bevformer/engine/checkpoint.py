@@ -14,7 +14,7 @@ import torch
 from mmcv.runner import weights_to_cpu
 from torch import nn
 
-from projects.bevformer.engine.checkpoint_checks import check_content
+from projects.bevformer.engine.checkpoint_checks import check_meta
 from projects.bevformer.engine.download import download
 from projects.bevformer.engine.non_finite import check_finite, check_float16
 from projects.bevformer.engine.optimizer import saved_state
@@ -34,6 +34,7 @@ _PUBLISHED_META = (
     "trained_with",
 )
 _CONTAINERS = ("state_dict", "model")  # keys of a file under which its weights lie
+_BYTES_PER_TENSOR = 400  # name, shape and place in the archive
 _PLAIN = (str, int, float, bool, type(None))
 
 
@@ -101,17 +102,17 @@ def save_checkpoint(
 
 
 def _write(path: Path, checkpoint: dict) -> None:
-    with atomic_write(path, "wb", tensor_bytes(checkpoint)) as file:
+    with atomic_write(path, "wb", file_bytes(checkpoint)) as file:
         torch.save(checkpoint, file)
 
 
-def tensor_bytes(value: Any) -> int:
-    """Bytes of all tensors in nested dicts and lists."""
+def file_bytes(value: Any) -> int:
+    """About the size of the file that `torch.save` makes of nested dicts and lists of tensors."""
     if isinstance(value, torch.Tensor):
-        return value.numel() * value.element_size()
+        return value.numel() * value.element_size() + _BYTES_PER_TENSOR
     if isinstance(value, dict):
-        return sum(map(tensor_bytes, value.values()))
-    return sum(map(tensor_bytes, value)) if isinstance(value, (list, tuple)) else 0
+        return sum(map(file_bytes, value.values()))
+    return sum(map(file_bytes, value)) if isinstance(value, (list, tuple)) else 0
 
 
 def publish_weights(
@@ -135,7 +136,7 @@ def publish_weights(
             target is the source or a folder.
         OSError: see `save_checkpoint`.
     """
-    target, file = Path(target).expanduser(), Path(source).expanduser()
+    target, file = Path(target).expanduser(), followed(source)
     if target.is_dir():
         raise ValueError(f"{target} is a folder: name a file in it, such as {target / file.name}")
     if target.exists() and file.exists() and target.samefile(file):
@@ -196,14 +197,15 @@ def load_checkpoint(path: str | Path, finite: bool = True) -> dict:
             f"{some_of(map(str, state))}: is it a model checkpoint?"
         )
     meta = None if state is checkpoint else checkpoint.get("meta")
-    check_content({"state_dict": state, "meta": {} if meta is None else meta}, path)
+    meta = {} if meta is None else meta
+    check_meta(meta, path)
     weights = OrderedDict((re.sub(r"^module\.", "", name), value) for name, value in state.items())
     weights._metadata = getattr(state, "_metadata", OrderedDict())
     if finite:
         check_finite({**checkpoint, "state_dict": weights}, f"checkpoint {path}")
     if state is checkpoint:
         return {"state_dict": weights, "meta": {}}
-    return {**checkpoint, "state_dict": weights, "meta": {} if meta is None else meta}
+    return {**checkpoint, "state_dict": weights, "meta": meta}
 
 
 def _camera_embeddings(weights: Iterable[str]) -> list[str]:

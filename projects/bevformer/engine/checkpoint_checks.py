@@ -1,11 +1,12 @@
 """Whether the parts of a checkpoint file are of the kinds that the rest of the engine relies on.
 
-Files are checked once: `check_content` when one is read, `check_training_state` when one is resumed.
+Files are checked once: `check_meta` when one is read, `check_training_state` when one is resumed.
 """
 
 from __future__ import annotations
 
 import numbers
+import re
 import reprlib
 from pathlib import Path
 from typing import Any, Callable, Mapping
@@ -17,6 +18,12 @@ _OTHER_FILE = "the file is damaged or not of this program: use another one"
 
 def _is_text(value: Any) -> bool:
     return value is None or isinstance(value, str)
+
+
+def _is_version(value: Any) -> bool:
+    return value is None or bool(
+        isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)+[\w.+-]*", value)
+    )
 
 
 def _is_names(value: Any) -> bool:
@@ -52,7 +59,8 @@ _META: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("world_size", "total_batch"), _POSITIVE),
     **dict.fromkeys(("hook_msgs", "hooks", "grad_scaler", "trained_with", "log_buffer"), _DICT),
     **dict.fromkeys(("config", "run", "evaluation_due", "exp_name", "env_info", "time"), _TEXT),
-    **dict.fromkeys(("mmcv_version", "mmdet_version", "mmdet3d_version", "interrupted"), _TEXT),
+    **dict.fromkeys(("mmcv_version", "mmdet_version", "interrupted"), _TEXT),
+    "mmdet3d_version": (_is_version, "a version such as '0.17.1'"),
     "seed": (_is_number, "a number"),
     "counted_in": (lambda value: value in ("epoch", "iter"), "'epoch' or 'iter'"),
 }
@@ -77,7 +85,7 @@ def _is_version(value: Any) -> bool:
 
 
 def check_weights(weights: Any, path: str | Path, where: str) -> None:
-    """Raise ValueError unless `weights` is a dict of names and plain dense tensors."""
+    """Raise ValueError unless `weights` is a dict of names and tensors."""
     if not isinstance(weights, dict):
         _refuse(path, where, weights, "a dict of names and tensors")
     for name, value in weights.items():
@@ -85,28 +93,21 @@ def check_weights(weights: Any, path: str | Path, where: str) -> None:
             _refuse(path, f"a name in {where}", name, "text")
         if not isinstance(value, torch.Tensor):
             _refuse(path, f"{where}.{name}", value, "a tensor")
-        if value.layout != torch.strided or value.is_quantized or value.is_complex():
-            raise ValueError(
-                f"checkpoint {path}: {where}.{name} is a tensor of {value.dtype}, {value.layout}: only "
-                "dense tensors of real numbers are loaded; convert it, or use another file"
-            )
     versions = getattr(weights, "_metadata", {})
     if not _is_dict(versions) or not all(map(_is_version, versions.values())):
         _refuse(path, f"{where}._metadata", versions, "the version of each module")
 
 
-def check_content(checkpoint: Mapping[str, Any], path: str | Path) -> None:
-    """Check the weights and the meta of a checkpoint.
+def check_meta(meta: Any, path: str | Path) -> None:
+    """Check the meta of a checkpoint.
 
     Args:
-        checkpoint: with `state_dict` and `meta`.
+        meta: as in the file.
         path: its file, for messages.
 
     Raises:
         ValueError: a part is of another kind than it must be.
     """
-    check_weights(checkpoint["state_dict"], path, "state_dict")
-    meta = checkpoint["meta"]
     if not isinstance(meta, dict):
         _refuse(path, "meta", meta, "a dict")
     _check_kinds(path, "meta", meta, _META)
@@ -132,6 +133,11 @@ def check_training_state(checkpoint: Mapping[str, Any], path: str | Path) -> Non
             "with checkpoint_config.save_optimizer=False; start from its weights instead (--cfg-options "
             "load_from=FILE)"
         )
+    if meta.get("iter_in_epoch", 0) > meta["iter"]:
+        _refuse(path, "meta.iter_in_epoch", meta["iter_in_epoch"], f"at most iter, {meta['iter']}")
+    for name, state in meta.get("hooks", {}).items():
+        if not _is_dict(state):
+            _refuse(path, f"meta.hooks.{name}", state, "a dict")
     _check_optimizer(checkpoint["optimizer"], path)
     if "raw_weights" in checkpoint:
         check_weights(checkpoint["raw_weights"], path, "raw_weights")

@@ -17,6 +17,7 @@ from projects.bevformer.engine.config_options import read_config
 from projects.bevformer.engine.data_sections import info_files, inner_sections
 from projects.bevformer.engine.optimizer import MergedGroupsConstructor
 from projects.bevformer.engine.plugins import import_parts, missing_part
+from projects.bevformer.files import make_folder
 from projects.bevformer.messages import did_you_mean
 
 
@@ -28,7 +29,7 @@ def config_errors(key: str) -> Iterator[None]:
     """
     try:
         yield
-    except (LookupError, TypeError, AttributeError, AssertionError) as error:
+    except (LookupError, TypeError, AttributeError, AssertionError, ArithmeticError) as error:
         reason = error.args[0] if error.args else type(error).__name__
         reason = str(reason).rstrip() + _hint(error)
         raise ValueError(f"config section `{key}`: {reason}") from error
@@ -122,19 +123,13 @@ def resolve_work_dir(
 
     Raises:
         OSError: it cannot be made or written.
+        ValueError: it is not a path.
     """
-    chosen = Path(work_dir or cfg.get("work_dir") or Path("work_dirs") / Path(config_path).stem)
-    try:
-        chosen.mkdir(parents=True, exist_ok=True)
-        probe = chosen / ".writable"
-        probe.touch()
-        probe.unlink(missing_ok=True)
-    except OSError as error:
-        raise OSError(
-            f"work dir {chosen} cannot be written ({error}): choose another --work-dir"
-        ) from error
+    chosen = work_dir or cfg.get("work_dir") or Path("work_dirs") / Path(config_path).stem
+    if not isinstance(chosen, (str, Path)):
+        raise ValueError(f"work_dir is {chosen!r}: it must be the path of a folder")
     cfg.work_dir = str(chosen)
-    return chosen
+    return make_folder(chosen, "work dir")
 
 
 def runner_settings(cfg: Config, max_iters: int | None = None) -> ConfigDict:

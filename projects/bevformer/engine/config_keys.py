@@ -10,7 +10,7 @@ from mmcv.utils import Registry
 
 SECTIONS = frozenset(  # dicts
     "model data optimizer optimizer_config lr_config momentum_config runner checkpoint_config "
-    "evaluation log_config fp16 custom_imports train_cfg test_cfg auto_scale_lr".split()
+    "evaluation log_config fp16 custom_imports train_cfg test_cfg auto_scale_lr non_finite".split()
 )
 READ_KEYS = (
     SECTIONS

@@ -28,7 +28,7 @@ def build_train_dataset(cfg: Config) -> Dataset:
         ValueError: a config key is wrong, a data set is empty, those to be joined do not fit each other, or
             see `check_own_steps`.
     """
-    section = cfg.data.train
+    section = _section(cfg, "train")
     sections = dict(inner_sections(section, "data.train"))  # refuses keys that a wrapper drops
     for key, options in sections.items():
         if options.get("test_mode"):
@@ -56,7 +56,7 @@ def build_test_dataset(cfg: Config, split: str = "test") -> Dataset:
     Raises:
         ValueError: a config key is wrong, the data set is empty, or see `check_own_steps`.
     """
-    options = one_file_each(cfg.data[split])
+    options = one_file_each(_section(cfg, split))
     if not isinstance(options, dict) or {"dataset", "datasets"} & set(options):
         raise ValueError(
             f"data.{split} joins or wraps data sets: only one info file can be scored, with a plain "
@@ -67,6 +67,13 @@ def build_test_dataset(cfg: Config, split: str = "test") -> Dataset:
         dataset = build_dataset(options, {"test_mode": True})
     check_own_steps(_not_empty(dataset, f"data.{split}", options), f"data.{split}")
     return dataset
+
+
+def _section(cfg: Config, split: str) -> Any:
+    section = (cfg.get("data") or {}).get(split)
+    if not section:
+        raise ValueError(f"data.{split} is {section!r}: it must be the dict of a data set")
+    return section
 
 
 def _check_alike(parts: Sequence[Any]) -> None:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 
 from projects.bevformer import compat
-from projects.bevformer.engine.device import select_device
+from projects.bevformer.engine.device import describe_device, select_device
 
 # The other ranks wait while rank 0 scores the full validation set during training: half a minute.
 _TIMEOUT = datetime.timedelta(hours=1)
@@ -97,7 +97,14 @@ def init_process(
                 f"torchrun started {os.environ['WORLD_SIZE']} processes: add --launcher pytorch, "
                 "otherwise each of them runs on its own and overwrites the others' files"
             )
-        return select_device(device, gpu_id)
+        chosen = select_device(device, gpu_id)
+        if gpu_id and chosen.type == "cpu":
+            raise ValueError(
+                f"--gpu-id {gpu_id}: the run is on the CPU, leave it out ({describe_device(chosen)})"
+            )
+        return chosen
+    if gpu_id:
+        raise ValueError(f"--gpu-id {gpu_id}: the launcher says which GPU, leave it out")
     place = _place_of_this_process(launcher)
     chosen = select_device(device, _gpu_of_this_process(launcher, place.local_rank))
     dist.init_process_group(
@@ -152,7 +159,9 @@ def broadcast(obj: Any) -> Any:
 
 
 class FirstRankError(OSError):
-    """Rank 0 met an error, which it reports itself."""
+    """Ends another rank than the first, which reports the error."""
+
+    of_first_rank = True
 
 
 def on_first_rank(work: Callable[[], Any]) -> Any:
@@ -162,19 +171,22 @@ def on_first_rank(work: Callable[[], Any]) -> Any:
         What it returned, on every rank.
 
     Raises:
-        OSError, ValueError: what it raised, on rank 0; FirstRankError on the others.
+        Exception: what it raised, on every rank; the attribute `of_first_rank` of the others' copy is
+            True, so that it is reported once.
     """
     result, error = None, None
     if get_rank() == 0:
         try:
             result = work()
-        except (OSError, ValueError) as caught:
+        except Exception as caught:
             error = caught
-    result, text = broadcast((result, None if error is None else str(error)))
+    is_plain = error is None or isinstance(error, (OSError, ValueError, RuntimeError))
+    result, copy = broadcast((result, error if is_plain else RuntimeError(str(error))))
     if error is not None:
         raise error
-    if text is not None:
-        raise FirstRankError(text)
+    if copy is not None:
+        copy.of_first_rank = True
+        raise copy
     return result
 
 

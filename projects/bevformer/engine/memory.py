@@ -7,8 +7,11 @@ base needs 0.3 GiB more, which the overhead covers.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from mmcv import Config
 
+from projects.bevformer.engine.config_files import ConfigFiles
 from projects.bevformer.engine.data_loading import train_option
 
 # MiB allocated at the peak, in the order of _SWITCHES; None was not computed.
@@ -56,3 +59,21 @@ def training_mib(cfg: Config) -> int | None:
     )
     mib = TRAINING_MIB.get(network, {}).get(switches)
     return None if mib is None else mib * train_option(cfg, "samples_per_gpu", 1) + OVERHEAD_MIB
+
+
+def fitting_recipes(gpu_mib: float) -> dict[str, int]:
+    """The recipes of configs/bevformer that can be trained in a GPU's memory.
+
+    Args:
+        gpu_mib: all of its memory.
+
+    Returns:
+        file name -> expected MiB, the largest first; recipes without a figure are left out.
+    """
+    folder = Path(__file__).parents[3] / "configs" / "bevformer"
+    needs = {
+        path.name: training_mib(Config(ConfigFiles(path).evaluate({})))
+        for path in sorted(folder.glob("*.py"))
+    }
+    fitting = {name: need for name, need in needs.items() if need and need <= gpu_mib}
+    return dict(sorted(fitting.items(), key=lambda item: -item[1]))

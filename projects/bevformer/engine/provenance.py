@@ -151,9 +151,10 @@ def check_same_classes(checkpoint: dict, path: str | Path, detector: nn.Module) 
 def check_start(
     checkpoint: dict, path: str | Path, cfg: Config, detector: nn.Module, logger: logging.Logger
 ) -> None:
-    """Refuse weights of other classes as a start, without `load_from_other_classes`.
+    """Refuse weights of as many other classes as a start, without `load_from_other_classes`.
 
-    A backbone and a neck depend on no classes.
+    A backbone and a neck depend on no classes. A head of another number of classes has other shapes, of
+    which `load_weights` loads nothing.
 
     Args:
         checkpoint: what `load_checkpoint` returned.
@@ -171,6 +172,9 @@ def check_start(
     difference = other_classes(checkpoint, path, detector)
     fitting = WeightFit(checkpoint["state_dict"], detector.state_dict()).fitting
     if difference is None or all(name.startswith(_WITHOUT_CLASSES) for name in fitting):
+        return
+    if len(checkpoint["meta"]["CLASSES"]) != len(detector.CLASSES):
+        logger.info("%s: what depends on their number starts anew", difference)
         return
     if not allowed:
         raise ValueError(

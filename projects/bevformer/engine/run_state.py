@@ -47,10 +47,14 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
-def kept_buffers(detector: nn.Module) -> dict[str, torch.Tensor]:
-    """The buffers that checkpoints hold: statistics of batch norms above all."""
-    kept = detector.state_dict(keep_vars=True)
-    return {name: value for name, value in detector.named_buffers() if name in kept}
+def _changing_buffers(detector: nn.Module) -> dict[str, torch.Tensor]:
+    """Buffers of the modules that are in training mode: statistics of batch norms above all."""
+    return {
+        f"{prefix}.{name}" if prefix else name: value
+        for prefix, module in detector.named_modules()
+        if module.training
+        for name, value in module.named_buffers(recurse=False)
+    }
 
 
 def rank_state(detector: nn.Module, device: torch.device) -> dict[str, Any]:
@@ -63,7 +67,7 @@ def rank_state(detector: nn.Module, device: torch.device) -> dict[str, Any]:
     Returns:
         `random`: of `random_state`; `buffers`: name -> copy on the device.
     """
-    buffers = {name: value.clone() for name, value in kept_buffers(detector).items()}
+    buffers = {name: value.clone() for name, value in _changing_buffers(detector).items()}
     return {"random": random_state(device), "buffers": buffers}
 
 
@@ -76,7 +80,7 @@ def restore_rank_state(state: dict[str, Any], detector: nn.Module, device: torch
 @torch.no_grad()
 def restore_buffers(saved: dict[str, torch.Tensor], detector: nn.Module) -> None:
     """Copy saved values into the buffers of these names."""
-    own = kept_buffers(detector)
+    own = dict(detector.named_buffers())
     for name, value in saved.items():
         own[name].copy_(value)
 

@@ -45,6 +45,8 @@ class _SafeCheckpoints:
     batch = None  # samples of an iteration, all processes together
     epoch_length = None  # iterations of an epoch
     resumed = None  # path and meta of the checkpoint that was resumed
+    saved = None  # path and iterations of the newest checkpoint of this run, on rank 0
+    skipped = False  # whether the iteration at hand makes no step, see FiniteLossHook
     _ranks = None  # states of all ranks, while a checkpoint is saved
     _state_to_restore = None  # of a resumed run, until its first iteration
 
@@ -119,6 +121,7 @@ class _SafeCheckpoints:
             state = {"ranks": ranks, **self._gradients(iteration)}
         with self.scored_weights():
             save_checkpoint(path, detector, optimizer, meta, raw, state)
+        self.saved = path, iteration
         if create_symlink:
             point_latest_at(path)
 
@@ -192,7 +195,7 @@ class _SafeCheckpoints:
             if key in meta:
                 self.meta[key] = meta[key]
         self.meta["run"] = meta.get("run")  # None in older files
-        self.resumed = Path(path), meta
+        self.resumed, self.saved = (Path(path), meta), (Path(path), self._iter)
         self.logger.info("resumed %s: epoch %d, iteration %d", path, self.epoch, self.iter)
 
     def _resume_weights(self, checkpoint, path):
@@ -261,12 +264,12 @@ class _SafeCheckpoints:
     def _resume_run_state(self, checkpoint, path):
         """Take what this rank needs besides weights and optimizer; generators are set later."""
         meta, ranks = checkpoint["meta"], checkpoint.get("ranks", [])
-        for hook in self.hooks:
-            if hasattr(hook, "resume_state") and type(hook).__name__ in meta.get("hooks", {}):
-                hook.resume_state(meta["hooks"][type(hook).__name__])
         state = state_of_this_rank(ranks)
         self._state_to_restore = {}
         try:
+            for hook in self.hooks:
+                if hasattr(hook, "resume_state") and type(hook).__name__ in meta.get("hooks", {}):
+                    hook.resume_state(meta["hooks"][type(hook).__name__])
             logged = meta.get("log_buffer", {}).items()
             self._state_to_restore["logged"] = [(name, *parts) for name, parts in logged]
             if state is not None:

@@ -27,7 +27,8 @@ from projects.bevformer.engine.data_loading import (
 )
 from projects.bevformer.engine.determinism import unrepeatable_parts
 from projects.bevformer.engine.distributed import get_rank, get_world_size
-from projects.bevformer.engine.hooks import DataWaitHook, FiniteLossHook, TemporalEvalHook
+from projects.bevformer.engine.finite_hook import FiniteLossHook, named_ending
+from projects.bevformer.engine.hooks import DataWaitHook, TemporalEvalHook
 from projects.bevformer.engine.log import get_run_logger, log_to_file
 from projects.bevformer.engine.optimizer import check_parameter_options, fit_rate
 from projects.bevformer.engine.plugins import notices
@@ -40,7 +41,7 @@ from projects.bevformer.engine.provenance import (
 )
 from projects.bevformer.engine.resume import checkpoint_to_resume
 from projects.bevformer.engine.runner import RUNNERS
-from projects.bevformer.engine.seed import choose_seed, set_seed
+from projects.bevformer.engine.seed import choose_seed, seeded, set_seed
 from projects.bevformer.engine.summary import run_summary
 from projects.bevformer.engine.training_model import TrainingModel
 from projects.bevformer.files import atomic_write, remove_left_over
@@ -78,12 +79,14 @@ def train(
     Raises:
         ValueError: something in the config or a checkpoint is wrong; says what and where.
         FileNotFoundError: a checkpoint or info file is missing.
-        FloatingPointError: the loss is not finite.
+        NonFiniteError: the loss or another number of the training is not finite.
     """
     work_dir = Path(cfg.work_dir)
     timestamp = time.strftime("%Y%m%d_%H%M%S")
     logger = get_run_logger(work_dir / f"{timestamp}.log", cfg.get("log_level", "INFO"))
-    remove_left_over(work_dir)
+    if get_rank() == 0:
+        for folder in (work_dir, *work_dir.glob("eval/*")):
+            remove_left_over(folder)
     check_config(cfg, given)
     cfg = copy.deepcopy(cfg)
     if max_iters is not None:
@@ -146,7 +149,8 @@ def train(
         _start_from(runner, cfg, logger)
     _log_short_epochs(runner, logger)
     try:
-        runner.run([loader], workflow)
+        with named_ending(runner):
+            runner.run([loader], workflow)
     except KeyboardInterrupt:
         latest = work_dir / "latest.pth"
         logger.warning(
@@ -214,8 +218,11 @@ def _describe_run(cfg: Config, config_name: str, seed: int, logger: logging.Logg
     log_to_file(logger, "config\n%s", config_text)
     for line in notices():
         log_to_file(logger, "%s", line)
-    if get_rank() == 0:
-        with atomic_write(Path(cfg.work_dir, config_name)) as file:
+    kept = Path(cfg.work_dir, config_name)
+    if (
+        get_rank() == 0 and kept.resolve() != Path(cfg.filename or "").resolve()
+    ):  # not the config itself
+        with atomic_write(kept) as file:
             file.write(config_text)
     return {
         "env_info": environment,
@@ -291,7 +298,8 @@ def _register_hooks(runner: BaseRunner, cfg: Config, device: torch.device) -> No
             settings.get("momentum_config"),
             custom_hooks_config=settings.get("custom_hooks"),
         )
-    runner.register_hook(FiniteLossHook(), priority="HIGH")  # before the optimizer hook
+    # Before the optimizer hook.
+    runner.register_hook(FiniteLossHook(**settings.get("non_finite", {})), priority="HIGH")
     # After mmcv's IterTimerHook, which is LOW too.
     runner.register_hook(DataWaitHook(_remedy_for_slow_data(cfg)), priority="LOW")
     if runner.counts_epochs:
@@ -299,6 +307,8 @@ def _register_hooks(runner: BaseRunner, cfg: Config, device: torch.device) -> No
     if settings.get("evaluation"):
         options = {"by_epoch": runner.counts_epochs, **settings.evaluation}
         dataset = build_test_dataset(cfg, "val")
+        with seeded(0):
+            _ = dataset[0]  # a frame that cannot be loaded shows now, not after the first epoch
         for name in ("CLASSES", "CAMERAS"):
             trained = getattr(runner.model.module, name, None)
             given = getattr(dataset, name, None) or getattr(dataset, name.lower(), None)

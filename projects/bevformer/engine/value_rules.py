@@ -65,6 +65,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], Sequence[str]]] = {
         (
             *("data.workers_per_gpu", "data.train_dataloader.workers_per_gpu", "opencv_num_threads"),
             *("lr_config.warmup_iters", "?evaluation.start", "model.img_backbone.out_indices.*"),
+            "non_finite.max_skipped",
         ),
     ),
     "a positive number": (
@@ -151,7 +152,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], Sequence[str]]] = {
         lambda value: value == "dynamic" or isinstance(value, dict) or (is_number(value) and value > 0),
         ("fp16.loss_scale",),
     ),
-    "a list such as [('train', 1)]: `evaluation` validates": (_is_workflow, ("?workflow",)),
+    "'stop' or 'skip'": (lambda value: value in ("stop", "skip"), ("non_finite.policy",)),
+    "a list such as [('train', 1)]; only 'train' is supported, `evaluation` validates": (_is_workflow, ("?workflow",)),
 }  # fmt: skip
 # Type of the default of an argument, what a value must be then, and whether it is.
 _KINDS: tuple[tuple[Any, str, Callable[[Any], bool]], ...] = (
