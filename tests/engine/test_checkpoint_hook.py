@@ -216,6 +216,18 @@ def test_a_run_keeps_the_newest(run, options, kept):
     assert os.readlink(work_dir / "latest.pth") == kept[-1]
 
 
+def test_left_over_files_are_removed_at_the_start(run, tmp_path):
+    folders = [tmp_path / "work", tmp_path / "disk" / "work", tmp_path / "work" / "eval" / "epoch_9"]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / ".epoch_9.pth.999999999.tmp").write_text("half a checkpoint")
+    options = {"checkpoint_config.out_dir": str(tmp_path / "disk"), **epochs(1)}
+    work_dir = run(options, validate=False)
+    assert [path for folder in folders for path in folder.glob(".*")] == []
+    log = next(work_dir.glob("*.log")).read_text()
+    assert log.count("removed 1 temporary file(s) of killed runs, 17 bytes") == 3
+
+
 def test_a_run_goes_on_without_saving_if_it_is_told_to(run, monkeypatch):
     options = {"evaluation.save_best": "NDS", "checkpoint_config.on_error": "continue"}
     original = torch.save
