@@ -160,6 +160,7 @@ def test_a_disk_that_is_nearly_full_is_said_at_the_start(tmp_path, monkeypatch):
         ({"on_error": "ignore"}, "on_error is 'ignore'"),
         ({"out_dir": "s3://bucket"}, "written to disks only"),
         ({"file_client_args": {"backend": "petrel"}}, "written to disks only"),
+        ({"file_client_args": "petrel"}, "written to disks only"),
         ({"filename_tmpl": "a/{}.pth"}, "filename_tmpl is 'a/{}.pth'"),
         ({"filename_tmpl": "{epoch}.pth"}, "filename_tmpl is '{epoch}.pth'"),
         ({"filename_tmpl": 3}, "filename_tmpl is 3"),
@@ -217,7 +218,11 @@ def test_a_run_keeps_the_newest(run, options, kept):
 
 
 def test_left_over_files_are_removed_at_the_start(run, tmp_path):
-    folders = [tmp_path / "work", tmp_path / "disk" / "work", tmp_path / "work" / "eval" / "epoch_9"]
+    folders = [
+        tmp_path / "work",
+        tmp_path / "disk" / "work",
+        tmp_path / "work" / "eval" / "epoch_9",
+    ]
     for folder in folders:
         folder.mkdir(parents=True)
         (folder / ".epoch_9.pth.999999999.tmp").write_text("half a checkpoint")
