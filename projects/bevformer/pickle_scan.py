@@ -75,7 +75,7 @@ def _tables() -> tuple[list[int], ...]:
 _TABLES = _tables()
 
 
-def _scan(data, tables, stack, marks, memo):  # type: ignore[no-untyped-def]
+def _scan(data, tables, stack, marks, memo):
     """(problem, where it is or the end of the pickle, bytes that its objects take at most).
 
     `stack`, `marks` and `memo` are scratch, as long as `data`; `memo` is 0 and gets depths plus 1. Plain

@@ -42,7 +42,7 @@ class _Dtype:
     """Takes the place of a numpy.dtype, whose own `__setstate__` trusts what it is given."""
 
     __slots__ = ("value", "native")
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
 
     def __init__(self, code: Any) -> None:
         if not isinstance(code, str) or not _CODE.fullmatch(code):
@@ -63,7 +63,7 @@ class _Array:
     """Takes the place of a numpy array, whose own `__setstate__` trusts its dtype."""
 
     __slots__ = ("value",)
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
 
     def __setstate__(self, state: Any) -> None:
         shape, dtype, fortran, content = state[-4:]
@@ -85,7 +85,7 @@ def _array(content: Any, dtype: Any, shape: Any, order: str = "C") -> np.ndarray
             raise pickle.UnpicklingError("an array of text with characters that do not exist")
     if min(shape, default=0) < 0:  # which `reshape` would compute
         raise pickle.UnpicklingError(f"an array of shape {shape}")
-    return array.reshape(shape, order=order)  # type: ignore[call-overload, no-any-return]
+    return array.reshape(shape, order=order)
 
 
 def _scalar(dtype: Any, content: Any) -> Any:
@@ -96,7 +96,7 @@ def _encode(text: Any, encoding: Any) -> bytes:
     """`codecs.encode` as old protocols use it for bytes."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"codecs.encode to {encoding!r}")
-    return text.encode("latin1")  # type: ignore[no-any-return]
+    return text.encode("latin1")
 
 
 def _byte_array(content: Any = b"", encoding: Any = "latin1") -> bytearray:

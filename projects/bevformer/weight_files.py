@@ -103,7 +103,7 @@ class _Tensors:
 def _bytes_of(values: torch.Tensor) -> np.ndarray:
     """The memory of a flat tensor; numpy has no bfloat16, and torch 1.10 views types of one size only."""
     same_size = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return values.view(same_size[values.element_size()]).numpy().view(np.uint8)  # type: ignore[no-any-return]
+    return values.view(same_size[values.element_size()]).numpy().view(np.uint8)
 
 
 def _read_zip(file: IO[bytes], size: int) -> Any:
@@ -238,7 +238,7 @@ def _read_safetensors(path: str) -> dict[str, Any]:
     if odd:
         raise ValueError(f"it has tensors of {', '.join(map(str, odd))}")
     if "meta" not in metadata:
-        return weights  # type: ignore[no-any-return]
+        return weights
     meta = finished(json.loads(metadata["meta"]), len(metadata["meta"]))
     return {"state_dict": weights, "meta": meta}
 
@@ -255,7 +255,7 @@ def safetensors_bytes(weights: Mapping[str, torch.Tensor], meta: Mapping[str, An
     """
     own = {name: value.detach().clone().contiguous() for name, value in weights.items()}
     metadata = {"format": "pt", "meta": json.dumps(meta)}
-    return _safetensors().torch.save(own, metadata)  # type: ignore[no-any-return]
+    return _safetensors().torch.save(own, metadata)
 
 
 def _safetensors() -> Any:
