@@ -160,6 +160,7 @@ def test_a_disk_that_is_nearly_full_is_said_at_the_start(tmp_path, monkeypatch):
         ({"on_error": "ignore"}, "on_error is 'ignore'"),
         ({"out_dir": "s3://bucket"}, "written to disks only"),
         ({"file_client_args": {"backend": "petrel"}}, "written to disks only"),
+        ({"file_client_args": "petrel"}, "written to disks only"),
         ({"filename_tmpl": "a/{}.pth"}, "filename_tmpl is 'a/{}.pth'"),
         ({"filename_tmpl": "{epoch}.pth"}, "filename_tmpl is '{epoch}.pth'"),
         ({"filename_tmpl": 3}, "filename_tmpl is 3"),
@@ -221,6 +222,22 @@ def test_a_run_keeps_the_newest(run, options, kept):
     work_dir = run({"checkpoint_config": options, **epochs(5)}, validate=False)
     assert names(work_dir) == kept
     assert os.readlink(work_dir / "latest.pth") == kept[-1]
+
+
+def test_left_over_files_are_removed_at_the_start(run, tmp_path):
+    folders = [
+        tmp_path / "work",
+        tmp_path / "disk" / "work",
+        tmp_path / "work" / "eval" / "epoch_9",
+    ]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / ".epoch_9.pth.999999999.tmp").write_text("half a checkpoint")
+    options = {"checkpoint_config.out_dir": str(tmp_path / "disk"), **epochs(1)}
+    work_dir = run(options, validate=False)
+    assert [path for folder in folders for path in folder.glob(".*")] == []
+    log = next(work_dir.glob("*.log")).read_text()
+    assert log.count("removed 1 temporary file(s) of killed runs, 17 bytes") == 3
 
 
 def test_a_run_goes_on_without_saving_if_it_is_told_to(run, monkeypatch):

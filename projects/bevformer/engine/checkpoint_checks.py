@@ -36,6 +36,10 @@ def _is_number(value: Any) -> bool:
     return value is None or (isinstance(value, numbers.Real) and not isinstance(value, bool))
 
 
+def _is_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_number, value))
+
+
 def _is_count(value: Any) -> bool:
     return type(value) is int and value >= 0
 
@@ -138,6 +142,11 @@ def check_training_state(checkpoint: Mapping[str, Any], path: str | Path) -> Non
     for name, state in meta.get("hooks", {}).items():
         if not _is_dict(state):
             _refuse(path, f"meta.hooks.{name}", state, "a dict")
+    for name, parts in meta.get("log_buffer", {}).items():
+        if not isinstance(parts, list) or len(parts) != 2 or not all(map(_is_numbers, parts)):
+            _refuse(
+                path, f"meta.log_buffer.{name}", parts, "a list of values and one of their counts"
+            )
     _check_optimizer(checkpoint["optimizer"], path)
     if "raw_weights" in checkpoint:
         check_weights(checkpoint["raw_weights"], path, "raw_weights")

@@ -70,7 +70,7 @@ def evaluation_dir(
                 f"{folder} cannot be made ({error}): choose a folder with --work-dir"
             ) from error
         else:
-            with atomic_write(kept) as file:
+            with atomic_write(kept, size_bytes=len(text)) as file:
                 file.write(text)
             return folder
 

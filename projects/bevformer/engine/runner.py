@@ -281,7 +281,7 @@ class _SafeCheckpoints:
             for name, parameter in self.model.module.named_parameters():
                 if name in checkpoint.get("gradients", {}):
                     parameter.grad = checkpoint["gradients"][name].to(parameter).clone()
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"checkpoint {path}: its run state does not fit: {error}") from error
         if len(ranks) != self.world_size:
             self.logger.warning(

@@ -26,7 +26,7 @@ from projects.bevformer.engine.data_loading import (
     workers_per_process,
 )
 from projects.bevformer.engine.determinism import unrepeatable_parts
-from projects.bevformer.engine.distributed import get_rank, get_world_size
+from projects.bevformer.engine.distributed import get_rank, get_world_size, on_first_rank
 from projects.bevformer.engine.finite_hook import FiniteLossHook, named_ending
 from projects.bevformer.engine.hooks import DataWaitHook, TemporalEvalHook
 from projects.bevformer.engine.interruption import Interruption
@@ -212,11 +212,13 @@ def _describe_run(cfg: Config, config_name: str, seed: int, logger: logging.Logg
     for line in notices():
         log_to_file(logger, "%s", line)
     kept = Path(cfg.work_dir, config_name)
-    if (
-        get_rank() == 0 and kept.resolve() != Path(cfg.filename or "").resolve()
-    ):  # not the config itself
-        with atomic_write(kept) as file:
-            file.write(config_text)
+
+    def keep() -> None:
+        if kept.resolve() != Path(cfg.filename or "").resolve():  # not the config itself
+            with atomic_write(kept, size_bytes=len(config_text)) as file:
+                file.write(config_text)
+
+    on_first_rank(keep)
     return {
         "env_info": environment,
         "config": config_text,
