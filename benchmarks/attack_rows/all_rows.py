@@ -1,0 +1,8 @@
+"""All rows, in the order in which they run."""
+
+from attack_rows import (  # noqa: F401
+    resumes,
+    dead_runs,
+    lost_processes,
+    signals,
+)  # isort: skip
