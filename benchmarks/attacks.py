@@ -35,7 +35,7 @@ def parse_args(argv=None):
 def import_everything():
     """What the tools import, so that their forks start at once."""
     import torch
-    from mmcv.runner import epoch_based_runner
+    from mmcv.runner import epoch_based_runner, iter_based_runner
 
     from projects.bevformer import plugin  # noqa: F401
     from projects.bevformer.engine import evaluate, train  # noqa: F401
@@ -48,7 +48,7 @@ def import_everything():
         def __getattr__(self, name):
             return (lambda seconds: None) if name == "sleep" else getattr(time, name)
 
-    epoch_based_runner.time = WithoutSleep()
+    epoch_based_runner.time = iter_based_runner.time = WithoutSleep()
 
 
 def main(argv=None):

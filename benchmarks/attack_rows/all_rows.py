@@ -5,4 +5,5 @@ from attack_rows import (  # noqa: F401
     dead_runs,
     lost_processes,
     signals,
+    file_systems,
 )  # isort: skip

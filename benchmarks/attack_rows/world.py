@@ -53,6 +53,7 @@ model = dict(
     img_neck=dict(in_channels=[128]),
 )
 load_from = None
+total_epochs = 2
 runner = dict(type="EpochBasedRunner", max_epochs=2)
 log_config = dict(_delete_=True, interval=1, hooks=[dict(type="TextLoggerHook")])
 """

@@ -3,8 +3,10 @@
 Both are those of the dummy task of the tests, with its interfaces and almost no work.
 """
 
+import errno
 import os
 import signal
+import stat
 import time
 
 import torch
@@ -13,6 +15,39 @@ from mmdet.models import DETECTORS
 from torch import nn
 
 from mmdet3d.datasets import DATASETS  # isort: skip
+
+
+def break_calls(names):
+    """Make system calls fail as they do on some file systems.
+
+    Args:
+        names: of "symlink", "link", "fsync_of_folders" and "chmod".
+    """
+
+    def fail(code):
+        def call(*args, **kwargs):
+            raise OSError(code, os.strerror(code), *map(str, args[:1]))
+
+        return call
+
+    real = os.fsync
+
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            fail(errno.EINVAL)()
+        real(descriptor)
+
+    broken = {
+        "symlink": fail(errno.EPERM),
+        "link": fail(errno.EOPNOTSUPP),
+        "chmod": fail(errno.EPERM),
+        "fsync_of_folders": fsync,
+    }
+    for name in names:
+        setattr(os, name.partition("_")[0], broken[name])
+
+
+break_calls(filter(None, os.environ.get("ATTACKS_BREAK", "").split(",")))
 
 
 class _BadGradient(torch.autograd.Function):
