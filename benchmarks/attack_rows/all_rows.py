@@ -6,4 +6,5 @@ from attack_rows import (  # noqa: F401
     lost_processes,
     signals,
     file_systems,
+    hostile_files,
 )  # isort: skip
