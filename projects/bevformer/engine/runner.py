@@ -17,7 +17,7 @@ from projects.bevformer.engine.checkpoint import (
 )
 from projects.bevformer.engine.checkpoint_checks import check_training_state
 from projects.bevformer.engine.checkpoint_hook import CheckpointHook
-from projects.bevformer.engine.distributed import on_first_rank
+from projects.bevformer.engine.distributed import note, on_first_rank
 from projects.bevformer.engine.ema import AverageHook
 from projects.bevformer.engine.optimizer import changed_options, fit_saved_state, match_layouts
 from projects.bevformer.engine.provenance import check_same_classes
@@ -63,6 +63,10 @@ class _SafeCheckpoints:
     def call_hook(self, fn_name):
         """Call all hooks."""
         self.stage = fn_name
+        if fn_name == "before_train_iter":
+            note(f"iteration {self.iter + 1}", bounded=True)
+        elif fn_name == "after_train_iter":
+            note(f"the end of iteration {self.iter + 1}, or loads the next batch")
         super().call_hook(fn_name)
 
     def register_hook(self, hook, priority="NORMAL"):

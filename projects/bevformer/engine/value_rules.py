@@ -72,7 +72,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], Sequence[str]]] = {
         lambda value: is_number(value) and value > 0,
         (
             *("?optimizer.lr", "optimizer_config.grad_clip.max_norm", "model.data_preprocessor.std.*"),
-            "data.*.std.*",
+            *("data.*.std.*", "dist_params.timeout_minutes"),
         ),
     ),
     "a number from 0.01 to 4": (
