@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 import warnings
-from typing import Any, Iterator
+from typing import Any, Iterator, NoReturn
 
 from projects.bevformer.cli.remedies import remedy
 from projects.bevformer.interruption import (
@@ -61,12 +61,12 @@ def tool_errors(debug: bool) -> Iterator[None]:
             sys.exit(1)
         # A worker that is killed can show as a broken connection, which is an OSError.
         message = remedy(error) if isinstance(error, OSError) else None
-        raise SystemExit(_one_line(message or _own_message(str(error)))) from None
+        _end(message or _own_message(str(error)))
     except (RuntimeError, MemoryError) as error:
         message = remedy(error)
         if debug or message is None:
             raise
-        raise SystemExit(_one_line(message)) from None
+        _end(message)
     except KeyboardInterrupt as error:
         if debug:
             raise
@@ -91,8 +91,13 @@ def _rank() -> int:
     return 0 if _distributed() is None else _distributed().get_rank()
 
 
-def _one_line(message: str) -> str:
-    return f"error (rank {_rank()}): {printable(' '.join(message.split()))} [--debug shows where]"
+def _end(message: str) -> NoReturn:
+    """End the program with one line."""
+    line = f"error (rank {_rank()}): {printable(' '.join(message.split()))} [--debug shows where]"
+    if _distributed() is None or not _distributed().is_distributed():
+        raise SystemExit(line) from None
+    print(line, file=sys.stderr, flush=True)  # torchrun may kill this process while it shuts down
+    sys.exit(1)
 
 
 def _own_message(text: str) -> str:
