@@ -12,6 +12,7 @@ from projects.bevformer.engine.checkpoint import load_checkpoint, publish_weight
 from projects.bevformer.engine.checkpoint_checks import check_training_state
 from projects.bevformer.engine.checkpoint_summary import describe
 from projects.bevformer.engine.optimizer import fit_saved_state, saved_state
+from projects.bevformer.engine.pretrained import checked_pretrained
 from projects.bevformer.engine.provenance import check_same_classes, check_start
 
 LOGGER = logging.getLogger("test")
@@ -181,13 +182,26 @@ def test_weights_of_other_classes(checkpoint, caplog, classes, text):
     backbone = {name: weights[name] for name in weights if name.startswith("img_backbone.")}
     check_start({**other, "state_dict": backbone}, "a.pth", Cfg(), detector, LOGGER)
     fewer = changed(checkpoint, "meta.CLASSES", ["car"])
-    with caplog.at_level(logging.INFO):
-        check_start(fewer, "a.pth", Cfg(), detector, LOGGER)
-    assert "what depends on their number starts anew" in caplog.text
+    check_start(fewer, "a.pth", Cfg(), detector, LOGGER)
     with pytest.raises(ValueError, match="trained for the classes"):
         check_same_classes(fewer, "a.pth", detector)
     with pytest.raises(ValueError, match="load_from_other_classes is 1: it must be True or False"):
         check_start(other, "a.pth", Cfg(load_from_other_classes=1), detector, LOGGER)
+
+
+def test_pretrained_weights_of_other_classes_are_refused(checkpoint, tmp_path):
+    path = str(tmp_path / "other.pth")
+    torch.save(changed(checkpoint, "meta.CLASSES", ["bus", "car"]), path)
+    detector = DummyDetector()
+    detector.init_cfg = {"type": "Pretrained", "checkpoint": path}
+    with checked_pretrained(detector, LOGGER) as loaded:
+        detector.init_weights()
+    assert len(loaded) == 9
+    detector.CLASSES = ["car", "bus"]
+    detector._is_init = False
+    message = "the same in another order: name the file in load_from"
+    with pytest.raises(ValueError, match=message), checked_pretrained(detector, LOGGER):
+        detector.init_weights()
 
 
 @pytest.mark.parametrize(

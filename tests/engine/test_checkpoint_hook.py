@@ -2,12 +2,16 @@
 
 import errno
 import os
+import resource
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from dummy_task import DummyDetector
+from dummy_task import REPOSITORY, DummyDetector
+from tool_runs import free_port
 
 from projects.bevformer import files
 from projects.bevformer.engine import checkpoint_hook as module
@@ -270,3 +274,26 @@ def test_an_evaluation_that_cannot_be_written_ends_the_run_or_not(run, monkeypat
     work_dir = run({"checkpoint_config.on_error": "continue"}, work_dir="b")
     assert "the evaluation of epoch_2 was NOT saved" in next(work_dir.glob("*.log")).read_text()
     assert load_checkpoint(work_dir / "epoch_2.pth")["meta"]["epoch"] == 2
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("on_error", ["stop", "continue"])
+def test_two_processes_on_a_full_disk(config_path, tool_environment, tmp_path, on_error):
+    limit_bytes = 50_000  # of a file: the logs are shorter, checkpoints longer
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"),
+        *(f"--master_port={free_port()}", REPOSITORY / "tools" / "train.py", config_path),
+        *("--launcher", "pytorch", "--device", "cpu", "--cfg-options", "model.width=10000"),
+        f"checkpoint_config.on_error={on_error}",
+    ]
+    done = subprocess.run(
+        list(map(str, command)), env=tool_environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes)),
+        text=True, timeout=240,
+    )  # fmt: skip
+    message = "epoch_1.pth cannot be written (File too large)"
+    assert (done.returncode == 0) == (on_error == "continue"), done.stdout[-4000:]
+    assert done.stdout.count(message) == 1
+    assert done.stdout.count("error (rank") == (on_error == "stop")
+    assert done.stdout.count("NO CHECKPOINT was saved") == 2 * (on_error == "continue")
+    assert list((tmp_path / "work").glob("*.pth")) == []
