@@ -153,7 +153,7 @@ def publish_weights(
     meta = {key: checkpoint["meta"][key] for key in _PUBLISHED_META if key in checkpoint["meta"]}
     target.parent.mkdir(parents=True, exist_ok=True)
     if safetensors or target.suffix == ".safetensors":
-        with atomic_write(target, "wb", tensor_bytes(weights)) as file:
+        with atomic_write(target, "wb", file_bytes(weights)) as file:
             file.write(safetensors_bytes(weights, to_plain(meta)))
     else:
         _write(target, {"meta": to_plain(meta), "state_dict": weights})
