@@ -69,6 +69,7 @@ JSONS = {
     "long text": '{"meta": {}, "results": {"a": [{"sample_token": "a", "translation": "%s"}]}}' % (
         "a" * 10**6
     ),
+    "lists, three bytes each": "[" + "[]," * 2**21 + "[]]",
     "another form": "1",
     "not UTF-8": "\udcff\udcfe",
     "a pickle": pickle.dumps([1], protocol=0).decode(),
