@@ -12,7 +12,17 @@ NAME = "projects.bevformer"
 
 # Modules next to the packages that everyone but geometry and ops may import.
 COMMON = {
-    *("geometry", "transfer", "compat", "files", "jit", "io", "messages", "published"),
+    *(
+        "geometry",
+        "transfer",
+        "compat",
+        "files",
+        "interruption",
+        "jit",
+        "io",
+        "messages",
+        "published",
+    ),
     *("pickle_scan", "pickles", "weight_files"),
 }
 
@@ -25,11 +35,12 @@ ALLOWED = {
     "visualization": COMMON | {"nuscenes"},
     "engine": COMMON | {"ops", "model", "nuscenes", "datasets", "visualization", "plugin"},
     "doctor": COMMON | {"nuscenes", "datasets", "engine", "plugin"},
-    "cli": {"engine", "messages"},
+    "cli": {"engine", "interruption", "messages"},
     "plugin.py": {"model", "datasets"},
     "transfer.py": set(),
     "compat.py": set(),
     "files.py": set(),
+    "interruption.py": set(),
     "jit.py": set(),
     "io.py": {"pickle_scan"},
     "pickle_scan.py": {"jit"},

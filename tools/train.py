@@ -60,6 +60,7 @@ def run(args):
     from mmdet.utils import setup_multi_processes
 
     from projects.bevformer.engine.config import load_config, resolve_work_dir
+    from projects.bevformer.engine.config_checks import check_config
     from projects.bevformer.engine.determinism import make_deterministic
     from projects.bevformer.engine.distributed import init_process
     from projects.bevformer.engine.train import train
@@ -69,6 +70,7 @@ def run(args):
     cfg = load_config(args.config, options, args.data_root)
     if args.resume_from is not None:
         cfg.resume_from = args.resume_from
+    check_config(cfg, options)  # before anything acts on a value
     resolve_work_dir(cfg, args.config, args.work_dir)
     setup_multi_processes(cfg)
     if args.deterministic:

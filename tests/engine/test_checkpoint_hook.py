@@ -193,6 +193,13 @@ def test_the_best_checkpoint_stays_the_one_that_could_be_written(tmp_path):
     assert names(tmp_path) == ["best_NDS_epoch_3.pth"]
 
 
+def test_a_score_of_nan_is_not_left_out_in_silence(tmp_path):
+    runner, best = Runner(tmp_path), BestCheckpoint("NDS")
+    best.keep(runner, float("nan"), "epoch_1")
+    assert names(tmp_path) == []
+    assert runner.logger.lines == ["NDS is NaN after epoch_1: not compared"]
+
+
 @pytest.mark.parametrize(
     ("options", "kept"),
     [

@@ -17,9 +17,9 @@ NAN = float("nan")
 def spoil(monkeypatch):
     """Lets the training iteration of a number, counted from 1, have a loss or a gradient that is not finite."""
 
-    def spoil(what, *iterations):
-        forward = DummyDetector.forward
+    forward = DummyDetector.forward
 
+    def spoil(what, *iterations):
         def spoilt(self, *args, return_loss=True, **kwargs):
             losses = forward(self, *args, return_loss=return_loss, **kwargs)
             self.calls = getattr(self, "calls", 0) + return_loss
@@ -36,11 +36,10 @@ def spoil(monkeypatch):
 
 
 def equal(one, other):
-    """Whether nested dicts and lists of tensors and plain values are the same."""
-    one, other = (
-        tensors_in(part) if isinstance(part, dict) else {"": part} for part in (one, other)
-    )
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    """Whether the tensors in nested dicts and lists are the same."""
+    one, other = tensors_in(one), tensors_in(other)
+    assert one.keys() == other.keys()
+    return all(torch.equal(one[name], other[name]) for name in one)
 
 
 ITER = {"runner": dict(_delete_=True, type="IterBasedRunner", max_iters=10), "total_epochs": None}
@@ -84,8 +83,8 @@ def test_a_run_stops_with_the_state_before_the_iteration(run, spoil, tmp_path, w
     )
     for key in {*first, *second} - {"meta"}:
         assert equal(first[key], second[key]), key
-    keys = ("iter", "iter_in_epoch", "counted_in", *(() if options == ITER else ("epoch",)))
-    for key in keys:  # an IterBasedRunner counts an epoch after its first batch
+    assert first["meta"]["log_buffer"]["loss"] == second["meta"]["log_buffer"]["loss"]
+    for key in ("iter", "iter_in_epoch", "counted_in", "epoch", "hooks"):
         assert first["meta"].get(key) == second["meta"].get(key), key
     assert second["meta"]["interrupted"] == "non-finite"
 
@@ -110,6 +109,17 @@ def test_a_skipped_iteration_leaves_no_trace_but_its_number(run, spoil, what):
     assert len(losses) == 10
     assert math.isnan(losses[6])
     assert all(loss > 0 for loss in losses[:6] + losses[7:])
+
+
+def test_skipped_iterations_are_counted_over_all_processes_of_a_run(run, spoil, tmp_path):
+    spoil("loss", 2, 7)
+    options = {**EACH, "non_finite": dict(policy="skip", max_skipped=1)}
+    with pytest.raises(NonFiniteError, match="iteration 7 .*: 1 iterations were skipped"):
+        run(options, validate=False)
+    spoil("loss", 1)
+    options["resume_from"] = str(tmp_path / "work" / "iter_6.pth")
+    with pytest.raises(NonFiniteError, match="iteration 7 .*: 1 iterations were skipped"):
+        run(options, "resumed", validate=False)
 
 
 def test_skipping_ends_at_its_bound(run, spoil, tmp_path):

@@ -86,6 +86,12 @@ def test_a_checkpoint_that_is_not_finite_is_neither_written_nor_read(
     assert load_checkpoint(path, finite=False)["meta"]["epoch"] == 1
 
 
+def test_weights_too_large_for_float32_are_not_read(tmp_path):
+    torch.save({"a": torch.tensor([1e300], dtype=torch.float64)}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match="1 of 1 tensors have a NaN or infinite number: a$"):
+        load_checkpoint(tmp_path / "a.pth")
+
+
 def test_weights_too_large_for_float16_are_not_published_as_such(tmp_path):
     detector = DummyDetector()
     with torch.no_grad():

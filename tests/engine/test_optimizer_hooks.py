@@ -33,7 +33,7 @@ class Run:
         self.weight, self.hook, self.iter, self.meta = network.weight, hook, 0, {}
         self.optimizer = torch.optim.SGD([self.weight], lr=1.0)
         self.log_buffer, self.problems, self.skips = LogBuffer(), [], skips
-        hook.guard = self
+        hook.on_refusal = self.on_gradients
         hook.before_run(self)
 
     def on_gradients(self, runner, problem, scale):
@@ -83,7 +83,7 @@ def test_no_step_with_a_gradient_that_is_not_finite(gradient, problem, grad_clip
     run = Run(OptimizerHook(grad_clip=grad_clip))
     assert run.iterations((1.0, gradient, "loss", 1.0)) == [-1, -1, -1, -2]
     assert run.problems == [(problem, None)]
-    run.hook.guard = None
+    run.hook.on_refusal = None
     with pytest.raises(NonFiniteError, match="gradients"):
         run.iteration(gradient)
 

@@ -7,11 +7,18 @@ import importlib
 import io
 import logging
 import re
+import signal
 import sys
 import warnings
 from typing import Any, Iterator
 
 from projects.bevformer.cli.remedies import remedy
+from projects.bevformer.interruption import (
+    Interrupted,
+    kill_children,
+    on_ending_signals,
+    raise_interrupted,
+)
 from projects.bevformer.messages import printable
 
 _CPP_EXTENSION = "torch.utils.cpp_extension"  # "No CUDA runtime is found, using CUDA_HOME="
@@ -45,7 +52,8 @@ def tool_errors(debug: bool) -> Iterator[None]:
             a RuntimeError or MemoryError for which there is a `remedy`.
     """
     try:
-        yield
+        with on_ending_signals(raise_interrupted):
+            yield
     except (ValueError, OSError, FloatingPointError) as error:
         if debug:
             raise
@@ -59,13 +67,19 @@ def tool_errors(debug: bool) -> Iterator[None]:
         if debug or message is None:
             raise
         raise SystemExit(_one_line(message)) from None
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         if debug:
             raise
-        sys.exit(130)  # the exit code of shells
+        if not isinstance(error, Interrupted):
+            error = Interrupted(signal.SIGINT)
+        if _rank() == 0:  # at once: torchrun may kill this process while it shuts down
+            print(printable(" ".join(str(error).split())), file=sys.stderr, flush=True)
+        sys.exit(128 + error.number)  # the exit code of shells
     finally:
-        if _distributed() is not None:
-            _distributed().shut_down()
+        with on_ending_signals(lambda number: None):  # the program ends already
+            if _distributed() is not None:
+                _distributed().shut_down()
+            kill_children()
 
 
 def _distributed() -> Any:
@@ -73,9 +87,12 @@ def _distributed() -> Any:
     return sys.modules.get("projects.bevformer.engine.distributed")
 
 
+def _rank() -> int:
+    return 0 if _distributed() is None else _distributed().get_rank()
+
+
 def _one_line(message: str) -> str:
-    rank = 0 if _distributed() is None else _distributed().get_rank()
-    return f"error (rank {rank}): {printable(' '.join(message.split()))} [--debug shows where]"
+    return f"error (rank {_rank()}): {printable(' '.join(message.split()))} [--debug shows where]"
 
 
 def _own_message(text: str) -> str:

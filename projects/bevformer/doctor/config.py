@@ -23,7 +23,7 @@ def read_config(path, options=None, data_root=None):
     try:
         cfg = load_config(path, options, data_root)
         check_sections(cfg, ["data"])
-        splits = [inner_sections(cfg.data[split], f"data.{split}") for split in _SPLITS]
+        splits = [inner_sections(cfg.data.get(split), f"data.{split}") for split in _SPLITS]
         sections = [pair for split in splits for pair in split]
     except FileNotFoundError as error:
         return None, [broken(str(path), error_line(error), "check the path")]

@@ -7,7 +7,7 @@ import re
 import time
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, Iterable, Mapping, Sequence
+from typing import IO, Any, Iterable, Mapping, Sequence
 
 import mmcv
 import torch
@@ -101,9 +101,36 @@ def save_checkpoint(
     _write(path, checkpoint)
 
 
+class _LateErrors:
+    """A file that raises its first error when it is asked to.
+
+    An error within torch.save ends in another one of PyTorch's, or, in torch 1.10, in the end of the process.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._error = file, None
+
+    def write(self, content: Any) -> int:
+        if self._error is None:
+            try:
+                return self._file.write(content)
+            except OSError as error:
+                self._error = error
+        return len(content)
+
+    def flush(self) -> None:
+        """Nothing: the file is flushed when it is complete."""
+
+    def raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+
 def _write(path: Path, checkpoint: dict) -> None:
     with atomic_write(path, "wb", file_bytes(checkpoint)) as file:
-        torch.save(checkpoint, file)
+        late = _LateErrors(file)
+        torch.save(checkpoint, late)
+        late.raise_error()
 
 
 def file_bytes(value: Any) -> int:

@@ -17,6 +17,7 @@ from projects.bevformer.engine.data_sections import info_files, inner_sections, 
 from projects.bevformer.engine.distributed import get_rank, get_world_size
 from projects.bevformer.engine.own_steps import check_own_steps
 from projects.bevformer.engine.seed import SeededDataset, seeded
+from projects.bevformer.interruption import protect_worker
 
 _TRAIN_SAMPLERS = ("DistributedGroupSampler", "DistributedSampler", "GroupSampler")
 
@@ -144,6 +145,7 @@ def build_train_loader(
         persistent_workers=workers > 0 and train_option(cfg, "persistent_workers", False),
         # Workers get their seed from it: from the global one each start of workers would move it.
         generator=torch.Generator(),
+        worker_init_fn=protect_worker,
     )
 
 
@@ -157,4 +159,5 @@ def build_test_loader(dataset: Dataset, workers: int, pin_memory: bool = False) 
         collate_fn=collate_samples,
         pin_memory=pin_memory,
         generator=torch.Generator(),
+        worker_init_fn=protect_worker,
     )

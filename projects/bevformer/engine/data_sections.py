@@ -53,7 +53,12 @@ def inner_sections(section: Any, key: str) -> Iterator[tuple[str, dict]]:
 def info_files(options: dict) -> list[str]:
     """Paths of `ann_file`, which may be a list, as mmdet allows; none without one."""
     files = options.get("ann_file") or []
-    return list(files) if isinstance(files, (list, tuple)) else [files]
+    files = list(files) if isinstance(files, (list, tuple)) else [files]
+    if not all(isinstance(file, str) for file in files):
+        raise ValueError(
+            f"ann_file is {options['ann_file']!r}: it must be a path, or a list of them"
+        )
+    return files
 
 
 def one_file_each(section: Any) -> Any:

@@ -18,6 +18,7 @@ from projects.bevformer.engine.distributed import (
     get_rank,
     is_distributed,
 )
+from projects.bevformer.engine.interruption import save_interrupted
 from projects.bevformer.engine.log import log_to_file
 from projects.bevformer.engine.non_finite import NonFiniteError, non_finite_names
 from projects.bevformer.engine.optimizer_hooks import OptimizerHook
@@ -78,7 +79,7 @@ class FiniteLossHook(Hook):
     def before_run(self, runner: BaseRunner) -> None:
         hooks = [hook for hook in runner.hooks if isinstance(hook, OptimizerHook)]
         for hook in hooks:
-            hook.guard = self
+            hook.on_refusal = self.on_gradients
         if self.policy == "skip" and not hooks:
             raise ValueError(
                 "non_finite.policy is 'skip', which needs OptimizerHook or GradientCumulativeOptimizerHook: "
@@ -148,7 +149,7 @@ class FiniteLossHook(Hook):
         self.skipped += 1
         runner.skipped = True
         restore_buffers(self.before["buffers"], runner.model.module)
-        _forget_losses(runner)
+        _leave_out_of_means(runner)
         runner.logger.warning(
             "%s: skipped, %d of at most %d", _where(runner, problem, tokens), self.skipped,
             self.max_skipped,
@@ -159,12 +160,11 @@ class FiniteLossHook(Hook):
         restore_rank_state(self.before, runner.model.module, runner.model.device)
         saved = broadcast(runner.saved)
         if saved is None or saved[1] != runner.iter:
+            if runner.stage == "after_train_iter":
+                _forget_losses(runner)
             runner.stage = "before_train_iter"
             try:
-                runner.save_on_all_ranks(
-                    runner.work_dir, "interrupted.pth", create_symlink=False,
-                    meta={"interrupted": "non-finite"},
-                )  # fmt: skip
+                save_interrupted(runner, "non-finite")
             except (NonFiniteError, OSError) as error:
                 text = f"{text}; the state before it cannot be saved: {error}"
         raise NonFiniteError(text)
@@ -199,8 +199,15 @@ def _where(runner: BaseRunner, problem: str, tokens: list[str] | None) -> str:
     return f"{text}; samples {', '.join(samples)}"
 
 
-def _forget_losses(runner: BaseRunner) -> None:
+def _leave_out_of_means(runner: BaseRunner) -> None:
     """Take the losses of this iteration out of the means that are logged; a mean of nothing is nan."""
     warnings.filterwarnings("ignore", "invalid value", RuntimeWarning, r"mmcv\.runner\.log_buffer")
     for name in runner.outputs["log_vars"]:
         runner.log_buffer.val_history[name][-1] = runner.log_buffer.n_history[name][-1] = 0
+
+
+def _forget_losses(runner: BaseRunner) -> None:
+    """Let the log be as before this iteration."""
+    for name in runner.outputs["log_vars"]:
+        for history in (runner.log_buffer.val_history, runner.log_buffer.n_history):
+            history[name].pop()

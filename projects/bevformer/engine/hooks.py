@@ -15,7 +15,7 @@ from projects.bevformer.engine.distributed import (
     get_rank,
     on_first_rank,
 )
-from projects.bevformer.engine.evaluate import predict
+from projects.bevformer.engine.evaluate import PredictionStopped, predict
 from projects.bevformer.engine.non_finite import check_finite
 from projects.bevformer.engine.report import headline_metrics, metrics_table
 from projects.bevformer.engine.seed import seeded
@@ -23,6 +23,7 @@ from projects.bevformer.nuscenes.evaluation.scoring import write_metrics
 from projects.bevformer.nuscenes.spec import TP_ERRORS
 from projects.bevformer.published import published
 
+_STOPPED = "stopped"  # instead of results
 _FLAT = ("pts_bbox_NuScenes/", "pts_bbox_own/")  # of `flat_metrics`
 _RULES = {
     **dict.fromkeys(("NDS", "mAP", "mAP_own"), "greater"),
@@ -208,13 +209,24 @@ class TemporalEvalHook(Hook):
         runner.log_buffer.clear()
         self._evaluate(runner, self.due)
 
+    def _predict(self, runner, detector):
+        interruption = runner.interruption
+        stop = (lambda: False) if interruption is None else (lambda: interruption.number != 0)
+        try:
+            return predict(detector, self.dataset, self.device, self.workers, stop)
+        except PredictionStopped:
+            return _STOPPED
+
     def _evaluate(self, runner, name):
         detector = runner.model.module
         # Whether and when one evaluates changes nothing in the training.
         with runner.scored_weights(), buffers_of_first_rank(detector), seeded(0):
             weights = {"state_dict": detector.state_dict()}
             check_finite(weights, f"the evaluation of {name} is not made")
-            results = predict(detector, self.dataset, self.device, self.workers)
+            results = self._predict(runner, detector)
+        if results is _STOPPED:
+            self.due = name
+            runner.interruption.end(runner)
         self.due = None
         scored = {}
 

@@ -68,7 +68,11 @@ def check_finite(checkpoint: Mapping[str, Any], what: str, most: int = 3) -> Non
         NonFiniteError: names the tensors.
     """
     parts = {key: checkpoint[key] for key in _OF_A_RUN if key in checkpoint}
-    tensors = {name.replace("state_dict.", "", 1): t for name, t in tensors_in(parts).items()}
+    tensors = {
+        # Networks are float32, in which a large float64 is infinite.
+        name.replace("state_dict.", "", 1): value.float() if value.dtype == torch.float64 else value
+        for name, value in tensors_in(parts).items()
+    }
     names = non_finite_names(tensors)
     if names:
         raise NonFiniteError(

@@ -7,7 +7,7 @@ them NaN. It costs a device sync; the norm that they look at is the one that cli
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import Any, Callable
 
 import torch
 from mmcv.runner import HOOKS, BaseRunner
@@ -17,9 +17,6 @@ from torch.nn.utils import clip_grad_norm_
 from projects.bevformer.compat import make_grad_scaler
 from projects.bevformer.engine.non_finite import NonFiniteError, non_finite_names
 from projects.bevformer.messages import listed
-
-if TYPE_CHECKING:
-    from projects.bevformer.engine.finite_hook import FiniteLossHook
 
 _UNCLIPPED = {"max_norm": float("inf")}
 # Halved so often, the first scale of a GradScaler is 6e-5, and gradients underflow.
@@ -35,7 +32,8 @@ class OptimizerHook(_mmcv.OptimizerHook):
         detect_anomalous_params: log the parameters that the loss does not depend on, in each iteration.
     """
 
-    guard: FiniteLossHook | None = None  # takes gradients that are not finite
+    # Takes gradients that are not finite; see FiniteLossHook.on_gradients.
+    on_refusal: Callable[[Any, str, float | None], None] | None = None
 
     def holds_gradients(self, iterations_done: int) -> bool:
         """Whether gradients that no step was made with yet are kept after so many iterations."""
@@ -75,7 +73,7 @@ class OptimizerHook(_mmcv.OptimizerHook):
         kept: dict[str, torch.Tensor] | None = None,
         scale: float | None = None,
     ) -> None:
-        """Put gradients that are not finite back to those `kept` of earlier iterations, and tell the guard.
+        """Put gradients that are not finite back to those `kept` of earlier iterations, and report them.
 
         They are of a loss that was multiplied by `scale`; None: it was not.
         """
@@ -83,9 +81,9 @@ class OptimizerHook(_mmcv.OptimizerHook):
         problem = _problem({name: gradient for name, (_, gradient) in gradients.items()})
         for name, (weight, gradient) in gradients.items():
             weight.grad = gradient.copy_(kept[name]) if name in (kept or {}) else None
-        if self.guard is None:
+        if self.on_refusal is None:
             raise NonFiniteError(problem)
-        self.guard.on_gradients(runner, problem, scale)
+        self.on_refusal(runner, problem, scale)
 
 
 def _gradients(runner: BaseRunner) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:

@@ -46,11 +46,12 @@ class _SafeCheckpoints:
     epoch_length = None  # iterations of an epoch
     resumed = None  # path and meta of the checkpoint that was resumed
     saved = None  # path and iterations of the newest checkpoint of this run, on rank 0
+    interruption = None  # notes signals
     skipped = False  # whether the iteration at hand makes no step, see FiniteLossHook
     _ranks = None  # states of all ranks, while a checkpoint is saved
     _state_to_restore = None  # of a resumed run, until its first iteration
 
-    def _progress(self):
+    def progress(self):
         """Epochs done, iterations done, and those of them in the epoch at hand."""
         done = self.iter + (self.stage == "after_train_iter")
         epoch, inside = divmod(done, self.epoch_length or len(self.data_loader))
@@ -101,7 +102,7 @@ class _SafeCheckpoints:
             meta: plain values to store in addition to the runner's own.
             create_symlink: update `latest.pth`.
         """
-        epoch, iteration, inside = self._progress()
+        epoch, iteration, inside = self.progress()
         inside_epoch = self.stage == "after_train_iter" or not self.counts_epochs
         kind, number = ("iter", iteration) if inside_epoch else ("epoch", epoch)
         path = Path(out_dir) / (filename_tmpl or f"{kind}_{{}}.pth").format(number)

@@ -29,6 +29,7 @@ from projects.bevformer.engine.determinism import unrepeatable_parts
 from projects.bevformer.engine.distributed import get_rank, get_world_size
 from projects.bevformer.engine.finite_hook import FiniteLossHook, named_ending
 from projects.bevformer.engine.hooks import DataWaitHook, TemporalEvalHook
+from projects.bevformer.engine.interruption import Interruption
 from projects.bevformer.engine.log import get_run_logger, log_to_file
 from projects.bevformer.engine.optimizer import check_parameter_options, fit_rate
 from projects.bevformer.engine.plugins import notices
@@ -45,6 +46,7 @@ from projects.bevformer.engine.seed import choose_seed, seeded, set_seed
 from projects.bevformer.engine.summary import run_summary
 from projects.bevformer.engine.training_model import TrainingModel
 from projects.bevformer.files import atomic_write, remove_left_over
+from projects.bevformer.interruption import on_ending_signals
 from projects.bevformer.published import REPLACED_TYPES
 
 
@@ -148,17 +150,8 @@ def train(
     elif cfg.get("load_from"):
         _start_from(runner, cfg, logger)
     _log_short_epochs(runner, logger)
-    try:
-        with named_ending(runner):
-            runner.run([loader], workflow)
-    except KeyboardInterrupt:
-        latest = work_dir / "latest.pth"
-        logger.warning(
-            "interrupted in epoch %d, iteration %d: %s", runner.epoch + 1, runner.iter + 1,
-            f"the last checkpoint is {latest.resolve()}, --auto-resume goes on from it"
-            if latest.exists() else "no checkpoint was saved yet",
-        )  # fmt: skip
-        raise
+    with named_ending(runner), on_ending_signals(runner.interruption.note):
+        runner.run([loader], workflow)
 
 
 def _short_run(cfg: Config, max_iters: int, given: Collection[str], logger: logging.Logger) -> None:
@@ -304,6 +297,8 @@ def _register_hooks(runner: BaseRunner, cfg: Config, device: torch.device) -> No
     runner.register_hook(DataWaitHook(_remedy_for_slow_data(cfg)), priority="LOW")
     if runner.counts_epochs:
         runner.register_hook(DistSamplerSeedHook())
+    runner.interruption = runner.model.interruption = Interruption()
+    runner.register_hook(runner.interruption, priority="BELOW_NORMAL")
     if settings.get("evaluation"):
         options = {"by_epoch": runner.counts_epochs, **settings.evaluation}
         dataset = build_test_dataset(cfg, "val")

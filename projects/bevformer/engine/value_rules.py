@@ -71,9 +71,13 @@ _RULES: dict[str, tuple[Callable[[Any], bool], Sequence[str]]] = {
     "a positive number": (
         lambda value: is_number(value) and value > 0,
         (
-            *("?optimizer.lr", "optimizer_config.grad_clip.max_norm", "model.data_preprocessor.scale"),
-            *("data.*.scales.*", "model.data_preprocessor.std.*", "data.*.std.*"),
+            *("?optimizer.lr", "optimizer_config.grad_clip.max_norm", "model.data_preprocessor.std.*"),
+            "data.*.std.*",
         ),
+    ),
+    "a number from 0.01 to 4": (
+        lambda value: is_number(value) and 0.01 <= value <= 4,
+        ("data.*.scales.*", "model.data_preprocessor.scale"),
     ),
     "a number of 0 or more": (
         lambda value: is_number(value) and value >= 0,
@@ -116,10 +120,16 @@ _RULES: dict[str, tuple[Callable[[Any], bool], Sequence[str]]] = {
         ),
     ),
     "the name of a type": (lambda value: isinstance(value, str) and bool(value), ("runner.type",)),
-    "the path of a file": (
+    "a path": (
         lambda value: isinstance(value, str),
-        ("?load_from", "?resume_from", "?work_dir", "?deform_attn_backend"),
+        ("?load_from", "?resume_from", "?work_dir", "?data.*.data_root", "?checkpoint_config.out_dir"),
     ),
+    "the path of an info file, or a list of them": (
+        lambda value: value != ()
+        and all(isinstance(path, str) for path in (value if isinstance(value, tuple) else [value])),
+        ("data.*.ann_file",),
+    ),
+    "the name of a backend": (lambda value: isinstance(value, str), ("?deform_attn_backend",)),
     "a list of steps, each a dict with a `type`": (
         lambda value: isinstance(value, tuple)
         and len(value) > 0

@@ -34,6 +34,8 @@ def resize_images(
     """
     height, width = images[0].shape[:2]
     size = (int(scale * width), int(scale * height))
+    if min(size) < 1:
+        raise ValueError(f"images of {width} x {height}, scaled by {scale}, have no pixel left")
     results["img"] = [mmcv.imresize(image, size) for image in images]
     matrix = image_scaling((height, width), size[::-1])
     matrix[:2, 2] = -matrix[[0, 1], [0, 1]] * origin
