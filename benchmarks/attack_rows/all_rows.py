@@ -7,4 +7,6 @@ from attack_rows import (  # noqa: F401
     signals,
     file_systems,
     hostile_files,
+    hostile_paths,
+    wrong_checkpoints,
 )  # isort: skip
