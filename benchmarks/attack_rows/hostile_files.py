@@ -9,7 +9,7 @@ import zipfile
 import torch
 
 from attack_rows import payloads
-from attack_rows.table import end_of, expect, expect_refusal, expect_success, row
+from attack_rows.table import RECOMMENDS, end_of, expect, expect_refusal, expect_success, row
 from attack_rows.world import load
 
 SAFE = "none executes, none crashes, no traceback, refused before it takes memory"
@@ -53,7 +53,7 @@ def _expect_harmless(result, what, canary, limit=None):
     expect(result.code is not None, f"{what}: not at an end after {result.seconds:.0f} s")
     expect(result.code >= 0, f"{what}: died of signal {-result.code}")
     expect("Traceback" not in result.text, f"{what}: traceback: {end_of(result)}")
-    expect("weights_only=False" not in result.text, f"{what}: recommends weights_only=False")
+    expect(not RECOMMENDS.search(result.text), f"{what}: recommends unsafe loading")
     if limit is not None:
         expect(result.grown < limit, f"{what}: took {result.grown >> 20} MiB")
 
@@ -70,6 +70,8 @@ def _all_paths(world):
 @row("harm", "executing checkpoints of every age, in every field, through {case}: " + SAFE, cases={"inspect": 0, "publish": 2, "eval": 3, "resume": 4, "load_from": 5, "auto_resume": 6}, quick=("inspect",))
 def executing_checkpoint(world, number):
     paths, canary = _all_paths(world)
+    if number > 0:  # slower tools read a third of them, each another one
+        paths = paths[number % 3 :: 3]
     config, wrong, accepted = world.recipe(), [], []
     for path in paths:
         work = world.new()
@@ -101,7 +103,7 @@ def executing_checkpoint(world, number):
 def executing_pretrained(world, key):
     paths, canary = _all_paths(world)
     wrong = []
-    for path in paths[::6]:
+    for path in paths[::15]:
         text = world.small_recipe().read_text()
         if key == "pretrained":
             text = text.replace("pretrained=None", f"pretrained=dict(img={str(path)!r})")
@@ -201,8 +203,8 @@ def lying_sizes(world):
 
 
 def _bombs(folder):
-    """Small files that unpack to a gigabyte, and what they would be."""
-    numel = 1 << 28
+    """Small files that unpack to hundreds of megabytes."""
+    numel = 1 << 27
     weight = payloads.Claimed(payloads.Storage("0", numel), (numel,))
     content = {"state_dict": {"img_backbone.weight": weight}, "meta": {"epoch": 1, "iter": 1}}
     deflated = dict(method=zipfile.ZIP_DEFLATED)
@@ -343,8 +345,9 @@ def yaml_configs(world):
 def plain_config(world, ending):
     import mmcv
 
-    config = mmcv.Config.fromfile(str(world.recipe()))
-    text = config._cfg_dict.to_dict()
+    written = world.recipe().read_text().replace('imports=["attack_parts"]', "imports=[]")
+    text = mmcv.Config.fromfile(str(world.file("recipe.py", written)))._cfg_dict.to_dict()
+    text["custom_imports"] = {"imports": ["attack_parts"]}
     path = world.file(f"recipe.{ending}", json.dumps(text))  # JSON is YAML
     for what, started in config_readers(world, path, world.trained() / "iter_4.pth"):
         result = started.finish(60)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Callable
 
 ROWS = []
+# torch.load's own advice about a file that it refuses.
+RECOMMENDS = re.compile(r"weights_only(=|`? set to `?)False")
 
 
 class WrongRow(Exception):
@@ -130,6 +132,6 @@ def expect_refusal(result, *words, what=""):
     last = result.lines[-1] if result.lines else ""
     expect(re.search(r"error|ERROR", last), f"{what}the last line names no error: {end_of(result)}")
     expect(len(last) < 2000, f"{what}the last line has {len(last)} characters: {last[:200]}")
-    expect("weights_only=False" not in result.text, f"{what}recommends weights_only=False")
+    expect(not RECOMMENDS.search(result.text), f"{what}recommends unsafe loading: {end_of(result)}")
     missing = [word for word in words if not re.search(word, last, re.IGNORECASE)]
     expect(not missing, f"{what}the last line lacks {', '.join(missing)}: {last[:600]}")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import multiprocessing
 import os
 import shlex
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
@@ -124,6 +126,22 @@ def command_to_go_on(checkpoint: str | Path | None = None) -> str:
             arguments.append(argument)
     # After the config: an option with several values before it would take the rest.
     return shlex.join([*_launcher(), sys.argv[0], *arguments, *resume])
+
+
+def tell_torchrun(text: str) -> None:
+    """Leave the reason of this process's end where torchrun looks for it; it prints that at its end.
+
+    The file is read only if the process fails, so that it can be written before.
+    """
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path is None:
+        return
+    reason = {"py_callstack": text, "timestamp": str(int(time.time()))}
+    hidden = f"{path}.{os.getpid()}.tmp"
+    with contextlib.suppress(OSError):  # it is said on stderr as well
+        with open(hidden, "w") as file:
+            json.dump({"message": {"message": text, "extraInfo": reason}}, file)
+        os.replace(hidden, path)
 
 
 def _launcher() -> list[str]:

@@ -46,6 +46,11 @@ _REMEDIES = (
         "lower data.workers_per_gpu or data.samples_per_gpu, or start fewer processes",
     ),
     (
+        r"signal: (Segmentation fault|Aborted|Illegal instruction|Floating point exception)",
+        "a data worker crashed in a library, probably on a broken file",
+        "look at the samples that it had, with data.workers_per_gpu=0 or tools/browse_dataset.py",
+    ),
+    (
         r"no kernel image is available",
         "this build of PyTorch has no kernels for this GPU",
         "install one that has, see docs/install.md, or run with --device cpu; `python "

@@ -5,8 +5,12 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import re
+import socket
 import subprocess
+import sys
 import time
+import uuid
 from typing import Any, Callable, Iterator, NamedTuple
 
 import torch
@@ -15,9 +19,20 @@ from torch import nn
 
 from projects.bevformer import compat
 from projects.bevformer.engine.device import describe_device, select_device
+from projects.bevformer.engine.signs_of_life import LostRankError, SignsOfLife, connect
+from projects.bevformer.interruption import command_to_go_on, kill_children, tell_torchrun
 
-# The other ranks wait while rank 0 scores the full validation set during training: half a minute.
-_TIMEOUT = datetime.timedelta(hours=1)
+TIMEOUT_MINUTES = 10
+# NCCL ends a process in which a collective timed out without a word: it gets later than the signs of life.
+_NCCL_LATER_S = 60
+_NCCL_VARIABLES = ("NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_ASYNC_ERROR_HANDLING")
+# What gloo, NCCL and the store say when another process is gone.
+_LOST = (
+    r"Connection (closed by peer|reset by peer|refused)|Broken pipe|Timed out waiting|Socket Timeout|"
+    r"NCCL (communicator|error|operation)|[Gg]loo.*(imed out|onnect)|failed to recv|Socket closed|"
+    r"onnectFullMesh|Connection was likely closed"
+)
+_signs: SignsOfLife | None = None
 
 
 # Launcher -> variables that it sets: rank, world size, local rank, and where rank 0 is.
@@ -74,8 +89,16 @@ def _gpu_of_this_process(launcher: str, local_rank: int) -> int:
     return 0 if one_per_task else local_rank
 
 
+def timeout_minutes(cfg: Any) -> float:
+    """`dist_params.timeout_minutes` of a config: how long a process waits for the others."""
+    return (cfg.get("dist_params") or {}).get("timeout_minutes", TIMEOUT_MINUTES)
+
+
 def init_process(
-    launcher: str = "none", device: str | None = None, gpu_id: int = 0
+    launcher: str = "none",
+    device: str | None = None,
+    gpu_id: int = 0,
+    timeout_minutes: float = TIMEOUT_MINUTES,
 ) -> torch.device:
     """Choose the device of this process and, with a launcher, join the process group.
 
@@ -83,6 +106,7 @@ def init_process(
         launcher: one of `cli.arguments.LAUNCHERS`.
         device: "cpu", "cuda", or None for CUDA where there is one; nccl on CUDA, gloo on CPU.
         gpu_id: index of the GPU without a launcher.
+        timeout_minutes: how long a process waits for the others before it ends the run.
 
     Returns:
         torch.device of this process.
@@ -100,22 +124,111 @@ def init_process(
         chosen = select_device(device, gpu_id)
         if gpu_id and chosen.type == "cpu":
             raise ValueError(
-                f"--gpu-id {gpu_id}: the run is on the CPU, leave it out ({describe_device(chosen)})"
+                f"--gpu-id {gpu_id}: the run is on the CPU, {describe_device(chosen)}; leave it out"
             )
         return chosen
     if gpu_id:
         raise ValueError(f"--gpu-id {gpu_id}: the launcher says which GPU, leave it out")
     place = _place_of_this_process(launcher)
     chosen = select_device(device, _gpu_of_this_process(launcher, place.local_rank))
+    on_gpu = chosen.type == "cuda"
+    if not any(name in os.environ for name in _NCCL_VARIABLES):
+        os.environ.update(dict.fromkeys(_NCCL_VARIABLES, "1"))  # of torch 1.10, of torch 2
+    timeout_s = 60 * timeout_minutes
     dist.init_process_group(
-        backend="nccl" if chosen.type == "cuda" else "gloo",
+        backend="nccl" if on_gpu else "gloo",
         init_method=place.init_method,
         rank=place.rank,
         world_size=place.world_size,
-        timeout=_TIMEOUT,
+        timeout=datetime.timedelta(seconds=timeout_s + _NCCL_LATER_S * on_gpu),
         **compat.device_of_process_group(chosen),
     )
+    if get_world_size() > 1:
+        _start_signs(place, timeout_s)
     return chosen
+
+
+def _start_signs(place: _Place, timeout_s: float) -> None:
+    global _signs
+    address = (os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT"))
+    if place.init_method != "env://":
+        address = tuple(place.init_method.partition("//")[2].split(":"))
+    prefix = f"signs of life {broadcast(uuid.uuid4().hex)}"
+    command, host = command_to_go_on(), socket.gethostname()
+
+    def prepare_error(doing: str) -> None:
+        tell_torchrun(
+            f"rank {place.rank} (host {host}) was killed or crashed at {doing}: if nobody killed it, its "
+            f"host was probably out of memory (dmesg names the process); go on with: {command}"
+        )
+
+    def end() -> None:
+        message = lost_rank(LostRankError("another process does not answer"))
+        if message and say_end("", message, "lost rank"):
+            print(f"error (rank {place.rank}): {message}", file=sys.stderr, flush=True)
+        kill_children()
+        os._exit(1)
+
+    _signs = connect(
+        (address[0], int(address[1])), prefix, place.rank, place.world_size, timeout_s,
+        end=end, on_sign=prepare_error,
+    )  # fmt: skip
+
+
+def note(doing: str, bounded: bool = False) -> None:
+    """Say what this process does from now on, for the others' message if it ends or stops there.
+
+    Args:
+        doing: for example "iteration 7".
+        bounded: it takes less than the time-out of collectives.
+    """
+    if _signs is not None:
+        _signs.note(doing, bounded)
+
+
+def wait_for_all() -> None:
+    """Wait for every process as long as all live, however long one of them takes."""
+    if _signs is not None:
+        _signs.meet(arrived=True, needed=get_world_size())
+
+
+@contextlib.contextmanager
+def _waiting() -> Iterator[None]:
+    if _signs is not None:
+        _signs.note_wait(True)
+    yield
+    if _signs is not None:
+        _signs.note_wait(False)
+
+
+def lost_rank(error: BaseException) -> str | None:
+    """One line for an error of a collective: which rank is why, and how to go on; None for other errors."""
+    if _signs is None or not isinstance(error, RuntimeError):
+        return None
+    if not isinstance(error, LostRankError) and not re.search(_LOST, str(error)):
+        return None
+    return f"{_signs.reason()}; go on with: {command_to_go_on()}"
+
+
+def say_end(error: str, line: str, claim: str | None = None) -> bool:
+    """Leave the reason of an end to the other processes and to torchrun.
+
+    Args:
+        error: of this process, one line; empty if it ends because another one did.
+        line: what torchrun shows.
+        claim: see `SignsOfLife.finish`.
+
+    Returns:
+        Whether this process should print the line: not if another one has printed the same.
+    """
+    tell_torchrun(line)
+    if _signs is None:
+        # Errors before the process group: torchrun shows those of all its processes.
+        return "TORCHELASTIC_ERROR_FILE" not in os.environ or os.environ.get("LOCAL_RANK") == "0"
+    _signs.claim_end()
+    first = _signs.finish(error, claim)
+    tell_torchrun(line)  # the thread may have written the other one in between
+    return first
 
 
 def is_distributed() -> bool:
@@ -138,19 +251,21 @@ def get_world_size() -> int:
     return dist.get_world_size() if is_distributed() else 1
 
 
-def barrier() -> None:
-    """Wait for every process."""
-    if is_distributed():
-        dist.barrier()
-
-
 def all_gather(obj: Any) -> list:
     """Objects of all ranks, in rank order, on every rank. CPU tensors only: they are pickled."""
     if not is_distributed():
         return [obj]
     gathered = [None] * get_world_size()
-    dist.all_gather_object(gathered, obj)
+    with _waiting():
+        dist.all_gather_object(gathered, obj)
     return gathered
+
+
+def add_up(values: torch.Tensor) -> None:
+    """Sum a tensor over all processes, in place."""
+    if is_distributed():
+        with _waiting():
+            dist.all_reduce(values)
 
 
 def broadcast(obj: Any) -> Any:
@@ -175,11 +290,14 @@ def on_first_rank(work: Callable[[], Any]) -> Any:
             True, so that it is reported once.
     """
     result, error = None, None
+    note("work of rank 0 for all, such as scoring and saving")
     if get_rank() == 0:
         try:
             result = work()
         except Exception as caught:
             error = caught
+    if _signs is not None:  # a collective would time out while rank 0 scores for long
+        _signs.meet(arrived=get_rank() == 0, needed=1)
     is_plain = error is None or isinstance(error, (OSError, ValueError, RuntimeError))
     result, copy = broadcast((result, error if is_plain else RuntimeError(str(error))))
     if error is not None:
@@ -217,6 +335,10 @@ def buffers_of_first_rank(module: nn.Module) -> Iterator[None]:
 
 def shut_down() -> None:
     """Leave the process group, if there is one."""
+    global _signs
+    if _signs is not None:
+        _signs.leave()
+        _signs = None
     if is_distributed():
         if dist.get_backend() == "gloo":
             # In torch 1.10 gloo's threads need the GIL to free the tensors of their last

@@ -3,14 +3,13 @@
 from collections import OrderedDict
 
 import torch
-import torch.distributed as dist
 from mmcv.parallel import MODULE_WRAPPERS
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from projects.bevformer import compat
 from projects.bevformer.engine.batch import to_device
-from projects.bevformer.engine.distributed import get_world_size, is_distributed
+from projects.bevformer.engine.distributed import add_up, get_world_size, is_distributed
 from projects.bevformer.model.mm.backbone import CheckpointedResNet
 
 
@@ -54,7 +53,7 @@ def average_over_ranks(terms, noted=0.0):
     values = [value.float() for value in terms.values()]
     values = torch.stack([*values, torch.full_like(values[0], noted)])
     if is_distributed():
-        dist.all_reduce(values)
+        add_up(values)
         values /= get_world_size()
     *values, noted = values.tolist()
     return OrderedDict(zip(terms, values)), noted

@@ -22,7 +22,7 @@ from projects.bevformer.model.v2.dd3d_targets import LocationAssigner
 _SECTIONS = (
     *("model", "train_cfg", "data", "optimizer", "optimizer_config", "lr_config"),
     *("momentum_config", "checkpoint_config", "log_config", "evaluation", "fp16"),
-    *("custom_hooks", "runner", "auto_scale_lr", "non_finite"),
+    *("custom_hooks", "runner", "auto_scale_lr", "non_finite", "dist_params"),
 )
 # Sections that name no class, and the one that reads them.
 READERS = {
