@@ -76,9 +76,9 @@ def test_a_variable_that_is_nan_is_refused(tmp_path):
         check_config(load_config(path))
 
 
-@pytest.mark.parametrize("policy", ["stop", "skip"])
+@pytest.mark.parametrize("policy", ["stop", "skip", None])
 def test_policies(policy):
-    cfg = changed("non_finite", {"policy": policy, "max_skipped": 0})
+    cfg = changed("non_finite", policy and {"policy": policy, "max_skipped": 0})
     assert config_problems(cfg) == []
 
 
