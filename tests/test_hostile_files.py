@@ -69,6 +69,7 @@ JSONS = {
     "long text": '{"meta": {}, "results": {"a": [{"sample_token": "a", "translation": "%s"}]}}' % (
         "a" * 10**6
     ),
+    "lists, three bytes each": "[" + "[]," * 2**21 + "[]]",
     "another form": "1",
     "not UTF-8": "\udcff\udcfe",
     "a pickle": pickle.dumps([1], protocol=0).decode(),
@@ -127,6 +128,8 @@ def test_no_other_code_unpickles_or_evaluates(folder):
     root = Path(__file__).parents[1]
     for path in sorted((root / folder).rglob("*.py")):
         name = path.relative_to(root).as_posix()
+        if name.startswith("benchmarks/attack"):  # they make such files
+            continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call):
                 called = _dotted(node.func)

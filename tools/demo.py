@@ -33,7 +33,10 @@ def parse_args(argv=None):
         help="start from random weights instead of the demo weights",
     )
     parser.add_argument("--pictures", type=int, default=8, metavar="N", help="samples to draw [8]")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.pictures < 1:
+        parser.error(f"--pictures {args.pictures}: it must be at least 1")
+    return args
 
 
 class Steps:

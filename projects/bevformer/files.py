@@ -123,7 +123,7 @@ def write_error(error: OSError, path: str | Path, size_bytes: int | None = None)
     folder = osp.dirname(osp.abspath(str(path)))
     if error.errno in _FULL:
         free = free_bytes(folder)
-        needs = "" if size_bytes is None else f"the file needs {mib(size_bytes)} or more, "
+        needs = "" if not size_bytes else f"the file needs {mib(size_bytes)} or more, "
         left = "unknown" if free is None else mib(free)
         text = f"{needs}free in {folder}: {left}; make room there, or write to another disk"
     else:

@@ -15,7 +15,7 @@ import numpy as np
 
 MAX_DEPTH = 64  # info files have 8 levels, checkpoints 6
 BYTES_PER_BYTE = 16  # what objects take in memory; info files have 2 to 4, checkpoints 10
-FREE_BYTES = 64 * 2**20  # for small files
+FREE_BYTES = 16 * 2**20  # for small files
 _SMALL = 2**18  # up to here Python scans faster than numba loads
 
 _LINE, _LINES, _COUNTED_1, _COUNTED_4, _COUNTED_8, _REFUSED = -1, -2, -3, -4, -5, -6
@@ -205,8 +205,13 @@ def scan_pickle(content: Any, start: int = 0) -> int:
         problem, end, cost = _compiled_scan()(whole, tables, *scratch)
     if problem:
         raise ValueError(_PROBLEMS[problem])
-    if cost > FREE_BYTES + BYTES_PER_BYTE * end:
-        raise ValueError(
-            f"its objects would take {cost / 2**20:.0f} MiB, it has {end / 2**20:.1f} MiB"
-        )
+    check_cost(cost, end)
     return start + end
+
+
+def check_cost(cost: int, size: int) -> None:
+    """Raise ValueError if objects of `cost` bytes are too much for a file of `size` bytes."""
+    if cost > FREE_BYTES + BYTES_PER_BYTE * size:
+        raise ValueError(
+            f"its objects would take {cost / 2**20:.0f} MiB, it has {size / 2**20:.1f} MiB"
+        )

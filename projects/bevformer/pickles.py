@@ -142,7 +142,7 @@ class _Unpickler(pickle.Unpickler):
         try:
             return self._known[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"{FOREIGN}{module}.{name}") from None
+            raise pickle.UnpicklingError(f"{FOREIGN}{module[:99]}.{name[:99]}") from None
 
     def persistent_load(self, pid: Any) -> Any:
         if self._storage is None:
@@ -263,6 +263,6 @@ def load_pickle_restricted(
                 f"{what} contains only plain values and numpy arrays: {remedy}"
             ) from error
         raise ValueError(
-            f"{path} is not {what} ({type(error).__name__}: {error}): it is truncated or in "
+            f"{path} is not {what} ({type(error).__name__}: {str(error)[:200]}): it is truncated or in "
             f"another format; {remedy}"
         ) from error

@@ -328,7 +328,7 @@ def _reason(error: Exception) -> str:
             f"holds a Python object ({foreign}); loading it could run code, so only tensors and plain "
             "values are read: save it again with `meta` made of str, int, float, list and dict"
         )
-    reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+    reason = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
     return (
         f"cannot be read ({reason}): it is damaged, truncated or not a torch file; copy or download it "
         "again"

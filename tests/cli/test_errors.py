@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from projects.bevformer.cli.errors import tool_errors
+from projects.bevformer.engine import distributed
 
 
 class Broken:
@@ -51,6 +52,17 @@ def test_an_error_of_the_first_rank_is_reported_by_that_alone():
     with pytest.raises(SystemExit) as stop, tool_errors(debug=False):
         raise error
     assert stop.value.code == 1
+
+
+def test_a_rank_reports_before_it_leaves_the_group(monkeypatch, capsys):
+    reported = []
+    monkeypatch.setattr(distributed, "is_distributed", lambda: True)
+    monkeypatch.setattr(distributed, "get_rank", lambda: 3)
+    monkeypatch.setattr(distributed, "shut_down", lambda: reported.append(capsys.readouterr().err))
+    with pytest.raises(SystemExit) as stop, tool_errors(debug=False):
+        raise ValueError("a.pth is broken")
+    assert stop.value.code == 1
+    assert reported == ["error (rank 3): a.pth is broken [--debug shows where]\n"]
 
 
 def test_non_finite_loss_is_one_line():

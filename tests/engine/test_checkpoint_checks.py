@@ -12,6 +12,7 @@ from projects.bevformer.engine.checkpoint import load_checkpoint, publish_weight
 from projects.bevformer.engine.checkpoint_checks import check_training_state
 from projects.bevformer.engine.checkpoint_summary import describe
 from projects.bevformer.engine.optimizer import fit_saved_state, saved_state
+from projects.bevformer.engine.pretrained import checked_pretrained
 from projects.bevformer.engine.provenance import check_same_classes, check_start
 
 LOGGER = logging.getLogger("test")
@@ -106,6 +107,7 @@ def test_metas_of_other_programs_are_accepted(checkpoint, tmp_path):
     [
         ("meta.iter_in_epoch", 9, "meta.iter_in_epoch is 9 (int), it must be at most iter, 5"),
         ("meta.hooks", {"EMAHook": 3}, "meta.hooks.EMAHook is 3 (int), it must be a dict"),
+        ("meta.log_buffer", {"loss": [[1.0], "x"]}, "meta.log_buffer.loss is [[1.0], 'x']"),
         ("optimizer", [1], "optimizer is [1] (list), it must be a dict"),
         ("optimizer", {}, "optimizer.state is None"),
         ("optimizer.state", {0: 5}, "optimizer.state is {0: 5}"),
@@ -180,13 +182,44 @@ def test_weights_of_other_classes(checkpoint, caplog, classes, text):
     backbone = {name: weights[name] for name in weights if name.startswith("img_backbone.")}
     check_start({**other, "state_dict": backbone}, "a.pth", Cfg(), detector, LOGGER)
     fewer = changed(checkpoint, "meta.CLASSES", ["car"])
-    with caplog.at_level(logging.INFO):
-        check_start(fewer, "a.pth", Cfg(), detector, LOGGER)
-    assert "what depends on their number starts anew" in caplog.text
+    check_start(fewer, "a.pth", Cfg(), detector, LOGGER)
     with pytest.raises(ValueError, match="trained for the classes"):
         check_same_classes(fewer, "a.pth", detector)
     with pytest.raises(ValueError, match="load_from_other_classes is 1: it must be True or False"):
         check_start(other, "a.pth", Cfg(load_from_other_classes=1), detector, LOGGER)
+
+
+def test_pretrained_weights_of_other_classes_are_refused(checkpoint, tmp_path):
+    path = str(tmp_path / "other.pth")
+    torch.save(changed(checkpoint, "meta.CLASSES", ["bus", "car"]), path)
+    detector = DummyDetector()
+    detector.init_cfg = {"type": "Pretrained", "checkpoint": path}
+    with checked_pretrained(detector, LOGGER) as loaded:
+        detector.init_weights()
+    assert len(loaded) == 9
+    detector.CLASSES = ["car", "bus"]
+    detector._is_init = False
+    message = "the same in another order: name the file in load_from"
+    with pytest.raises(ValueError, match=message), checked_pretrained(detector, LOGGER):
+        detector.init_weights()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ranks": [{"random": {}, "buffers": {}}]},
+        {"ranks": [{"random": {"python": 1, "numpy": 2, "torch": 3}, "buffers": {}}]},
+        {"ranks": [{"random": {}, "buffers": {"norm.running_mean": torch.zeros(1)}}]},
+        {"ranks": [{"random": {}, "buffers": {"other": torch.zeros(1)}}]},
+        {"ranks": [{}]},
+        {"gradients": {"head.weight": torch.zeros(3)}},
+    ],
+)
+def test_a_run_state_that_cannot_be_set_is_refused(run, changes):
+    path = run({"total_epochs": 1, "runner.max_epochs": 1}, validate=False) / "epoch_1.pth"
+    torch.save({**torch.load(str(path)), **changes}, str(path))
+    with pytest.raises(ValueError, match=r"epoch_1\.pth: its run state does not fit"):
+        run({"resume_from": str(path)}, work_dir="b", validate=False)
 
 
 def test_runs_refuse_weights_of_other_classes(run):

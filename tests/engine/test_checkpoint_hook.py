@@ -2,12 +2,16 @@
 
 import errno
 import os
+import resource
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from dummy_task import DummyDetector
+from dummy_task import REPOSITORY, DummyDetector
+from tool_runs import free_port
 
 from projects.bevformer import files
 from projects.bevformer.engine import checkpoint_hook as module
@@ -160,6 +164,7 @@ def test_a_disk_that_is_nearly_full_is_said_at_the_start(tmp_path, monkeypatch):
         ({"on_error": "ignore"}, "on_error is 'ignore'"),
         ({"out_dir": "s3://bucket"}, "written to disks only"),
         ({"file_client_args": {"backend": "petrel"}}, "written to disks only"),
+        ({"file_client_args": "petrel"}, "written to disks only"),
         ({"filename_tmpl": "a/{}.pth"}, "filename_tmpl is 'a/{}.pth'"),
         ({"filename_tmpl": "{epoch}.pth"}, "filename_tmpl is '{epoch}.pth'"),
         ({"filename_tmpl": 3}, "filename_tmpl is 3"),
@@ -223,6 +228,22 @@ def test_a_run_keeps_the_newest(run, options, kept):
     assert os.readlink(work_dir / "latest.pth") == kept[-1]
 
 
+def test_left_over_files_are_removed_at_the_start(run, tmp_path):
+    folders = [
+        tmp_path / "work",
+        tmp_path / "disk" / "work",
+        tmp_path / "work" / "eval" / "epoch_9",
+    ]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / ".epoch_9.pth.999999999.tmp").write_text("half a checkpoint")
+    options = {"checkpoint_config.out_dir": str(tmp_path / "disk"), **epochs(1)}
+    work_dir = run(options, validate=False)
+    assert [path for folder in folders for path in folder.glob(".*")] == []
+    log = next(work_dir.glob("*.log")).read_text()
+    assert log.count("removed 1 temporary file(s) of killed runs, 17 bytes") == 3
+
+
 def test_a_run_goes_on_without_saving_if_it_is_told_to(run, monkeypatch):
     options = {"evaluation.save_best": "NDS", "checkpoint_config.on_error": "continue"}
     original = torch.save
@@ -253,3 +274,26 @@ def test_an_evaluation_that_cannot_be_written_ends_the_run_or_not(run, monkeypat
     work_dir = run({"checkpoint_config.on_error": "continue"}, work_dir="b")
     assert "the evaluation of epoch_2 was NOT saved" in next(work_dir.glob("*.log")).read_text()
     assert load_checkpoint(work_dir / "epoch_2.pth")["meta"]["epoch"] == 2
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("on_error", ["stop", "continue"])
+def test_two_processes_on_a_full_disk(config_path, tool_environment, tmp_path, on_error):
+    limit_bytes = 50_000  # of a file: the logs are shorter, checkpoints longer
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"),
+        *(f"--master_port={free_port()}", REPOSITORY / "tools" / "train.py", config_path),
+        *("--launcher", "pytorch", "--device", "cpu", "--cfg-options", "model.width=10000"),
+        f"checkpoint_config.on_error={on_error}",
+    ]
+    done = subprocess.run(
+        list(map(str, command)), env=tool_environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes)),
+        text=True, timeout=240,
+    )  # fmt: skip
+    message = "epoch_1.pth cannot be written (File too large)"
+    assert (done.returncode == 0) == (on_error == "continue"), done.stdout[-4000:]
+    assert done.stdout.count(message) == 1
+    assert done.stdout.count("error (rank") == (on_error == "stop")
+    assert done.stdout.count("NO CHECKPOINT was saved") == 2 * (on_error == "continue")
+    assert list((tmp_path / "work").glob("*.pth")) == []

@@ -70,7 +70,8 @@ def test_a_run_stops_with_the_state_before_the_iteration(run, spoil, tmp_path, w
         message,
     )
     saved = tmp_path / "each" / "iter_6.pth"
-    assert f"the last good checkpoint is {saved} (6 iterations)" in message
+    assert f"the last good checkpoint is {saved} (6 iterations): look at the samples, " in message
+    assert message.endswith(f"and go on with: resume_from={saved}")
     assert not (tmp_path / "each" / "interrupted.pth").exists()
     assert message[:60] in next((tmp_path / "each").glob("*.log")).read_text()
 

@@ -506,3 +506,17 @@ def test_a_file_that_only_another_node_has_is_named(two_nodes, tmp_path):
     two_nodes(lambda own: (None, "first"))
     with pytest.raises(ValueError, match=r"a\.pth is on .* and not on first, where rank 0 runs"):
         read_on_all_ranks(Path.read_text, path, LOGGER)
+
+
+def test_resumed_run_has_the_seed_of_its_checkpoint(run):
+    options = {"checkpoint_config": {"interval": 1, "by_epoch": False}}
+    whole = run(options, work_dir="whole", validate=False, seed=None)
+    options["resume_from"] = str(whole / "iter_3.pth")
+    again = run(options, work_dir="again", validate=False, seed=None)
+    last, first = (load_checkpoint(folder / "iter_10.pth") for folder in (again, whole))
+    assert last["meta"]["seed"] == first["meta"]["seed"]
+    for name, value in first["state_dict"].items():
+        assert torch.equal(last["state_dict"][name], value)
+    other = run(options, work_dir="other", validate=False, seed=first["meta"]["seed"] + 1)
+    assert "samples come in another order" in log_of(other)
+    assert "samples come in another order" not in log_of(again)

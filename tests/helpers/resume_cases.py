@@ -144,12 +144,26 @@ class OverflowingOptimizerHook(LossScalingOptimizerHook):
 
 @HOOKS.register_module()
 class DrawingHook(Hook):
-    """A hook of a user that draws: what it draws before a resumed run goes on must not count."""
+    """A hook of a user that draws and counts, in each iteration and before a resumed run goes on."""
+
+    def __init__(self):
+        self.iterations = 0
 
     def before_run(self, runner):
         random.random(), np.random.rand(), torch.rand(1)
 
     before_epoch = before_run
+
+    def after_train_iter(self, runner):
+        self.iterations += 1
+        for _ in range(self.iterations):
+            random.random(), np.random.rand(), torch.rand(1)
+
+    def state_of_run(self):
+        return {"iterations": self.iterations}
+
+    def resume_state(self, state):
+        self.iterations = state["iterations"]
 
 
 def options_of(case):

@@ -424,6 +424,16 @@ def test_step_takes_and_returns_the_state(detector):
     assert not detector.memory.state.scenes
 
 
+def test_images_with_a_nan_give_boxes_that_show_it(detector):
+    batch = inference_batch((0,))
+    detector.pts_bbox_head.bbox_coder.post_center_range = [-99.0] * 3 + [99.0] * 3
+    with torch.no_grad():
+        results, _ = detector.step(batch["img"][0] * float("nan"), batch["img_metas"][0])
+    found = results[0]["pts_bbox"]
+    assert len(found["scores_3d"]) > 0
+    assert found["boxes_3d"].tensor.isnan().any(dim=1).all()
+
+
 def test_step_runs_in_the_precision_of_the_model(mixed_precision):
     batch = inference_batch((0,))
     mixed_precision.eval()

@@ -94,7 +94,11 @@ def _ending(error: BaseException, debug: bool) -> SystemExit | None:
         _say_end("", line)
         return SystemExit(1)
     first = _say_end("" if lost else message, line, "lost rank" if lost else None)
-    return SystemExit(line if first else 1)
+    if _distributed() is None or not _distributed().is_distributed():
+        return SystemExit(line if first else 1)
+    if first:
+        print(line, file=sys.stderr, flush=True)  # torchrun may kill this process while it shuts down
+    return SystemExit(1)
 
 
 def _message(error: Exception) -> str | None:

@@ -9,10 +9,11 @@ import numbers
 import re
 import reprlib
 from pathlib import Path
-from typing import Any, Callable, Mapping
+from typing import Any, Callable, Iterable, Mapping
 
 import torch
 
+_WITHOUT_CLASSES = ("img_backbone.", "img_neck.")  # parts that depend on no classes
 _OTHER_FILE = "the file is damaged or not of this program: use another one"
 
 
@@ -34,6 +35,10 @@ def _is_names(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return value is None or (isinstance(value, numbers.Real) and not isinstance(value, bool))
+
+
+def _is_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_number, value))
 
 
 def _is_count(value: Any) -> bool:
@@ -138,6 +143,11 @@ def check_training_state(checkpoint: Mapping[str, Any], path: str | Path) -> Non
     for name, state in meta.get("hooks", {}).items():
         if not _is_dict(state):
             _refuse(path, f"meta.hooks.{name}", state, "a dict")
+    for name, parts in meta.get("log_buffer", {}).items():
+        if not isinstance(parts, list) or len(parts) != 2 or not all(map(_is_numbers, parts)):
+            _refuse(
+                path, f"meta.log_buffer.{name}", parts, "a list of values and one of their counts"
+            )
     _check_optimizer(checkpoint["optimizer"], path)
     if "raw_weights" in checkpoint:
         check_weights(checkpoint["raw_weights"], path, "raw_weights")
@@ -169,3 +179,39 @@ def _is_group(group: Any) -> bool:
     return all(type(number) is int for number in numbers_) and (
         names is None or (_is_names(names) and len(names) == len(numbers_))
     )
+
+
+def other_classes(checkpoint: Mapping[str, Any], path: str | Path, owner: Any) -> str | None:
+    """What is different between the classes of a checkpoint and of a network or data set, or None.
+
+    Args:
+        checkpoint: what `load_checkpoint` returned; nothing is known without CLASSES in its meta.
+        path: its file, for the text.
+        owner: has CLASSES, where they are known.
+    """
+    trained_for, own = checkpoint["meta"].get("CLASSES"), getattr(owner, "CLASSES", None)
+    if not trained_for or not own or list(trained_for) == list(own):
+        return None
+    order = ", the same in another order" if sorted(trained_for) == sorted(own) else ""
+    return (
+        f"checkpoint {path} was trained for the classes {list(trained_for)}, this run has "
+        f"{list(own)}{order}"
+    )
+
+
+def head_of_other_classes(
+    checkpoint: Mapping[str, Any], path: str | Path, detector: Any, fitting: Iterable[str]
+) -> str | None:
+    """`other_classes`, where a head of as many classes is loaded: another number shows in the shapes.
+
+    Args:
+        checkpoint: what `load_checkpoint` returned.
+        path: its file, for the text.
+        detector: the network.
+        fitting: names in the network of the weights that are loaded.
+    """
+    difference = other_classes(checkpoint, path, detector)
+    if difference is None or all(name.startswith(_WITHOUT_CLASSES) for name in fitting):
+        return None
+    same_number = len(checkpoint["meta"]["CLASSES"]) == len(detector.CLASSES)
+    return difference if same_number else None

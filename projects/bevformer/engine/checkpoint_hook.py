@@ -89,7 +89,7 @@ class CheckpointHook(Hook):
             raise ValueError(
                 f"checkpoint_config.on_error is {on_error!r}: it must be 'stop' or 'continue'"
             )
-        if (file_client_args or {}).get("backend", "disk") != "disk" or "://" in str(out_dir):
+        if file_client_args not in (None, {"backend": "disk"}) or "://" in str(out_dir):
             raise ValueError(
                 f"checkpoint_config: file_client_args {file_client_args} and out_dir {out_dir!r}: checkpoints "
                 "are written to disks only; mount the storage and name its folder in out_dir"

@@ -124,7 +124,7 @@ def init_process(
         chosen = select_device(device, gpu_id)
         if gpu_id and chosen.type == "cpu":
             raise ValueError(
-                f"--gpu-id {gpu_id}: the run is on the CPU, leave it out ({describe_device(chosen)})"
+                f"--gpu-id {gpu_id}: the run is on the CPU, {describe_device(chosen)}; leave it out"
             )
         return chosen
     if gpu_id:

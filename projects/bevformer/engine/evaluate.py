@@ -13,11 +13,12 @@ from mmcv.cnn import fuse_conv_bn
 from projects.bevformer.engine.batch import test_sample_tokens, to_device
 from projects.bevformer.engine.build import build_detector
 from projects.bevformer.engine.checkpoint import load_checkpoint, load_weights
+from projects.bevformer.engine.checkpoint_checks import other_classes
 from projects.bevformer.engine.data_loading import build_test_loader
 from projects.bevformer.engine.distributed import all_gather, get_rank, note, wait_for_all
 from projects.bevformer.engine.log import progress_bar
 from projects.bevformer.engine.precision import set_compute_format
-from projects.bevformer.engine.provenance import check_provenance, other_classes
+from projects.bevformer.engine.provenance import check_provenance
 from projects.bevformer.files import atomic_write, followed
 from projects.bevformer.messages import file_name
 from projects.bevformer.nuscenes.evaluation.results import check_samples
@@ -70,7 +71,7 @@ def evaluation_dir(
                 f"{folder} cannot be made ({error}): choose a folder with --work-dir"
             ) from error
         else:
-            with atomic_write(kept) as file:
+            with atomic_write(kept, size_bytes=len(text)) as file:
                 file.write(text)
             return folder
 

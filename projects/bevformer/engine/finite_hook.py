@@ -24,10 +24,7 @@ from projects.bevformer.engine.non_finite import NonFiniteError, non_finite_name
 from projects.bevformer.engine.optimizer_hooks import OptimizerHook
 from projects.bevformer.engine.run_state import rank_state, restore_buffers, restore_rank_state
 from projects.bevformer.engine.training_model import total_loss
-
-_REMEDY = (
-    "look at the samples, lower optimizer.lr, or leave such iterations out: non_finite.policy=skip"
-)
+from projects.bevformer.interruption import command_to_go_on
 
 
 @contextlib.contextmanager
@@ -41,9 +38,13 @@ def named_ending(runner: BaseRunner) -> Iterator[None]:
         text = f"{error}; no checkpoint was saved before"
         if runner.saved is not None:
             path, iterations = runner.saved
-            text = f"{error}; the last good checkpoint is {path} ({iterations} iterations)"
+            text = (
+                f"{error}; the last good checkpoint is {path} ({iterations} iterations): look at the samples, "
+                "lower optimizer.lr or leave such iterations out (non_finite.policy=skip), and go on with: "
+                f"{command_to_go_on(path)}"
+            )
         log_to_file(runner.logger, "%s", text)
-        raise NonFiniteError(f"{text}; {_REMEDY}") from None
+        raise NonFiniteError(text) from None
 
 
 @HOOKS.register_module()

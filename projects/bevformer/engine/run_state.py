@@ -79,9 +79,15 @@ def restore_rank_state(state: dict[str, Any], detector: nn.Module, device: torch
 
 @torch.no_grad()
 def restore_buffers(saved: dict[str, torch.Tensor], detector: nn.Module) -> None:
-    """Copy saved values into the buffers of these names."""
+    """Copy saved values into the buffers of these names.
+
+    Raises:
+        KeyError, ValueError: there is no such buffer, or it has another shape.
+    """
     own = dict(detector.named_buffers())
     for name, value in saved.items():
+        if value.shape != own[name].shape:
+            raise ValueError(f"the buffer {name} is {tuple(value.shape)}")
         own[name].copy_(value)
 
 

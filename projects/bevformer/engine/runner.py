@@ -16,6 +16,7 @@ from projects.bevformer.engine.checkpoint import (
     save_checkpoint,
 )
 from projects.bevformer.engine.checkpoint_checks import check_training_state
+from projects.bevformer.engine.checkpoint_hook import CheckpointHook
 from projects.bevformer.engine.distributed import note, on_first_rank
 from projects.bevformer.engine.ema import AverageHook
 from projects.bevformer.engine.optimizer import changed_options, fit_saved_state, match_layouts
@@ -30,7 +31,9 @@ from projects.bevformer.engine.run_state import (
 )
 from projects.bevformer.published import published
 
-_AFTER_OPTIMIZER = 41  # priority: mmcv's optimizer hooks have 40, its CheckpointHook 50
+# Priorities of hooks; mmcv's optimizer hooks have 40, hooks of a config 50 unless they say otherwise.
+_AFTER_OPTIMIZER = 41
+_AFTER_NORMAL = 51  # saves what those of a config count and draw in the iteration
 
 
 class _SafeCheckpoints:
@@ -67,7 +70,7 @@ class _SafeCheckpoints:
         super().call_hook(fn_name)
 
     def register_hook(self, hook, priority="NORMAL"):
-        """Register a hook; one that averages the weights has a place of its own.
+        """Register a hook; those that average the weights or save have places of their own.
 
         Raises:
             ValueError: a second one, or one that exchanges the weights by itself.
@@ -83,6 +86,8 @@ class _SafeCheckpoints:
             if self.average is not None:
                 raise ValueError(f"custom_hooks: {name} is a second average of the weights")
             priority = _AFTER_OPTIMIZER
+        elif isinstance(hook, CheckpointHook) and priority == "NORMAL":
+            priority = _AFTER_NORMAL
         super().register_hook(hook, priority)
 
     @property
@@ -285,7 +290,7 @@ class _SafeCheckpoints:
             for name, parameter in self.model.module.named_parameters():
                 if name in checkpoint.get("gradients", {}):
                     parameter.grad = checkpoint["gradients"][name].to(parameter).clone()
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"checkpoint {path}: its run state does not fit: {error}") from error
         if len(ranks) != self.world_size:
             self.logger.warning(

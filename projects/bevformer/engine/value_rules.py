@@ -49,7 +49,9 @@ _RULES: dict[str, tuple[Callable[[Any], bool], Sequence[str]]] = {
         _is_count,
         (
             *(f"{_HEAD}.{name}" for name in ("bev_h", "bev_w", "num_query", "bbox_coder.max_num")),
-            "?model.*.num_classes",
+            *("?model.*.num_classes", "?model.*num_levels", "model.num_mono_levels", "model.*_head.in_channels"),
+            *("model.img_backbone.depth", "model.img_backbone.strides.*", "model.img_backbone.dilations.*"),
+            *("model.*.inter_channels", "data.*.data_aug_conf.[HW]", "data.*.reisze.*", "lr_config.step.*"),
             *(f"{_HEAD}.*.{name}" for name in ("embed_dims", "num_heads", "num_points", "num_layers")),
             *(f"{_HEAD}.*.{name}" for name in ("num_points_in_pillar", "num_feats", "*_num_embed")),
             *("?model.*.feedforward_channels", "model.*.base_channels", "model.img_neck.in_channels.*"),
@@ -93,7 +95,22 @@ _RULES: dict[str, tuple[Callable[[Any], bool], Sequence[str]]] = {
             *("model.*.alpha", "?lr_config.warmup_ratio", "?lr_config.min_lr_ratio"),
         ),
     ),
-    "a finite number": (is_number, ("model.*.mean.*", "data.*.mean.*")),
+    "a whole number": (is_whole, ("data.*.frames.*", "model.*frames.*")),
+    "a finite number": (
+        is_number,
+        (
+            *("model.*.mean.*", "data.*.mean.*", "model.*.code_weights.*", "data.*_range.*"),
+            *("data.*.translation_std.*", "data.*.crop.*", "data.*.mono_cfg.min_*", "model.*.rotate_center.*"),
+        ),
+    ),
+    "a name": (
+        lambda value: isinstance(value, str) and bool(value),
+        ("?deform_attn_backend", "model.*_cfg.norm", "model.*_type", "runner.type"),
+    ),
+    "a number, True, False or a list": (
+        lambda value: isinstance(value, (bool, tuple)) or is_number(value),
+        ("model.fcos3d_bbox_head.*_cfg.*", "model.fcos3d_bbox_head.nusc_loss_weight.*", "model.*.strides.*"),
+    ),
     "six finite numbers, x, y, z of the lower and of the upper corner": (
         _is_range,
         ("?model.*.pc_range", "data.*.point_cloud_range", "?model.*.post_center_range"),
@@ -103,6 +120,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], Sequence[str]]] = {
         (
             *("find_unused_parameters", "channels_last", "cudnn_benchmark", "broadcast_buffers"),
             *("?tf32", "data.*persistent_workers", "model.*.requires_grad", "data.*.modality.*"),
+            *("model.*.stage_with_dcn.*", "data.*.rand_flip"),
             *("auto_scale_lr.enable", "custom_imports.allow_failed_imports"),
         ),
     ),
@@ -119,7 +137,6 @@ _RULES: dict[str, tuple[Callable[[Any], bool], Sequence[str]]] = {
             *("?model.train_cfg", "?model.train_cfg.pts", "?optimizer_config.grad_clip"),
         ),
     ),
-    "the name of a type": (lambda value: isinstance(value, str) and bool(value), ("runner.type",)),
     "a path": (
         lambda value: isinstance(value, str),
         ("?load_from", "?resume_from", "?work_dir", "?data.*.data_root", "?checkpoint_config.out_dir"),
@@ -129,7 +146,6 @@ _RULES: dict[str, tuple[Callable[[Any], bool], Sequence[str]]] = {
         and all(isinstance(path, str) for path in (value if isinstance(value, tuple) else [value])),
         ("data.*.ann_file",),
     ),
-    "the name of a backend": (lambda value: isinstance(value, str), ("?deform_attn_backend",)),
     "a list of steps, each a dict with a `type`": (
         lambda value: isinstance(value, tuple)
         and len(value) > 0

@@ -17,6 +17,7 @@ import numpy as np
 
 from projects.bevformer.files import atomic_write
 from projects.bevformer.geometry import rotations
+from projects.bevformer.io import load_json
 from projects.bevformer.nuscenes.benchmark import attributes_of, rules_of
 from projects.bevformer.nuscenes.evaluation.metrics import Boxes
 from projects.bevformer.nuscenes.records import poses_of
@@ -265,7 +266,7 @@ def _parse_file(path, config):
 
     try:
         with open(path) as file:
-            content = json.load(file, object_pairs_hook=parse)
+            content = load_json(file, object_pairs_hook=parse)
     except (ValueError, RecursionError) as error:
         if str(error).startswith(f"{path}: "):  # of a box
             raise
