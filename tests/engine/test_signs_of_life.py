@@ -26,7 +26,7 @@ def _train(mode):
                 if mode == "all raise":
                     raise ValueError("a sentence of the config")
                 if mode == "rank 0 works":
-                    assert distributed.on_first_rank(lambda: time.sleep(2 * TIMEOUT_S) or 3) == 3
+                    assert distributed.on_first_rank(lambda: time.sleep(1.5 * TIMEOUT_S) or 3) == 3
                 elif rank == 1:
                     _fail(mode)
             distributed.add_up(torch.ones(1))
@@ -42,8 +42,6 @@ def _fail(mode):
         time.sleep(60)
     if mode == "raises":
         raise ValueError("picture a.jpg is torn")
-    if mode == "fails":
-        [][1]
 
 
 def _process(rank, mode, port, folder):
@@ -84,11 +82,10 @@ def run_two(tmp_path):
 @pytest.mark.parametrize(
     ("mode", "named"),
     [
-        ("killed", ["was killed or crashed", "out of memory", "last sign of life"]),
+        ("killed", ["was killed (SIGKILL) or crashed", "out of memory", "last sign of life"]),
         ("stopped", ["is stopped (SIGSTOP"]),
         ("hangs", ["is at iteration 2 for", "dist_params.timeout_minutes"]),
         ("raises", ["ended: picture a.jpg is torn"]),
-        ("fails", ["ended: IndexError: list index out of range"]),
     ],
 )
 def test_the_other_rank_names_the_lost_one(mode, named, run_two, tmp_path):
