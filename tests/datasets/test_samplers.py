@@ -97,6 +97,23 @@ def test_epoch_can_start_in_the_middle():
         assert list(rest) == list(whole)
 
 
+@pytest.mark.parametrize("world_size", [2, 3, 6])
+def test_total_batches_do_not_depend_on_the_number_of_processes(world_size):
+    """Of six samples, from the third one of an epoch on."""
+
+    def batches(processes):
+        samplers = [EpochShuffleSampler(range(30), rank, processes, 3) for rank in range(processes)]
+        share = 6 // processes
+        for sampler in samplers:
+            sampler.start_at(1, 2 * share)
+        parts = [indices(sampler) for sampler in samplers]
+        starts = range(0, len(parts[0]), share)
+        return [{i for part in parts for i in part[start : start + share]} for start in starts]
+
+    assert batches(world_size) == batches(1)
+    assert len(batches(1)) == 3
+
+
 def test_empty_dataset_is_refused():
     with pytest.raises(ValueError, match="empty"):
         EpochShuffleSampler([])
