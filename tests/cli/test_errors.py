@@ -3,12 +3,14 @@
 import os
 import re
 import signal
+import time
 
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from projects.bevformer.cli.errors import tool_errors
+from projects.bevformer.engine.sample_loader import SampleLoader
 from projects.bevformer.engine import distributed
 
 
@@ -167,3 +169,44 @@ def test_memory_errors_are_one_line():
 def test_other_runtime_errors_keep_their_traceback():
     with pytest.raises(RuntimeError, match="sizes of tensors"), tool_errors(debug=False):
         raise RuntimeError("The sizes of tensors must match")
+
+
+class DyingWorker(Dataset):
+    """Samples with tokens; a worker is killed by one of them."""
+
+    def __init__(self, fatal, number):
+        self.fatal, self.number = fatal, number
+        self.data_infos = [{"token": f"s{index}"} for index in range(12)]
+
+    def __len__(self):
+        return len(self.data_infos)
+
+    def __getitem__(self, index):
+        if self.data_infos[index]["token"] == self.fatal:
+            time.sleep(0.2)  # what came before is read
+            os.kill(os.getpid(), self.number)
+        return index
+
+
+@pytest.mark.parametrize(
+    ("workers", "number", "reason"),
+    [
+        (1, signal.SIGKILL, "host is out of memory"),
+        (2, signal.SIGBUS, "shared memory"),
+        (2, signal.SIGSEGV, "broken file"),
+    ],
+)
+def test_a_dead_worker_names_its_samples(workers, number, reason):
+    loader = SampleLoader(
+        DyingWorker("s6", number),
+        batch_size=2,
+        num_workers=workers,
+        persistent_workers=workers == 2,
+    )
+    with pytest.raises(SystemExit) as stop, tool_errors(debug=False):
+        list(loader)
+    line = stop.value.code
+    assert reason in line
+    # Batch 3, with s6, and the one that this worker was to read next.
+    following = "s8, s9" if workers == 1 else "s10, s11"
+    assert f"({signal.Signals(number).name}) had the samples s6, s7, {following} [" in line, line
