@@ -123,7 +123,7 @@ _SPOILED = {
 def non_finite_weights(world, part, number):
     path, config, name = _spoiled(world, part, number), world.recipe(), part.replace(".", r"\.")
     expect_refusal(world.train(config, world.new(), "--resume-from", path), name, what="--resume-from")
-    expect_refusal(world.train(config, world.new(), load_from=path), name, what="load_from")
+    expect_refusal(world.train(config, world.new(), load_from=str(path)), name, what="load_from")
     target = world.new() / "out.pth"
     expect_refusal(world.call("tools/publish_model.py", path, target), name, what="publish_model")
     expect(not target.exists(), "publish_model wrote its target")
