@@ -97,7 +97,9 @@ def _ending(error: BaseException, debug: bool) -> SystemExit | None:
     if _distributed() is None or not _distributed().is_distributed():
         return SystemExit(line if first else 1)
     if first:
-        print(line, file=sys.stderr, flush=True)  # torchrun may kill this process while it shuts down
+        print(
+            line, file=sys.stderr, flush=True
+        )  # torchrun may kill this process while it shuts down
     return SystemExit(1)
 
 
