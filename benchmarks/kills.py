@@ -191,8 +191,12 @@ def elastic(world, config, work, marker):
         world.start(
             *words,
             launcher=(
-                "--nnodes=2", "--max-restarts=3", "--rdzv_backend=c10d", "--rdzv_id=attacks",
-                f"--rdzv_endpoint=127.0.0.1:{port}", f"--rdzv_conf=is_host={number == 0}",
+                "--nnodes=2",
+                "--max-restarts=3",
+                "--rdzv_backend=c10d",
+                "--rdzv_id=attacks",
+                f"--rdzv_endpoint=127.0.0.1:{port}",
+                f"--rdzv_conf=is_host={number == 0}",
             ),
         )  # fmt: skip
         for number in range(2)

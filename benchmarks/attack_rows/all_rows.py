@@ -9,4 +9,5 @@ from attack_rows import (  # noqa: F401
     resumes,
     signals,
     wrong_checkpoints,
+    wrong_input,
 )  # isort: skip

@@ -42,9 +42,15 @@ def weight_readers(world, path, config=None):
     yield "publish_model", world.fork("tools/publish_model.py", path, work / "published.pth")
     yield "eval", world.fork("tools/eval.py", config, path, *more)
     yield "--resume-from", world.fork("tools/train.py", config, "--resume-from", path, *more)
-    yield "load_from", world.fork("tools/train.py", config, "--cfg-options", f"load_from={path}", *more)
-    yield "--auto-resume", world.fork(
-        "tools/train.py", config, "--auto-resume", "--device", "cpu", "--work-dir", resumed
+    yield (
+        "load_from",
+        world.fork("tools/train.py", config, "--cfg-options", f"load_from={path}", *more),
+    )
+    yield (
+        "--auto-resume",
+        world.fork(
+            "tools/train.py", config, "--auto-resume", "--device", "cpu", "--work-dir", resumed
+        ),
     )
 
 
@@ -67,7 +73,12 @@ def _all_paths(world):
     return world.once("executing", make)
 
 
-@row("harm", "executing checkpoints of every age, in every field, through {case}: " + SAFE, cases={"inspect": 0, "publish": 2, "eval": 3, "resume": 4, "load_from": 5, "auto_resume": 6}, quick=("inspect",))
+@row(
+    "harm",
+    "executing checkpoints of every age, in every field, through {case}: " + SAFE,
+    cases={"inspect": 0, "publish": 2, "eval": 3, "resume": 4, "load_from": 5, "auto_resume": 6},
+    quick=("inspect",),
+)
 def executing_checkpoint(world, number):
     paths, canary = _all_paths(world)
     if number > 0:  # slower tools read a third of them, each another one
@@ -99,7 +110,11 @@ def executing_checkpoint(world, number):
     expect(not accepted, f"accepted: {', '.join(accepted[:5])}")
 
 
-@row("harm", "a pretrained part that executes goes the same safe way as load_from", cases={"pretrained": "pretrained", "init_cfg": "init_cfg"})
+@row(
+    "harm",
+    "a pretrained part that executes goes the same safe way as load_from",
+    cases={"pretrained": "pretrained", "init_cfg": "init_cfg"},
+)
 def executing_pretrained(world, key):
     paths, canary = _all_paths(world)
     wrong = []
@@ -120,7 +135,11 @@ def executing_pretrained(world, key):
     expect(not wrong, f"{len(wrong)}: {'; '.join(wrong[:2])}")
 
 
-@row("harm", "a TorchScript archive as checkpoint: refused, executes nothing, on torch 1.10 too", quick=True)
+@row(
+    "harm",
+    "a TorchScript archive as checkpoint: refused, executes nothing, on torch 1.10 too",
+    quick=True,
+)
 def torchscript(world):
     """`__setstate__` and code at load time run within torch.jit.load."""
     canary = canary_of(world)
@@ -230,7 +249,10 @@ def _bombs(folder):
     yield folder / "gzip.pth"
 
 
-@row("harm", "a checkpoint of a few MB that unpacks to a gigabyte: refused before it takes memory, nothing is written")
+@row(
+    "harm",
+    "a checkpoint of a few MB that unpacks to a gigabyte: refused before it takes memory, nothing is written",
+)
 def bombs(world):
     canary, wrong = canary_of(world), []
     for path in _bombs(world.new("bombs")):
@@ -248,6 +270,7 @@ def bombs(world):
 
 def _headers(folder):
     """safetensors files that lie."""
+
     def write(name, header, data=b"", length=None):
         return payloads.safetensors(folder / f"{name}.safetensors", header, data, length)
 
@@ -320,12 +343,17 @@ def config_readers(world, config, good):
     yield "doctor", world.fork("tools/doctor.py", "--config", config, "--quiet")
     yield "inspect", world.fork("tools/inspect_checkpoint.py", good, config)
     yield "browse", world.fork("tools/browse_dataset.py", config, "--out", world.new())
-    yield "visualize", world.fork(
-        "tools/visualize.py", config, "--ground-truth-only", "--out-dir", world.new()
+    yield (
+        "visualize",
+        world.fork("tools/visualize.py", config, "--ground-truth-only", "--out-dir", world.new()),
     )
 
 
-@row("harm", "a config that is YAML or JSON and holds a Python tag: nothing executes, one line", quick=True)
+@row(
+    "harm",
+    "a config that is YAML or JSON and holds a Python tag: nothing executes, one line",
+    quick=True,
+)
 def yaml_configs(world):
     canary, wrong = canary_of(world), []
     good = world.trained() / "iter_4.pth"
@@ -341,7 +369,12 @@ def yaml_configs(world):
     expect(not wrong, f"{len(wrong)}: {'; '.join(wrong[:3])}")
 
 
-@row("harm", "a config of plain values works as {case}, or is refused in one line by every tool", cases={"json": "json", "yaml": "yaml", "yml": "yml"}, quick=("json",))
+@row(
+    "harm",
+    "a config of plain values works as {case}, or is refused in one line by every tool",
+    cases={"json": "json", "yaml": "yaml", "yml": "yml"},
+    quick=("json",),
+)
 def plain_config(world, ending):
     import mmcv
 
@@ -384,14 +417,28 @@ def _info_files(world, canary):
     yield write("text.pkl", b"infos")
 
 
-@row("harm", "info and result files that execute or lie, through {case}: " + SAFE, cases={"eval": "eval", "results": "results", "visualize": "visualize", "browse": "browse", "doctor": "doctor"}, quick=("results",))
+@row(
+    "harm",
+    "info and result files that execute or lie, through {case}: " + SAFE,
+    cases={
+        "eval": "eval",
+        "results": "results",
+        "visualize": "visualize",
+        "browse": "browse",
+        "doctor": "doctor",
+    },
+    quick=("results",),
+)
 def executing_infos(world, tool):
     canary, wrong = canary_of(world), []
     config, weights = world.once("small_config", lambda: (world.small_recipe(), None))[0], None
     if tool == "eval":
         config, weights = world.small_trained()
     for path in _info_files(world, canary):
-        infos = ("--cfg-options", *(f"data.{split}.ann_file={path}" for split in ("train", "val", "test")))
+        infos = (
+            "--cfg-options",
+            *(f"data.{split}.ann_file={path}" for split in ("train", "val", "test")),
+        )
         work = ("--device", "cpu", "--work-dir", world.new())
         words = {
             "eval": ("tools/eval.py", config, weights, *work, *infos),
@@ -410,7 +457,11 @@ def executing_infos(world, tool):
     expect(not wrong, f"{len(wrong)}: {'; '.join(wrong[:3])}")
 
 
-@row("harm", "a checkpoint whose meta names another file as the best one: that file is not deleted", quick=True)
+@row(
+    "harm",
+    "a checkpoint whose meta names another file as the best one: that file is not deleted",
+    quick=True,
+)
 def best_checkpoint_elsewhere(world):
     victim = world.file("victim.pth", b"precious")
     content = load(world.trained() / "iter_2.pth")
@@ -427,7 +478,12 @@ def best_checkpoint_elsewhere(world):
     expect("Traceback" not in result.text, f"traceback: {end_of(result)}")
 
 
-@row("harm", "publish_model onto its own source is refused", cases={"same": 0, "link": 1, "hard_link": 2, "other_spelling": 3}, quick=True)
+@row(
+    "harm",
+    "publish_model onto its own source is refused",
+    cases={"same": 0, "link": 1, "hard_link": 2, "other_spelling": 3},
+    quick=True,
+)
 def publish_onto_itself(world, how):
     source = world.new() / "iter_4.pth"
     source.write_bytes((world.trained() / "iter_4.pth").read_bytes())
@@ -444,4 +500,3 @@ def publish_onto_itself(world, how):
     before = source.read_bytes()
     expect_refusal(world.call("tools/publish_model.py", source, target))
     expect(source.read_bytes() == before, "the source has changed")
-
