@@ -3,6 +3,7 @@
 from attack_rows import (  # noqa: F401
     dead_runs,
     file_systems,
+    hostile_data,
     hostile_files,
     hostile_paths,
     lost_processes,

@@ -40,7 +40,7 @@ def _broken(world, config, work, names, *flags, seconds=60, **options):
 @row(
     "files",
     "without {case}: the run ends well, latest.pth is a copy or a text file, and goes on",
-    cases={k: v for k, v in _LACKING.items()},
+    cases=_LACKING,
     quick=("all",),
 )
 def lacking(world, names):

@@ -224,6 +224,7 @@ def derive(config, options):
         section = sections
         for name in path:
             section = section.setdefault(name, {})
+        value = str(value) if isinstance(value, Path) else value
         section[last] = {"_delete_": True, **value} if isinstance(value, dict) else value
     folder = Path(tempfile.mkdtemp(dir=config.parent))
     path = folder / config.name

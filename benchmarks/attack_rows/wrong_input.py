@@ -227,7 +227,7 @@ _FLAGS = {
 @row(
     "wrong",
     _LINE,
-    cases={key: value for key, value in _FLAGS.items()},
+    cases=_FLAGS,
     quick=("seed_negative", "option_of_a_dict"),
 )
 def flag(world, line, words):
@@ -280,7 +280,7 @@ _EMPTY = {
     quick=("empty",),
 )
 def config(world, name):
-    from attack_rows.hostile_files import config_readers
+    from attack_rows.hostile_data import config_readers
 
     text = _EMPTY[name]
     path = (
