@@ -65,7 +65,7 @@ def killed_rank(world, rank):
 
     result, took, work = _lose_a_rank(world, kill, rank, 90)
     expect(result.code not in (0, None), f"ended with {result.code}")
-    _expect_last_words(result, f"rank {rank}", "SIGKILL", "--auto-resume")
+    _expect_last_words(result, f"rank {rank}", "killed", "--auto-resume")
     for path in checkpoints(work):
         load(path)
 
