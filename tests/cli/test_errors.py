@@ -4,14 +4,15 @@ import os
 import re
 import signal
 import time
+import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from projects.bevformer.cli.errors import tool_errors
-from projects.bevformer.engine.sample_loader import SampleLoader
-from projects.bevformer.engine import distributed
+from projects.bevformer.engine import distributed, sample_loader
 
 
 class Broken:
@@ -136,27 +137,6 @@ def test_errors_about_the_machine_are_one_line(message, named):
         raise RuntimeError(message)
 
 
-class KilledWorker(Dataset):
-    """A data set whose worker is killed by a signal."""
-
-    def __init__(self, number):
-        self.number = number
-
-    def __len__(self):
-        return 2
-
-    def __getitem__(self, index):
-        os.kill(os.getpid(), self.number)
-
-
-@pytest.mark.parametrize("number", [signal.SIGBUS, signal.SIGKILL])
-def test_a_killed_worker_is_one_line(number):
-    loader = DataLoader(KilledWorker(number), num_workers=1)
-    with pytest.raises(SystemExit) as stop, tool_errors(debug=False):
-        next(iter(loader))
-    assert "data.workers_per_gpu" in stop.value.code
-
-
 def test_memory_errors_are_one_line():
     with pytest.raises(SystemExit, match="the host is out of memory"), tool_errors(debug=False):
         raise MemoryError
@@ -164,6 +144,33 @@ def test_memory_errors_are_one_line():
         raise getattr(torch.cuda, "OutOfMemoryError", RuntimeError)(
             "CUDA out of memory. Tried to allocate 20.00 MiB"
         )
+
+
+@pytest.mark.parametrize(
+    ("gib", "named"),
+    [
+        (1, "fits into the 1 GiB of this GPU: none does,"),
+        (6, "of this GPU: bevformer_bf16.py (5.6 GiB), bevformer_tiny.py (4.2 GiB), "),
+        (24, "of this GPU: bevformer_base.py (17.5 GiB), "),
+    ],
+)
+def test_out_of_gpu_memory_names_the_recipes_that_fit(monkeypatch, gib, named):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    total = SimpleNamespace(total_memory=gib * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: total)
+    with pytest.raises(SystemExit) as stop, tool_errors(debug=False):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    assert named in stop.value.code
+    assert ("bevformer_base.py" in stop.value.code) == (gib == 24)
+
+
+def test_names_in_errors_have_no_control_characters():
+    with pytest.raises(SystemExit) as stop, tool_errors(debug=False):
+        raise ValueError("sample a\x1b[2J\rb\nc \u202e\udc80 is missing")
+    assert stop.value.code.startswith(
+        r"error (rank 0): sample a\x1b[2J b c \u202e\udc80 is missing ["
+    )
 
 
 def test_other_runtime_errors_keep_their_traceback():
@@ -192,12 +199,12 @@ class DyingWorker(Dataset):
     ("workers", "number", "reason"),
     [
         (1, signal.SIGKILL, "host is out of memory"),
-        (2, signal.SIGBUS, "shared memory"),
         (2, signal.SIGSEGV, "broken file"),
     ],
 )
-def test_a_dead_worker_names_its_samples(workers, number, reason):
-    loader = SampleLoader(
+def test_a_dead_worker_names_its_samples(workers, number, reason, monkeypatch):
+    monkeypatch.setattr(sample_loader, "_loaders", weakref.WeakSet())
+    loader = sample_loader.SampleLoader(
         DyingWorker("s6", number),
         batch_size=2,
         num_workers=workers,

@@ -49,9 +49,15 @@ def _process(rank, mode, port, folder):
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port), TORCHELASTIC_ERROR_FILE=f"{folder}/error_{rank}.json",
     )  # fmt: skip
-    sys.stdout = sys.stderr = open(f"{folder}/printed_{rank}", "w", buffering=1)
     torch.set_num_threads(1)
-    _train(mode)
+    with open(f"{folder}/printed_{rank}", "w", buffering=1) as file:
+        sys.stdout = sys.stderr = file
+        try:
+            _train(mode)
+        except SystemExit as end:
+            if isinstance(end.code, str):
+                print(end.code)
+            os._exit(end.code if isinstance(end.code, int) else 1)
 
 
 @pytest.fixture

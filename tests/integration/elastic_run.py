@@ -31,10 +31,10 @@ def main(config_path, work_dir, *kills):
         def call_and_kill(self, name):
             call_hook(self, name)
             done = Path(work_dir, f"killed_{self.iter + 1}")
-            if name == "before_train_iter" and str(self.iter + 1) in kills and get_rank() == 1:
-                if not done.exists():
-                    done.touch()
-                    os.kill(os.getpid(), signal.SIGKILL)
+            is_due = name == "before_train_iter" and str(self.iter + 1) in kills
+            if is_due and get_rank() == 1 and not done.exists():
+                done.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
 
         DummyDetector.forward = with_dropout
         runner_class.call_hook = call_and_kill

@@ -53,7 +53,7 @@ def start(nodes, folder, kills=()):
         for _ in range(nodes)
     ]  # fmt: skip
     try:
-        printed = [agent.communicate(timeout=500)[0] for agent in agents]
+        printed = [agent.communicate(timeout=150)[0] for agent in agents]
     finally:
         for agent in agents:
             agent.terminate()

@@ -137,15 +137,31 @@ def init_process(
     timeout_s = 60 * timeout_minutes
     dist.init_process_group(
         backend="nccl" if on_gpu else "gloo",
-        init_method=place.init_method,
         rank=place.rank,
         world_size=place.world_size,
         timeout=datetime.timedelta(seconds=timeout_s + _NCCL_LATER_S * on_gpu),
+        **_meeting_point(place),
         **compat.device_of_process_group(chosen),
     )
     if get_world_size() > 1:
         _start_signs(place, timeout_s)
     return chosen
+
+
+def _meeting_point(place: _Place) -> dict[str, Any]:
+    """Where the processes find each other.
+
+    torchrun's store of one node outlives a restart, and torch 2 would find the addresses of the processes
+    before it in there, and wait for them.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    one_agent = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
+    uses_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if attempt == "0" or not (one_agent and uses_agent and place.init_method == "env://"):
+        return {"init_method": place.init_method}
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(host, port, place.world_size, False)
+    return {"store": dist.PrefixStore(f"attempt {attempt}", store)}
 
 
 def _start_signs(place: _Place, timeout_s: float) -> None:

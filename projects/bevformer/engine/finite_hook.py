@@ -33,8 +33,6 @@ def named_ending(runner: BaseRunner) -> Iterator[None]:
     try:
         yield
     except NonFiniteError as error:
-        if get_rank() != 0:
-            raise FirstRankError(str(error)) from None
         text = f"{error}; no checkpoint was saved before"
         if runner.saved is not None:
             path, iterations = runner.saved
@@ -44,7 +42,7 @@ def named_ending(runner: BaseRunner) -> Iterator[None]:
                 f"{command_to_go_on(path)}"
             )
         log_to_file(runner.logger, "%s", text)
-        raise NonFiniteError(text) from None
+        raise (NonFiniteError if get_rank() == 0 else FirstRankError)(text) from None
 
 
 @HOOKS.register_module()
