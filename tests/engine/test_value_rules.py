@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from test_config_checks import CODER, LAYER, RECIPES, TINY, V2, changed, recipe
+from test_config_checks import RECIPES, recipe
 
-from projects.bevformer.engine.config_checks import _all_values, check_config, config_problems
+from projects.bevformer.engine.config_checks import _all_values
 from projects.bevformer.engine.value_rules import is_number, senseless
 
 # Read by nothing, here as there, or only where several readers take several kinds.
