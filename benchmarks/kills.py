@@ -88,7 +88,7 @@ def chain(world, kills, keep, seed):
     for _ in range(kills):
         started = world.fork(*words)
         before = _newest(work)
-        _wait(lambda before=before: _newest(work) > before or not _alive(started.pid), 60)
+        _wait(lambda: _newest(work) > before or not _alive(started.pid), 60)  # noqa: B023
         time.sleep(moments.uniform(0.0, 0.25))
         workers = workers_of(started.pid)
         logged = _last_logged(work)
@@ -96,7 +96,7 @@ def chain(world, kills, keep, seed):
         started.finish()
         report.kills += 1
         report.leftovers += bool(temporary_files(work))
-        if not _wait(lambda workers=workers: not any(map(_alive, workers)), 10):
+        if not _wait(lambda: not any(map(_alive, workers)), 10):  # noqa: B023
             report.wrong.append(f"kill {report.kills}: a worker lives on after 10 s")
         report.wrong += [f"kill {report.kills}: {what}" for what in _look(work, expected, logged)]
         started.kill()
@@ -163,7 +163,7 @@ def kill_within_writes(world, work, config, tries=30):
     words = train_words(config, work, "--max-iters", 200, **options)
     for _ in range(tries):
         started = world.fork(*words)
-        _wait(lambda: temporary_files(work) or not _alive(started.pid), 60)
+        _wait(lambda: temporary_files(work) or not _alive(started.pid), 60)  # noqa: B023
         started.kill()
         if temporary_files(work):
             return True
@@ -191,8 +191,12 @@ def elastic(world, config, work, marker):
         world.start(
             *words,
             launcher=(
-                "--nnodes=2", "--max-restarts=3", "--rdzv_backend=c10d", "--rdzv_id=attacks",
-                f"--rdzv_endpoint=127.0.0.1:{port}", f"--rdzv_conf=is_host={number == 0}",
+                "--nnodes=2",
+                "--max-restarts=3",
+                "--rdzv_backend=c10d",
+                "--rdzv_id=attacks",
+                f"--rdzv_endpoint=127.0.0.1:{port}",
+                f"--rdzv_conf=is_host={number == 0}",
             ),
         )  # fmt: skip
         for number in range(2)

@@ -1,12 +1,14 @@
 """All rows, in the order in which they run."""
 
 from attack_rows import (  # noqa: F401
-    resumes,
     dead_runs,
-    lost_processes,
-    signals,
     file_systems,
+    hostile_data,
     hostile_files,
     hostile_paths,
+    lost_processes,
+    resumes,
+    signals,
     wrong_checkpoints,
+    wrong_input,
 )  # isort: skip

@@ -11,12 +11,19 @@ STOPS = (
     "ends by itself with iteration, loss or parameter, sample tokens and the last good checkpoint; "
     "only finite checkpoints, the one before usable"
 )
-_WHAT = {"loss": "loss_cls", "inf": "loss_cls", "gradient": "img_backbone|norm|head", "weight": "ballast"}
+_WHAT = {
+    "loss": "loss_cls",
+    "inf": "loss_cls",
+    "gradient": "img_backbone|norm|head",
+    "weight": "ballast",
+}
 _CASES = {name: (name,) for name in _WHAT}
 
 
 def _expect_stop(result, work, how, at):
-    expect_refusal(result, str(at), _WHAT[how], r"s\d+f\d+", rf"iter_{at - 1}\.pth|interrupted\.pth")
+    expect_refusal(
+        result, str(at), _WHAT[how], r"s\d+f\d+", rf"iter_{at - 1}\.pth|interrupted\.pth"
+    )
     broken = [path.name for path in checkpoints(work) if not is_finite(path)]
     expect(not broken, f"checkpoints with non-finite numbers: {broken}")
 
@@ -43,7 +50,11 @@ def bad_iteration_and_few_checkpoints(world):
     expect((work / "iter_6.pth").exists(), f"no iter_6.pth: {[p.name for p in checkpoints(work)]}")
 
 
-@row("dead", "with no checkpoint yet, the state before the bad step is saved as interrupted.pth", cases={"first": 1, "fourth": 4})
+@row(
+    "dead",
+    "with no checkpoint yet, the state before the bad step is saved as interrupted.pth",
+    cases={"first": 1, "fourth": 4},
+)
 def bad_iteration_before_any_checkpoint(world, at):
     work = world.new()
     options = {"model.bad": [(at, "loss")], "checkpoint_config": {"interval": 1}}
@@ -58,7 +69,11 @@ def bad_iteration_before_any_checkpoint(world, at):
     expect("interrupted.pth" in result.text, f"interrupted.pth not resumed: {end_of(result)}")
 
 
-@row("dead", "the bad iteration is left out, with a word; the run ends with finite weights", cases=_CASES)
+@row(
+    "dead",
+    "the bad iteration is left out, with a word; the run ends with finite weights",
+    cases=_CASES,
+)
 def skipping(world, how):
     work = world.new()
     options = {"model.bad": [(7, how)], "non_finite": {"policy": "skip", "max_skipped": 2}}
@@ -80,7 +95,16 @@ def skipping_for_ever(world):
     expect(max((one[1] for one in losses(work)), default=0) <= 5, "trained further")
 
 
-@row("dead", "an unknown policy or bound is refused", cases={"policy": {"policy": "ignore"}, "bound": {"policy": "skip", "max_skipped": -1}, "text": "skip", "key": {"polcy": "skip"}})
+@row(
+    "dead",
+    "an unknown policy or bound is refused",
+    cases={
+        "policy": {"policy": "ignore"},
+        "bound": {"policy": "skip", "max_skipped": -1},
+        "text": "skip",
+        "key": {"polcy": "skip"},
+    },
+)
 def senseless_policy(world, policy):
     expect_refusal(world.train(world.recipe(), world.new(), non_finite=policy), "non_finite")
 
@@ -119,10 +143,17 @@ _SPOILED = {
 }
 
 
-@row("dead", "refused by load_from, --resume-from, eval and publish_model, with the tensor's name; inspect names it", cases=_SPOILED, quick=("nan",))
+@row(
+    "dead",
+    "refused by load_from, --resume-from, eval and publish_model, with the tensor's name; inspect names it",
+    cases=_SPOILED,
+    quick=("nan",),
+)
 def non_finite_weights(world, part, number):
     path, config, name = _spoiled(world, part, number), world.recipe(), part.replace(".", r"\.")
-    expect_refusal(world.train(config, world.new(), "--resume-from", path), name, what="--resume-from")
+    expect_refusal(
+        world.train(config, world.new(), "--resume-from", path), name, what="--resume-from"
+    )
     expect_refusal(world.train(config, world.new(), load_from=path), name, what="load_from")
     target = world.new() / "out.pth"
     expect_refusal(world.call("tools/publish_model.py", path, target), name, what="publish_model")
@@ -136,13 +167,17 @@ def non_finite_weights(world, part, number):
 @row("dead", "resume refuses an optimizer state that is not finite")
 def non_finite_optimizer(world):
     path = _spoiled(world, "optimizer", math.nan)
-    expect_refusal(world.train(world.recipe(), world.new(), "--resume-from", path), "optimizer|exp_avg")
+    expect_refusal(
+        world.train(world.recipe(), world.new(), "--resume-from", path), "optimizer|exp_avg"
+    )
 
 
 @row("dead", "--auto-resume takes the one before a checkpoint with NaN weights")
 def non_finite_newest(world):
     work = world.new()
-    expect_success(world.train(world.recipe(), work, "--max-iters", 3, **{"checkpoint_config.interval": 1}))
+    expect_success(
+        world.train(world.recipe(), work, "--max-iters", 3, **{"checkpoint_config.interval": 1})
+    )
     content = load(work / "iter_3.pth")
     content["state_dict"]["head.weight"].fill_(math.nan)
     torch.save(content, str(work / "iter_3.pth"))
@@ -151,7 +186,11 @@ def non_finite_newest(world):
     expect(f"resumed {work}/iter_2.pth" in result.text, f"not from iter_2: {end_of(result, 6)}")
 
 
-@row("dead", "a std of 0 is refused", cases={"one": [58.395, 0.0, 57.375], "negative": [-1.0, 1.0, 1.0], "nan": ["nan", 1.0, 1.0]})
+@row(
+    "dead",
+    "a std of 0 is refused",
+    cases={"one": [58.395, 0.0, 57.375], "negative": [-1.0, 1.0, 1.0], "nan": ["nan", 1.0, 1.0]},
+)
 def zero_std(world, std):
     std = ", ".join(f"float('{number}')" for number in std)
     text = f"torchvision_statistics = dict(mean=[0.0, 0.0, 0.0], std=[{std}], to_rgb=True)\n"

@@ -37,7 +37,12 @@ def _broken(world, config, work, names, *flags, seconds=60, **options):
     return world.call(*words, seconds=seconds, ATTACKS_BREAK=names)
 
 
-@row("files", "without {case}: the run ends well, latest.pth is a copy or a text file, and goes on", cases={k: v for k, v in _LACKING.items()}, quick=("all",))
+@row(
+    "files",
+    "without {case}: the run ends well, latest.pth is a copy or a text file, and goes on",
+    cases=_LACKING,
+    quick=("all",),
+)
 def lacking(world, names):
     work, config = world.new(), world.recipe()
     options = {"checkpoint_config.interval": 1, "checkpoint_config.max_keep_ckpts": 2}
@@ -53,11 +58,17 @@ def lacking(world, names):
 @row("files", "latest.pth of a file system without symbolic links: every tool reads it", quick=True)
 def latest_as_a_copy(world):
     work, config = world.new(), world.recipe()
-    expect_success(_broken(world, config, work, "symlink", "--max-iters", 3, **{"checkpoint_config.interval": 1}))
+    expect_success(
+        _broken(
+            world, config, work, "symlink", "--max-iters", 3, **{"checkpoint_config.interval": 1}
+        )
+    )
     latest = work / "latest.pth"
     expect(not latest.is_symlink(), "the row's own symlink call did not fail")
     if not latest.exists():
-        expect([p for p in work.iterdir() if "latest" in p.name], "nothing says which is the latest")
+        expect(
+            [p for p in work.iterdir() if "latest" in p.name], "nothing says which is the latest"
+        )
         return
     result = world.train(config, world.new(), "--resume-from", latest, "--max-iters", 4)
     expect_success(result, "--resume-from latest.pth")
@@ -81,7 +92,10 @@ _FULL = {"model.ballast": 300_000, "checkpoint_config.interval": 1}  # 3.6 MB ea
 _SPACE = (r"iter_\d+\.pth", r"space|full", r"\d\s?[KMG]i?B|bytes")
 
 
-@row("files", "disk full while saving: one line with file, space needed and space left; the others are whole")
+@row(
+    "files",
+    "disk full while saving: one line with file, space needed and space left; the others are whole",
+)
 def full_while_saving(world):
     with small_disk(world, "9m") as work:
         result = world.train(world.recipe(), work, **_FULL)
@@ -106,13 +120,15 @@ def full_in_two_processes(world):
             load(path)
 
 
-@row("files", "told to go on without saving: ends with 0 and a warning for each checkpoint", cases={"one_process": 1, "two_processes": 2})
+@row(
+    "files",
+    "told to go on without saving: ends with 0 and a warning for each checkpoint",
+    cases={"one_process": 1, "two_processes": 2},
+)
 def full_and_going_on(world, processes):
     with small_disk(world, "9m") as work:
         options = {**_FULL, "checkpoint_config.on_error": "continue"}
-        result = world.train(
-            world.recipe(), work, processes=processes, seconds=120, **options
-        )
+        result = world.train(world.recipe(), work, processes=processes, seconds=120, **options)
         expect_success(result)
         warned = [line for line in result.lines if "WARNING" in line and "iter_" in line]
         expect(len(warned) >= 6, f"{len(warned)} warnings about 8 checkpoints that do not fit")
@@ -120,7 +136,11 @@ def full_and_going_on(world, processes):
             load(path)
 
 
-@row("files", "disk full while only logs are written: one line that names the log and the space", cases={"from_the_start": 0, "soon": 40})
+@row(
+    "files",
+    "disk full while only logs are written: one line that names the log and the space",
+    cases={"from_the_start": 0, "soon": 40},
+)
 def full_of_logs(world, kilobytes):
     with small_disk(world, "400k") as work:
         out = world.new("out")
@@ -146,12 +166,18 @@ def read_only_work_dir(world, option):
         expect_refusal(world.train(world.recipe(), work), "work")
 
 
-@row("files", "a folder in the place of {case}: refused before the first iteration", cases={"iter_3.pth": "iter_3.pth", "latest.pth": "latest.pth"})
+@row(
+    "files",
+    "a folder in the place of {case}: refused before the first iteration",
+    cases={"iter_3.pth": "iter_3.pth", "latest.pth": "latest.pth"},
+)
 def folder_in_the_way(world, name):
     work = world.new()
     (work / name).mkdir()
     (work / name / "content").touch()
-    result = world.train(world.recipe(), work, "--max-iters", 5, **{"checkpoint_config.interval": 1})
+    result = world.train(
+        world.recipe(), work, "--max-iters", 5, **{"checkpoint_config.interval": 1}
+    )
     if result.code == 0:  # it may also keep out of the way, without a loss
         expect(len(checkpoints(work)) == 5, f"saved {[p.name for p in checkpoints(work)]}")
         return
@@ -159,7 +185,12 @@ def folder_in_the_way(world, name):
     expect(not losses(work), f"after {len(losses(work))} iterations")
 
 
-@row("files", "a work dir that is a file, or lies below one: refused in one line", cases={"file": "", "below": "below"}, quick=True)
+@row(
+    "files",
+    "a work dir that is a file, or lies below one: refused in one line",
+    cases={"file": "", "below": "below"},
+    quick=True,
+)
 def work_dir_is_a_file(world, below):
     path = world.file("a_file", "text")
     expect_refusal(world.train(world.recipe(), path / below if below else path), "a_file")
@@ -181,7 +212,10 @@ def deleted_work_dir(world):
         expect_refusal(result, "inner")
 
 
-@row("files", "an info file that is read only and a work dir elsewhere: nothing is written next to it")
+@row(
+    "files",
+    "an info file that is read only and a work dir elsewhere: nothing is written next to it",
+)
 def nothing_beside_the_data(world):
     config, path = world.small_trained()
     before = sorted(world.infos().rglob("*")) + sorted(world.data_root().rglob("*"))
@@ -191,13 +225,23 @@ def nothing_beside_the_data(world):
     expect(before == after, f"new: {set(after) - set(before)}")
 
 
-@row("files", "a checkpoint that changes while the run writes over it stays whole: readers never see a half", quick=True)
+@row(
+    "files",
+    "a checkpoint that changes while the run writes over it stays whole: readers never see a half",
+    quick=True,
+)
 def hard_link_of_a_checkpoint(world):
     """Whoever has linked a checkpoint elsewhere keeps its content when the run saves again."""
     work = world.new()
-    expect_success(world.train(world.recipe(), work, "--max-iters", 2, **{"checkpoint_config.interval": 1}))
+    expect_success(
+        world.train(world.recipe(), work, "--max-iters", 2, **{"checkpoint_config.interval": 1})
+    )
     kept = world.new("kept") / "kept.pth"
     os.link(work / "iter_2.pth", kept)
     before = digest(kept)
-    expect_success(world.train(world.recipe(), work, "--max-iters", 2, "--seed", 5, **{"checkpoint_config.interval": 1}))
+    expect_success(
+        world.train(
+            world.recipe(), work, "--max-iters", 2, "--seed", 5, **{"checkpoint_config.interval": 1}
+        )
+    )
     expect(digest(kept) == before, "the content of the linked file changed")

@@ -9,7 +9,9 @@ import torch
 from attack_rows.table import end_of, expect, row
 from attack_rows.world import load
 
-RIGHT = "pictures and files stay inside the folder that was given, or the file is refused in one line"
+RIGHT = (
+    "pictures and files stay inside the folder that was given, or the file is refused in one line"
+)
 _NAMES = {
     "parent": "../../escaped",
     "absolute": "{outside}/escaped",
@@ -50,17 +52,28 @@ def _writers(world, config, infos, results, out):
     options = ("--cfg-options", *options)
     _, weights = world.small_trained()
     work = ("--device", "cpu", "--work-dir", out / "work")
-    yield "eval", world.fork(
-        "tools/eval.py", config, weights, *work, "--show-dir", out / "shown", *options
+    yield (
+        "eval",
+        world.fork("tools/eval.py", config, weights, *work, "--show-dir", out / "shown", *options),
     )
-    yield "visualize", world.fork(
-        "tools/visualize.py", config, "--ground-truth-only", "--out-dir", out / "drawn", *options
+    yield (
+        "visualize",
+        world.fork(
+            "tools/visualize.py",
+            config,
+            "--ground-truth-only",
+            "--out-dir",
+            out / "drawn",
+            *options,
+        ),
     )
-    yield "visualize with results", world.fork(
-        "tools/visualize.py", config, results, "--out-dir", out / "results", *options
+    yield (
+        "visualize with results",
+        world.fork("tools/visualize.py", config, results, "--out-dir", out / "results", *options),
     )
-    yield "browse_dataset", world.fork(
-        "tools/browse_dataset.py", config, "--out", out / "browsed", *options
+    yield (
+        "browse_dataset",
+        world.fork("tools/browse_dataset.py", config, "--out", out / "browsed", *options),
     )
 
 
@@ -103,7 +116,11 @@ def _token(infos, name):
                 info[key] = name
 
 
-@row("harm", "scene tokens and names with {case} in them: " + RIGHT, cases={key: _NAMES[key] for key in ("parent", "absolute")})
+@row(
+    "harm",
+    "scene tokens and names with {case} in them: " + RIGHT,
+    cases={key: _NAMES[key] for key in ("parent", "absolute")},
+)
 def scene_name(world, name):
     name = name.format(outside=world.new("outside"))
 
@@ -116,7 +133,11 @@ def scene_name(world, name):
     _expect_inside(world, _infos(world, change), world.file("results.json", "{}"))
 
 
-@row("harm", "camera names with {case} in them: " + RIGHT, cases={key: _NAMES[key] for key in ("parent", "absolute")})
+@row(
+    "harm",
+    "camera names with {case} in them: " + RIGHT,
+    cases={key: _NAMES[key] for key in ("parent", "absolute")},
+)
 def camera_name(world, name):
     name = name.format(outside=world.new("outside"))
 
@@ -129,14 +150,20 @@ def camera_name(world, name):
     _expect_inside(world, _infos(world, change), world.file("results.json", "{}"))
 
 
-@row("harm", "class names of the boxes with {case} in them: " + RIGHT, cases={key: _NAMES[key] for key in ("parent", "absolute")})
+@row(
+    "harm",
+    "class names of the boxes with {case} in them: " + RIGHT,
+    cases={key: _NAMES[key] for key in ("parent", "absolute")},
+)
 def class_name(world, name):
     name = name.format(outside=world.new("outside"))
 
     def change(infos):
         for info in infos:
             names = info["gt_names"]
-            info["gt_names"] = type(names)([name] * len(names)) if isinstance(names, list) else _like(names, name)
+            info["gt_names"] = (
+                type(names)([name] * len(names)) if isinstance(names, list) else _like(names, name)
+            )
 
     _expect_inside(world, _infos(world, change), world.file("results.json", "{}"))
 
@@ -147,7 +174,11 @@ def _like(names, name):
     return np.array([name] * len(names), dtype=object)
 
 
-@row("harm", "pictures of the data set outside the data root are named in one line, or read; nothing is written", cases={"parent": "../../../../etc/passwd", "absolute": "/etc/passwd"})
+@row(
+    "harm",
+    "pictures of the data set outside the data root are named in one line, or read; nothing is written",
+    cases={"parent": "../../../../etc/passwd", "absolute": "/etc/passwd"},
+)
 def image_path(world, name):
     def change(infos):
         for camera in infos[1]["cams"].values():
@@ -156,7 +187,15 @@ def image_path(world, name):
     _expect_inside(world, _infos(world, change), world.file("results.json", "{}"))
 
 
-@row("harm", "tables whose tokens and file names leave the root: create_data writes nothing elsewhere", cases={"token": ("sample", "token"), "scene": ("scene", "name"), "file": ("sample_data", "filename")})
+@row(
+    "harm",
+    "tables whose tokens and file names leave the root: create_data writes nothing elsewhere",
+    cases={
+        "token": ("sample", "token"),
+        "scene": ("scene", "name"),
+        "file": ("sample_data", "filename"),
+    },
+)
 def tables_that_leave(world, table, key):
     import shutil
 

@@ -74,7 +74,9 @@ def workers_change_nothing(world):
     expect(len(ends) == 1, f"{len(ends)} different results with 0, 1 and 3 workers")
 
 
-@row("held", "no unreadable checkpoint, one iteration lost at most, no worker left, equal at the end")
+@row(
+    "held", "no unreadable checkpoint, one iteration lost at most, no worker left, equal at the end"
+)
 def kills_while_saving(world):
     for keep in (-1, 2):
         report = kills.chain(world, kills=3, keep=keep, seed=keep + 5)
@@ -88,13 +90,17 @@ def kills_while_saving(world):
 )
 def broken_checkpoint(world, share):
     work = world.new()
-    expect_success(world.train(world.recipe(), work, "--max-iters", 3, **{"checkpoint_config.interval": 1}))
+    expect_success(
+        world.train(world.recipe(), work, "--max-iters", 3, **{"checkpoint_config.interval": 1})
+    )
     path = work / "iter_3.pth"
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     result = world.train(world.recipe(), work, "--auto-resume", "--max-iters", 4)
     expect_success(result)
     expect("iter_3.pth" in result.text, "iter_3.pth is not mentioned")
-    expect(f"resumed {work}/iter_2.pth" in result.text, f"not resumed from iter_2: {end_of(result)}")
+    expect(
+        f"resumed {work}/iter_2.pth" in result.text, f"not resumed from iter_2: {end_of(result)}"
+    )
 
 
 @row(
@@ -108,7 +114,11 @@ def dropout(world, processes):
     )
 
 
-@row("state", "grid mask, dropout and colour distortion of a BEVFormer: " + EQUAL, cases={"epochs": ()})
+@row(
+    "state",
+    "grid mask, dropout and colour distortion of a BEVFormer: " + EQUAL,
+    cases={"epochs": ()},
+)
 def bevformer(world):
     options = {"checkpoint_config": {"interval": 1, "by_epoch": False}, "evaluation": None}
     compare_resumed(world, world.small_recipe(), stop=3, **options)
@@ -119,7 +129,11 @@ def batch_norms_in_two_processes(world):
     compare_resumed(world, world.recipe(), processes=2, stop=2, **{"model.dropout": 0.0})
 
 
-@row("state", "inside a cycle of gradient accumulation: " + EQUAL, cases={"epochs": {}, "iterations": _ITERATIONS})
+@row(
+    "state",
+    "inside a cycle of gradient accumulation: " + EQUAL,
+    cases={"epochs": {}, "iterations": _ITERATIONS},
+)
 def accumulation(world, options):
     hook = {"type": "GradientCumulativeOptimizerHook", "cumulative_iters": 3}
     compare_resumed(world, world.recipe(), stop=2, optimizer_config=hook, **options)
@@ -197,10 +211,15 @@ def other_number_of_processes(world):
 @row("state", _NUMBERED, cases={"unnamed": {}, "named": {"filename_tmpl": "iter_{}.pth"}})
 def interval_in_iterations(world, name):
     work = world.new()
-    options = {"data.train.frames_per_scene": [24], "checkpoint_config": {"interval": 5, "by_epoch": False, **name}}
+    options = {
+        "data.train.frames_per_scene": [24],
+        "checkpoint_config": {"interval": 5, "by_epoch": False, **name},
+    }
     expect_success(world.train(world.recipe(), work, **options))
     names = [path.name for path in checkpoints(work)]
-    expect(names[:4] == ["iter_5.pth", "iter_10.pth", "iter_15.pth", "iter_20.pth"], f"saved {names}")
+    expect(
+        names[:4] == ["iter_5.pth", "iter_10.pth", "iter_15.pth", "iter_20.pth"], f"saved {names}"
+    )
     again = world.new()
     result = world.train(world.recipe(), again, "--resume-from", work / "iter_10.pth", **options)
     expect_success(result)
@@ -214,7 +233,9 @@ def interval_in_iterations(world, name):
 @row("state", "resumed", cases={"real_file": False, "copied": True})
 def only_latest_is_left(world, copied):
     work = world.new()
-    expect_success(world.train(world.recipe(), work, "--max-iters", 3, **{"checkpoint_config.interval": 1}))
+    expect_success(
+        world.train(world.recipe(), work, "--max-iters", 3, **{"checkpoint_config.interval": 1})
+    )
     content = (work / "iter_3.pth").read_bytes()
     (work / "latest.pth").unlink()
     for path in checkpoints(work):
@@ -223,15 +244,24 @@ def only_latest_is_left(world, copied):
     (work / "latest.pth").write_bytes(content)
     result = world.train(world.recipe(), work, "--auto-resume", "--max-iters", 5)
     expect_success(result)
-    expect("resumed" in result.text and "anew" not in result.text, f"not resumed: {end_of(result, 6)}")
+    expect(
+        "resumed" in result.text and "anew" not in result.text, f"not resumed: {end_of(result, 6)}"
+    )
     numbers = [record[1] for record in losses(work)]
     expect(numbers == [1, 2, 3, 4, 5], f"iterations {numbers}")
 
 
-@row("state", "a finished run says that nothing is left", cases={"end": 0, "beyond": 1}, quick=("end",))
+@row(
+    "state",
+    "a finished run says that nothing is left",
+    cases={"end": 0, "beyond": 1},
+    quick=("end",),
+)
 def nothing_left(world, fewer):
     work = world.new()
-    expect_success(world.train(world.recipe(), work, "--max-iters", 3, **{"checkpoint_config.interval": 1}))
+    expect_success(
+        world.train(world.recipe(), work, "--max-iters", 3, **{"checkpoint_config.interval": 1})
+    )
     before = digest(work / "iter_3.pth")
     result = world.train(world.recipe(), work, "--auto-resume", "--max-iters", 3 - fewer)
     expect(result.code == 0 or fewer, f"ended with {result.code}: {end_of(result)}")
@@ -243,7 +273,9 @@ def nothing_left(world, fewer):
 @row("state", "left-over temporary files of a killed run are removed at the next start")
 def temporary_files_go(world):
     work = world.new()
-    expect_success(world.train(world.recipe(), work, "--max-iters", 2, **{"checkpoint_config.interval": 1}))
+    expect_success(
+        world.train(world.recipe(), work, "--max-iters", 2, **{"checkpoint_config.interval": 1})
+    )
     report = kills.kill_within_writes(world, work, world.recipe())
     expect(report, "the row could not kill a run while it wrote")
     result = world.train(world.recipe(), work, "--auto-resume", "--max-iters", 200, seconds=120)
@@ -258,5 +290,7 @@ def resume_of_nothing(world):
     result = world.train(world.recipe(), world.new(), "--resume-from", missing)
     expect_refusal(result, "no_such.pth")
     os.symlink("gone.pth", world.folder / "dangling.pth")
-    result = world.train(world.recipe(), world.new(), "--resume-from", world.folder / "dangling.pth")
+    result = world.train(
+        world.recipe(), world.new(), "--resume-from", world.folder / "dangling.pth"
+    )
     expect_refusal(result, "dangling.pth")

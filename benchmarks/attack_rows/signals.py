@@ -38,9 +38,7 @@ def _whole(world, processes):
 def _go_on(world, config, work, processes):
     """Resume, and compare with the undisturbed run."""
     options = {**_SLOW, "model.seconds": 0}
-    result = world.train(
-        config, work, "--auto-resume", processes=processes, seconds=120, **options
-    )
+    result = world.train(config, work, "--auto-resume", processes=processes, seconds=120, **options)
     expect_success(result, "the resumed run")
     expect("interrupted.pth" in result.text, f"interrupted.pth was not resumed: {end_of(result)}")
     end, expected = _whole(world, processes)
@@ -60,7 +58,9 @@ def _look(result, work, number):
     expect(path.exists(), f"no interrupted.pth: {end_of(result)}")
     meta = load(path)["meta"]
     done = losses(work)[-1]
-    expect(meta["iter"] == (done[0] - 1) * 5 + done[1], f"of iteration {meta['iter']}, logged {done}")
+    expect(
+        meta["iter"] == (done[0] - 1) * 5 + done[1], f"of iteration {meta['iter']}, logged {done}"
+    )
     last = "\n".join(result.lines[-3:])
     expect("--auto-resume" in last or "--resume-from" in last, f"no command at the end: {last}")
     expect(not temporary_files(work), f"left: {temporary_files(work)}")
@@ -79,7 +79,11 @@ def one_process(world, name):
     _go_on(world, config, work, 1)
 
 
-@row("signals", RIGHT + " (to the whole process group, as Ctrl-C in a terminal)", cases={"SIGINT": "SIGINT", "SIGTERM": "SIGTERM"})
+@row(
+    "signals",
+    RIGHT + " (to the whole process group, as Ctrl-C in a terminal)",
+    cases={"SIGINT": "SIGINT", "SIGTERM": "SIGTERM"},
+)
 def process_group(world, name):
     number, work, config = getattr(signal, name), world.new(), world.recipe()
     started = world.start(*train_words(config, work, **_SLOW))
@@ -91,7 +95,11 @@ def process_group(world, name):
     _go_on(world, config, work, 1)
 
 
-@row("signals", "all ranks stop after the same iteration, also when only one got the signal; one file with all ranks' states; the resumed run equals the undisturbed one", cases={"rank_0": (0, "SIGTERM"), "rank_1": (1, "SIGTERM"), "rank_1_usr1": (1, "SIGUSR1")})
+@row(
+    "signals",
+    "all ranks stop after the same iteration, also when only one got the signal; one file with all ranks' states; the resumed run equals the undisturbed one",
+    cases={"rank_0": (0, "SIGTERM"), "rank_1": (1, "SIGTERM"), "rank_1_usr1": (1, "SIGUSR1")},
+)
 def one_rank_of_two(world, rank, name):
     work, config = world.new(), world.recipe()
     started = world.start(*train_words(config, work, **_SLOW), processes=2)
@@ -125,7 +133,11 @@ def _two_processes(world, options):
     return digest(work / "epoch_2.pth"), losses(work)
 
 
-@row("signals", "torchrun passes it on: interrupted.pth within its 30 s, no traceback of ours", cases={name: name for name in ("SIGTERM", "SIGINT")})
+@row(
+    "signals",
+    "torchrun passes it on: interrupted.pth within its 30 s, no traceback of ours",
+    cases={name: name for name in ("SIGTERM", "SIGINT")},
+)
 def torchrun(world, name):
     work, config = world.new(), world.recipe()
     started = world.start(*train_words(config, work, **_SLOW), processes=2)
@@ -159,7 +171,9 @@ def second_signal(world, name):
     expect(not started.left_over(1.0), "workers live on after a second")
 
 
-@row("signals", "before the first iteration: ends soon with 128 + signal, no traceback, workers gone")
+@row(
+    "signals", "before the first iteration: ends soon with 128 + signal, no traceback, workers gone"
+)
 def at_the_start(world):
     work, options = world.new(), {**_SLOW, "data.train.seconds": 1.5}
     started = world.start(*train_words(world.recipe(), work, **options))
@@ -171,9 +185,14 @@ def at_the_start(world):
     expect(not started.left_over(1.0), "workers live on after a second")
 
 
-@row("signals", "while evaluating within a run: interrupted.pth, the resumed run equals the undisturbed one")
+@row(
+    "signals",
+    "while evaluating within a run: interrupted.pth, the resumed run equals the undisturbed one",
+)
 def within_an_evaluation(world):
-    config = world.recipe("evaluation = dict(interval=1, pipeline=[])\ndata['val']['seconds'] = 0.5\n")
+    config = world.recipe(
+        "evaluation = dict(interval=1, pipeline=[])\ndata['val']['seconds'] = 0.5\n"
+    )
     work = world.new()
     started = world.start(*train_words(config, work, **{**_SLOW, "model.seconds": 0}))
     expect(started.wait_for("Saving checkpoint at 1 epochs", 60), f"no: {started.text[-300:]}")
@@ -190,7 +209,11 @@ def within_an_evaluation(world):
     expect(digest(work / "epoch_2.pth") == end, "the end differs from the undisturbed run's")
 
 
-@row("signals", "tools/eval.py: exit code 128 + signal, no traceback, workers gone", cases={name: name for name in ("SIGTERM", "SIGINT", "SIGHUP")})
+@row(
+    "signals",
+    "tools/eval.py: exit code 128 + signal, no traceback, workers gone",
+    cases={name: name for name in ("SIGTERM", "SIGINT", "SIGHUP")},
+)
 def evaluation(world, name):
     config = world.recipe("data['test']['seconds'] = 0.5\ndata['workers_per_gpu'] = 2\n")
     words = ("tools/eval.py", config, world.trained() / "iter_4.pth")
@@ -206,7 +229,10 @@ def evaluation(world, name):
     expect(not started.left_over(1.0), "workers live on after a second")
 
 
-@row("signals", "interrupted.pth lies in the work dir although checkpoints lie in out_dir; --auto-resume finds it")
+@row(
+    "signals",
+    "interrupted.pth lies in the work dir although checkpoints lie in out_dir; --auto-resume finds it",
+)
 def checkpoints_elsewhere(world):
     work, config, out = world.new(), world.recipe(), world.new("out")
     options = {**_SLOW, "checkpoint_config": {"interval": 1, "out_dir": str(out)}}
@@ -215,6 +241,8 @@ def checkpoints_elsewhere(world):
     started.process.send_signal(signal.SIGTERM)
     result = started.finish(30)
     _look(result, work, signal.SIGTERM)
-    result = world.train(config, work, "--auto-resume", seconds=60, **{**options, "model.seconds": 0})
+    result = world.train(
+        config, work, "--auto-resume", seconds=60, **{**options, "model.seconds": 0}
+    )
     expect_success(result)
     expect("interrupted.pth" in result.text, f"not resumed: {end_of(result)}")

@@ -136,7 +136,9 @@ class World:
 
         def make():
             work = self.new("trained")
-            result = self.train(self.recipe(), work, "--max-iters", 4, **{"checkpoint_config.interval": 1})
+            result = self.train(
+                self.recipe(), work, "--max-iters", 4, **{"checkpoint_config.interval": 1}
+            )
             if result.code != 0:
                 raise RuntimeError(result.text)
             return work
@@ -222,6 +224,7 @@ def derive(config, options):
         section = sections
         for name in path:
             section = section.setdefault(name, {})
+        value = str(value) if isinstance(value, Path) else value
         section[last] = {"_delete_": True, **value} if isinstance(value, dict) else value
     folder = Path(tempfile.mkdtemp(dir=config.parent))
     path = folder / config.name
@@ -299,9 +302,7 @@ def tensors_of(value):
 def is_finite(path):
     """Whether all numbers of a checkpoint are finite."""
     return all(
-        bool(torch.isfinite(one).all())
-        for one in tensors_of(load(path))
-        if one.is_floating_point()
+        bool(torch.isfinite(one).all()) for one in tensors_of(load(path)) if one.is_floating_point()
     )
 
 

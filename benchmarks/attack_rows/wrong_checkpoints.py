@@ -44,12 +44,21 @@ def _damage(path, how):
     elif how == "pickle":
         with zipfile.ZipFile(path) as file:
             entry = next(one for one in file.infolist() if one.filename.endswith("data.pkl"))
-        at = data.index(b"max_iters", entry.header_offset) if b"max_iters" in data else entry.header_offset + 400
+        at = (
+            data.index(b"max_iters", entry.header_offset)
+            if b"max_iters" in data
+            else entry.header_offset + 400
+        )
         data[at] ^= 0x01
     path.write_bytes(bytes(data))
 
 
-@row("state", "a {case} flipped or lost inside a checkpoint: refused by every tool, --auto-resume takes the one before", cases={"bit": "bit", "block": "block", "pickle": "pickle"}, quick=("bit",))
+@row(
+    "state",
+    "a {case} flipped or lost inside a checkpoint: refused by every tool, --auto-resume takes the one before",
+    cases={"bit": "bit", "block": "block", "pickle": "pickle"},
+    quick=("bit",),
+)
 def damaged(world, how):
     work = world.new()
     options = {"checkpoint_config.interval": 1, "model.ballast": 20_000}
@@ -64,15 +73,24 @@ def damaged(world, how):
     expect(f"resumed {work}/iter_2.pth" in result.text, f"not from iter_2: {end_of(result)}")
 
 
-@row("state", "a checkpoint of {case}: resume refuses; load_from says so and needs a switch", cases={"other_classes": 0, "another_order": 1}, quick=("another_order",))
+@row(
+    "state",
+    "a checkpoint of {case}: resume refuses; load_from says so and needs a switch",
+    cases={"other_classes": 0, "another_order": 1},
+    quick=("another_order",),
+)
 def classes(world, reorder):
     content = load(world.trained() / "iter_2.pth")
     names = list(content["meta"]["CLASSES"])
-    content["meta"]["CLASSES"] = names[::-1] if reorder else [f"kind_{i}" for i in range(len(names))]
+    content["meta"]["CLASSES"] = (
+        names[::-1] if reorder else [f"kind_{i}" for i in range(len(names))]
+    )
     path, config = _save(world, content), world.recipe()
     expect_refusal(_call(world, "resume", path), "class", what="resume")
     expect_refusal(_call(world, "eval", path), "class", what="eval")
-    expect_refusal(_call(world, "load_from", path), "class", "load_from_other_classes", what="load_from")
+    expect_refusal(
+        _call(world, "load_from", path), "class", "load_from_other_classes", what="load_from"
+    )
     options = {"load_from": str(path), "load_from_other_classes": True}
     result = world.train(config, world.new(), "--max-iters", 1, **options)
     expect_success(result, "load_from with the switch")
@@ -181,7 +199,12 @@ _SPOILS = {
 }  # fmt: skip
 
 
-@row("wrong", "a checkpoint with {case}: one line in each tool that reads it, no traceback in the others", cases={name: (name,) for name in _SPOILS}, quick=("meta_as_text", "optimizer_as_list"))
+@row(
+    "wrong",
+    "a checkpoint with {case}: one line in each tool that reads it, no traceback in the others",
+    cases={name: (name,) for name in _SPOILS},
+    quick=("meta_as_text", "optimizer_as_list"),
+)
 def spoiled(world, name):
     spoil, refused_by = _SPOILS[name]
     content = load(world.trained() / "iter_2.pth")
@@ -198,10 +221,26 @@ def spoiled(world, name):
     expect(not wrong, "; ".join(wrong))
 
 
-@row("wrong", "a checkpoint with {case}: --auto-resume passes over it or stops in one line", cases={name: (name,) for name in ("meta_as_text", "iter_negative", "empty_state_dict", "ranks_as_text", "optimizer_as_list", "iter_as_text")})
+@row(
+    "wrong",
+    "a checkpoint with {case}: --auto-resume passes over it or stops in one line",
+    cases={
+        name: (name,)
+        for name in (
+            "meta_as_text",
+            "iter_negative",
+            "empty_state_dict",
+            "ranks_as_text",
+            "optimizer_as_list",
+            "iter_as_text",
+        )
+    },
+)
 def spoiled_newest(world, name):
     work = world.new()
-    expect_success(world.train(world.recipe(), work, "--max-iters", 3, **{"checkpoint_config.interval": 1}))
+    expect_success(
+        world.train(world.recipe(), work, "--max-iters", 3, **{"checkpoint_config.interval": 1})
+    )
     content = load(work / "iter_3.pth")
     torch.save(_SPOILS[name][0](content), str(work / "iter_3.pth"))
     result = world.train(world.recipe(), work, "--auto-resume", "--max-iters", 4)
@@ -211,7 +250,18 @@ def spoiled_newest(world, name):
         expect(f"resumed {work}/iter_2.pth" in result.text, f"not from iter_2: {end_of(result)}")
 
 
-@row("wrong", "files that are no checkpoints: one line in every tool", cases={"text": b"hello\n", "html": b"<html>" * 100, "picture": b"\xff\xd8\xff\xe0" + b"\0" * 500, "zip": None, "zeros": bytes(5000)}, quick=("text",))
+@row(
+    "wrong",
+    "files that are no checkpoints: one line in every tool",
+    cases={
+        "text": b"hello\n",
+        "html": b"<html>" * 100,
+        "picture": b"\xff\xd8\xff\xe0" + b"\0" * 500,
+        "zip": None,
+        "zeros": bytes(5000),
+    },
+    quick=("text",),
+)
 def no_checkpoint(world, data):
     path = world.new() / "file.pth"
     if data is None:

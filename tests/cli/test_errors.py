@@ -5,6 +5,7 @@ import re
 import signal
 import time
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -143,6 +144,33 @@ def test_memory_errors_are_one_line():
         raise getattr(torch.cuda, "OutOfMemoryError", RuntimeError)(
             "CUDA out of memory. Tried to allocate 20.00 MiB"
         )
+
+
+@pytest.mark.parametrize(
+    ("gib", "named"),
+    [
+        (1, "fits into the 1 GiB of this GPU: none does,"),
+        (6, "of this GPU: bevformer_bf16.py (5.6 GiB), bevformer_tiny.py (4.2 GiB), "),
+        (24, "of this GPU: bevformer_base.py (17.5 GiB), "),
+    ],
+)
+def test_out_of_gpu_memory_names_the_recipes_that_fit(monkeypatch, gib, named):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    total = SimpleNamespace(total_memory=gib * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: total)
+    with pytest.raises(SystemExit) as stop, tool_errors(debug=False):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    assert named in stop.value.code
+    assert ("bevformer_base.py" in stop.value.code) == (gib == 24)
+
+
+def test_names_in_errors_have_no_control_characters():
+    with pytest.raises(SystemExit) as stop, tool_errors(debug=False):
+        raise ValueError("sample a\x1b[2J\rb\nc \u202e\udc80 is missing")
+    assert stop.value.code.startswith(
+        r"error (rank 0): sample a\x1b[2J b c \u202e\udc80 is missing ["
+    )
 
 
 def test_other_runtime_errors_keep_their_traceback():

@@ -138,8 +138,7 @@ def test_ignored_signals_stay_ignored():
 @pytest.mark.parametrize("number", NUMBERS)
 def test_tools_end_with_the_code_of_the_signal(number, capsys):
     with pytest.raises(SystemExit) as ended, tool_errors(debug=False):
-        os.kill(os.getpid(), number)
-        time.sleep(5)
+        signal.raise_signal(number)
     assert ended.value.code == 128 + number
     assert capsys.readouterr().err == f"ended by {signal.Signals(number).name}\n"
 

@@ -33,8 +33,6 @@ def named_ending(runner: BaseRunner) -> Iterator[None]:
     try:
         yield
     except NonFiniteError as error:
-        if get_rank() != 0:
-            raise FirstRankError(str(error)) from None
         text = f"{error}; no checkpoint was saved before"
         if runner.saved is not None:
             path, iterations = runner.saved
@@ -44,7 +42,7 @@ def named_ending(runner: BaseRunner) -> Iterator[None]:
                 f"{command_to_go_on(path)}"
             )
         log_to_file(runner.logger, "%s", text)
-        raise NonFiniteError(text) from None
+        raise (NonFiniteError if get_rank() == 0 else FirstRankError)(text) from None
 
 
 @HOOKS.register_module()
@@ -94,7 +92,7 @@ class FiniteLossHook(Hook):
             for name in ("lr", "momentum", "betas"):
                 values = group.get(name, 0.0)
                 for value in values if isinstance(values, tuple) else (values,):
-                    if not 0 <= value < math.inf:
+                    if isinstance(value, (int, float)) and not 0 <= value < math.inf:
                         self._stop(runner, f"the optimizer's {name} is {values}", None)
 
     def after_train_iter(self, runner: BaseRunner) -> None:

@@ -218,3 +218,11 @@ class LossScalingOptimizerHook(OptimizerHook):
     def checkpoint_meta(self) -> dict:
         """State of the scaler for a checkpoint; reading it forces a sync."""
         return {"grad_scaler": self.scaler.state_dict()}
+
+    def state_of_run(self) -> dict[str, int]:
+        """For checkpoints."""
+        return {"overflows": self.overflows}
+
+    def resume_state(self, state: dict[str, Any]) -> None:
+        """Go on with what `state_of_run` of an earlier process returned."""
+        self.overflows = state["overflows"]

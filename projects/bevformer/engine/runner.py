@@ -48,7 +48,7 @@ class _SafeCheckpoints:
     batch = None  # samples of an iteration, all processes together
     epoch_length = None  # iterations of an epoch
     resumed = None  # path and meta of the checkpoint that was resumed
-    saved = None  # path and iterations of the newest checkpoint of this run, on rank 0
+    saved = None  # path and iterations of the newest checkpoint of this run
     interruption = None  # notes signals
     skipped = False  # whether the iteration at hand makes no step, see FiniteLossHook
     _ranks = None  # states of all ranks, while a checkpoint is saved
@@ -142,8 +142,13 @@ class _SafeCheckpoints:
         """
         with self._raw_weights():
             self._ranks = gather_rank_states(self.model.module, self.model.device)
+
+        def save():
+            self.save_checkpoint(out_dir, filename_tmpl, **options)
+            return self.saved
+
         try:
-            on_first_rank(lambda: self.save_checkpoint(out_dir, filename_tmpl, **options))
+            self.saved = on_first_rank(save)
         finally:
             self._ranks = None
 
