@@ -90,6 +90,8 @@ def has_fused_cuda_kernels(optimizer_class):
 
 # torch >= 2.3.
 _GROUPS_TAKE_A_DEVICE = _takes(torch.distributed.init_process_group, "device_id")
+# With "1" a collective of NCCL that times out ends its process; torch 1.10 would wait forever.
+NCCL_TIME_OUTS = f"{'TORCH_' if _GROUPS_TAKE_A_DEVICE else ''}NCCL_ASYNC_ERROR_HANDLING"
 
 
 def device_of_process_group(device):

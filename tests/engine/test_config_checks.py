@@ -237,6 +237,7 @@ def test_keys_of_the_original_without_effect_pass(name, changes):
             r"attn_cfgs\.0\.attn_drop is 0\.3, .*dropout is 0\.1 and counts instead",
         ),
         (TINY, {"auto_scale_lr.base_batch_size": 0}, r"^auto_scale_lr\.base_batch_size is 0: "),
+        (TINY, {"dist_params.timeout_minutes": 0}, "timeout_minutes is 0: it must be a positive number"),
         (TINY, {"optimizer_config.grad_clip.max_norm": -1}, "max_norm is -1: it must be a positive number"),
         (TINY, {"runner.max_epochs": 0}, r"^runner\.max_epochs is 0: "),
         (TINY, {"data.train.classes": ["car", "car"]}, r"classes is \['car', 'car'\]: .*each once"),

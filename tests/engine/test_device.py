@@ -1,7 +1,10 @@
 """Choice of the device on machines that are pretended: none of these tests needs a GPU."""
 
+import os
+
 import pytest
 import torch
+from mmcv import Config
 
 from projects.bevformer import compat
 from projects.bevformer.engine import device as module
@@ -96,14 +99,14 @@ def test_the_log_names_the_gpu_and_a_choice_of_the_cpu(gpus):
 def join(monkeypatch):
     """Join a pretended process group; returns device and arguments of the group."""
 
-    def join(launcher, local_rank, device=None):
+    def join(launcher, local_rank, device=None, **options):
         arguments = {}
         place = distributed._Place(local_rank, 4, local_rank, "env://")
         monkeypatch.setattr(distributed, "_place_of_this_process", lambda launcher: place)
         monkeypatch.setattr(
             distributed.dist, "init_process_group", lambda **options: arguments.update(options)
         )
-        return distributed.init_process(launcher, device), arguments
+        return distributed.init_process(launcher, device, **options), arguments
 
     return join
 
@@ -132,6 +135,24 @@ def test_process_group_is_bound_to_its_gpu(gpus, join, monkeypatch):
     assert "device_id" not in join("pytorch", 3, "cpu")[1]
     monkeypatch.setattr(compat, "_GROUPS_TAKE_A_DEVICE", False)
     assert "device_id" not in join("pytorch", 3)[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "seconds"),
+    [({}, 600), ({"dist_params": {"backend": "nccl", "timeout_minutes": 0.5}}, 30)],
+)
+def test_time_out_of_collectives(gpus, join, monkeypatch, options, seconds):
+    gpus(4)
+    monkeypatch.delenv(compat.NCCL_TIME_OUTS, raising=False)
+    minutes = distributed.timeout_minutes(Config(options))
+    assert join("pytorch", 3, "cpu", timeout_minutes=minutes)[1]["timeout"].seconds == seconds
+    assert compat.NCCL_TIME_OUTS not in os.environ
+    # NCCL's own time-out ends a process without a word: the thread of signs of life comes before it.
+    assert join("pytorch", 3, timeout_minutes=minutes)[1]["timeout"].seconds == seconds + 60
+    assert os.environ[compat.NCCL_TIME_OUTS] == "1"
+    monkeypatch.setenv(compat.NCCL_TIME_OUTS, "0")
+    join("pytorch", 3)
+    assert os.environ[compat.NCCL_TIME_OUTS] == "0"
 
 
 @pytest.mark.parametrize("message", [CPU_BUILD, NO_DRIVER])

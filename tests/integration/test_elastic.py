@@ -40,7 +40,7 @@ def start(nodes, folder, kills=()):
             *("--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d", "--rdzv_id=test"),
             f"--rdzv_endpoint=127.0.0.1:{port}",
         ]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--max_restarts=3", *rendezvous]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--max_restarts=12", *rendezvous]
     paths = os.pathsep.join(map(str, (REPOSITORY, REPOSITORY / "tests" / "helpers")))
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     work = folder / "work"
@@ -53,7 +53,7 @@ def start(nodes, folder, kills=()):
         for _ in range(nodes)
     ]  # fmt: skip
     try:
-        printed = [agent.communicate(timeout=150)[0] for agent in agents]
+        printed = [agent.communicate(timeout=400)[0] for agent in agents]
     finally:
         for agent in agents:
             agent.terminate()

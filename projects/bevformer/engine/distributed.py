@@ -25,7 +25,6 @@ from projects.bevformer.interruption import command_to_go_on, kill_children, tel
 TIMEOUT_MINUTES = 10
 # NCCL ends a process in which a collective timed out without a word: it gets later than the signs of life.
 _NCCL_LATER_S = 60
-_NCCL_VARIABLES = ("NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_ASYNC_ERROR_HANDLING")
 # What gloo, NCCL and the store say when another process is gone.
 _LOST = (
     r"Connection (closed by peer|reset by peer|refused)|Broken pipe|Timed out waiting|Socket Timeout|"
@@ -132,8 +131,8 @@ def init_process(
     place = _place_of_this_process(launcher)
     chosen = select_device(device, _gpu_of_this_process(launcher, place.local_rank))
     on_gpu = chosen.type == "cuda"
-    if not any(name in os.environ for name in _NCCL_VARIABLES):
-        os.environ.update(dict.fromkeys(_NCCL_VARIABLES, "1"))  # of torch 1.10, of torch 2
+    if on_gpu:
+        os.environ.setdefault(compat.NCCL_TIME_OUTS, "1")
     timeout_s = 60 * timeout_minutes
     dist.init_process_group(
         backend="nccl" if on_gpu else "gloo",
