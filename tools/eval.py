@@ -145,6 +145,7 @@ def evaluate(args, eval_options):
         init_process,
         launched_as_first,
         shut_down,
+        timeout_minutes,
     )
     from projects.bevformer.engine.evaluate import build_trained_model, evaluation_dir, predict
     from projects.bevformer.engine.log import get_run_logger
@@ -169,7 +170,7 @@ def evaluate(args, eval_options):
     if args.deterministic:
         make_deterministic()  # before CUDA starts
     wanted = args.device if args.results is None else "cpu"  # scoring a file needs no GPU
-    device = init_process(args.launcher, wanted, chosen_gpu(args))
+    device = init_process(args.launcher, wanted, chosen_gpu(args), timeout_minutes(cfg))
     logger = get_run_logger(level=cfg.get("log_level", "INFO"))
     logger.info("device %s", describe_device(device))
     set_seed(choose_seed(args.seed), args.deterministic)

@@ -23,9 +23,10 @@ def inspect(args):
     from projects.bevformer.engine.checkpoint_summary import compare, describe
     from projects.bevformer.engine.config import load_config
     from projects.bevformer.engine.config_checks import check_sections
+    from projects.bevformer.engine.non_finite import check_finite
     from projects.bevformer.messages import printable
 
-    checkpoint = load_checkpoint(args.checkpoint)
+    checkpoint = load_checkpoint(args.checkpoint, finite=False)
     for what, value in describe(checkpoint, args.checkpoint):
         print(printable(f"{what:15s} {value}"))
     if args.keys:
@@ -37,6 +38,7 @@ def inspect(args):
         check_sections(cfg, ["model"])
         for line in compare(checkpoint, args.checkpoint, cfg):
             print(printable(f"  {line}"))
+    check_finite(checkpoint, f"checkpoint {args.checkpoint}", most=100)
 
 
 if __name__ == "__main__":

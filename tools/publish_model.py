@@ -1,4 +1,4 @@
-"""Keep the weights of a checkpoint: python tools/publish_model.py CHECKPOINT TARGET [--half]."""
+"""Keep the weights of a checkpoint: python tools/publish_model.py CHECKPOINT TARGET [--half] [--safetensors]."""
 
 from pathlib import Path
 
@@ -11,16 +11,16 @@ from projects.bevformer.cli.errors import quiet_start, tool_errors
 def main():
     parser = make_parser(__doc__)
     parser.add_argument("checkpoint", help="written by tools/train.py")
-    parser.add_argument("target", type=Path, help="file to write")
+    parser.add_argument("target", type=Path, help="file to write, .pth or .safetensors")
     parser.add_argument("--half", action="store_true", help="matrices and kernels as float16")
+    parser.add_argument("--safetensors", action="store_true", help="whatever the target is called")
     add_debug_argument(parser)
     args = parser.parse_args()
     with tool_errors(args.debug):
         quiet_start()
         from projects.bevformer.engine.checkpoint import publish_weights
 
-        args.target.parent.mkdir(parents=True, exist_ok=True)
-        publish_weights(args.checkpoint, args.target, args.half)
+        publish_weights(args.checkpoint, args.target, args.half, args.safetensors)
         print(f"{args.target}: {args.target.stat().st_size / 2**20:.1f} MiB")
 
 

@@ -62,7 +62,7 @@ def run(args):
     from projects.bevformer.engine.config import load_config, resolve_work_dir
     from projects.bevformer.engine.config_checks import check_config
     from projects.bevformer.engine.determinism import make_deterministic
-    from projects.bevformer.engine.distributed import init_process
+    from projects.bevformer.engine.distributed import init_process, timeout_minutes
     from projects.bevformer.engine.train import train
 
     options = merge_deprecated(args.cfg_options, args.options, "--options", "--cfg-options")
@@ -75,7 +75,7 @@ def run(args):
     setup_multi_processes(cfg)
     if args.deterministic:
         make_deterministic()  # before CUDA starts
-    device = init_process(args.launcher, args.device, chosen_gpu(args))
+    device = init_process(args.launcher, args.device, chosen_gpu(args), timeout_minutes(cfg))
     train(
         cfg,
         device,

@@ -123,7 +123,7 @@ def write_error(error: OSError, path: str | Path, size_bytes: int | None = None)
     folder = osp.dirname(osp.abspath(str(path)))
     if error.errno in _FULL:
         free = free_bytes(folder)
-        needs = "" if size_bytes is None else f"the file needs at least {mib(size_bytes)}, "
+        needs = "" if not size_bytes else f"the file needs {mib(size_bytes)} or more, "
         left = "unknown" if free is None else mib(free)
         text = f"{needs}free in {folder}: {left}; make room there, or write to another disk"
     else:
@@ -131,16 +131,6 @@ def write_error(error: OSError, path: str | Path, size_bytes: int | None = None)
     explained = type(error)(f"{path} cannot be written ({error.strerror or error}): {text}")
     explained.errno = error.errno
     return explained
-
-
-def _writing_error(error: BaseException, paths: tuple[str, ...]) -> OSError | None:
-    """The OSError of writing one of `paths` in a chain of errors; torch.save hides it behind its own."""
-    cause: BaseException | None = error
-    while isinstance(cause, RuntimeError):
-        cause = cause.__cause__ or cause.__context__
-    if isinstance(cause, OSError) and cause.errno and cause.filename in (None, *paths):
-        return cause
-    return None
 
 
 def _sync(handle: int, what: str) -> None:
@@ -229,9 +219,8 @@ def atomic_write(
                 size_bytes = osp.getsize(temporary)
         with contextlib.suppress(OSError):
             os.remove(temporary)
-        cause = _writing_error(error, (temporary, path))
-        if cause is not None:
-            raise write_error(cause, path, size_bytes) from error
+        if isinstance(error, OSError) and error.errno and error.filename in (None, temporary, path):
+            raise write_error(error, path, size_bytes) from error
         raise
     _sync_folder(folder)
 

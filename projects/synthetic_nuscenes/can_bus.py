@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 
+from projects.bevformer.files import atomic_write
 from projects.synthetic_nuscenes.rotations import quaternion_from_matrix
 from projects.synthetic_nuscenes.world import MARGIN_S
 
@@ -39,7 +40,8 @@ def write_can_bus(folder, world, first_timestamp_us):
     stations = np.arange(world.ego.s[0], world.ego.s[-1] + 50.0, _ROUTE_STEP_M)
     contents["route"] = np.stack(world.road.point(stations, world.ego.d), axis=1).tolist()
     for name, content in contents.items():
-        (folder / f"{world.name}_{name}.json").write_text(json.dumps(content))
+        with atomic_write(folder / f"{world.name}_{name}.json") as file:
+            file.write(json.dumps(content))
 
 
 class _State:

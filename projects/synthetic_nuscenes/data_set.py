@@ -4,6 +4,7 @@ import functools
 import multiprocessing
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Optional, Sequence, Tuple
 
@@ -173,8 +174,13 @@ def _run(work, tasks, workers):
         return
     # Spawn instead of fork: threads of the caller (torch, OpenMP) do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    with context.Pool(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+    with context.Pool(workers, initializer=_start_worker) as pool:
         yield from pool.imap(work, tasks)
+
+
+def _start_worker():
+    cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: the parent ends the pool
 
 
 def _check(version, seed, image_hw, frames_per_scene, scenes, workers):

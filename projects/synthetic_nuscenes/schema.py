@@ -6,6 +6,7 @@ from typing import Dict, List, Sequence, Tuple
 
 import numpy as np
 
+from projects.bevformer.files import atomic_write
 from projects.bevformer.nuscenes.spec import BICYCLE_RACK, CATEGORY_TO_CLASS
 from projects.synthetic_nuscenes.catalogue import KINDS
 from projects.synthetic_nuscenes.recording import LIDAR_CHANNEL, Frame, log_name
@@ -212,7 +213,8 @@ class TableWriter:
     def write(self, folder):
         """Write every table to <folder>/<table>.json."""
         for name, rows in self._tables.items():
-            (folder / f"{name}.json").write_text(json.dumps(rows, indent=0))
+            with atomic_write(folder / f"{name}.json") as file:
+                file.write(json.dumps(rows, indent=0))
 
 
 def _neighbours(tokens):

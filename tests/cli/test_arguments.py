@@ -74,6 +74,11 @@ def test_words_that_are_not_key_value_are_refused(parser, word, capsys):
     assert f"--cfg-options {word}: it must be KEY=VALUE" in capsys.readouterr().err
 
 
+def test_values_nested_too_deeply_are_refused():
+    with pytest.raises(ValueError, match=r"^options a=\[\[\[.*recursion"):
+        parse_options(["a=" + "[" * 3000 + "]" * 3000])
+
+
 def test_unbalanced_brackets_are_named():
     with pytest.raises(ValueError, match=r"a=\[1,\(2\]"):
         parse_options(["a=[1,(2]"])

@@ -3,6 +3,8 @@
 import os
 import re
 import signal
+import time
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from projects.bevformer.cli.errors import tool_errors
+from projects.bevformer.engine import distributed, sample_loader
 
 
 class Broken:
@@ -44,6 +47,25 @@ def test_errors_of_workers_are_one_line(broken_batches):
 def test_debug_lets_the_error_through(broken_batches):
     with pytest.raises(ValueError, match="Original Traceback"), tool_errors(debug=True):
         next(broken_batches)
+
+
+def test_an_error_of_the_first_rank_is_reported_by_that_alone():
+    error = OSError("a.pth cannot be written")
+    error.of_first_rank = True
+    with pytest.raises(SystemExit) as stop, tool_errors(debug=False):
+        raise error
+    assert stop.value.code == 1
+
+
+def test_a_rank_reports_before_it_leaves_the_group(monkeypatch, capsys):
+    reported = []
+    monkeypatch.setattr(distributed, "is_distributed", lambda: True)
+    monkeypatch.setattr(distributed, "get_rank", lambda: 3)
+    monkeypatch.setattr(distributed, "shut_down", lambda: reported.append(capsys.readouterr().err))
+    with pytest.raises(SystemExit) as stop, tool_errors(debug=False):
+        raise ValueError("a.pth is broken")
+    assert stop.value.code == 1
+    assert reported == ["error (rank 3): a.pth is broken [--debug shows where]\n"]
 
 
 def test_non_finite_loss_is_one_line():
@@ -115,27 +137,6 @@ def test_errors_about_the_machine_are_one_line(message, named):
         raise RuntimeError(message)
 
 
-class KilledWorker(Dataset):
-    """A data set whose worker is killed by a signal."""
-
-    def __init__(self, number):
-        self.number = number
-
-    def __len__(self):
-        return 2
-
-    def __getitem__(self, index):
-        os.kill(os.getpid(), self.number)
-
-
-@pytest.mark.parametrize("number", [signal.SIGBUS, signal.SIGKILL])
-def test_a_killed_worker_is_one_line(number):
-    loader = DataLoader(KilledWorker(number), num_workers=1)
-    with pytest.raises(SystemExit) as stop, tool_errors(debug=False):
-        next(iter(loader))
-    assert "data.workers_per_gpu" in stop.value.code
-
-
 def test_memory_errors_are_one_line():
     with pytest.raises(SystemExit, match="the host is out of memory"), tool_errors(debug=False):
         raise MemoryError
@@ -175,3 +176,44 @@ def test_names_in_errors_have_no_control_characters():
 def test_other_runtime_errors_keep_their_traceback():
     with pytest.raises(RuntimeError, match="sizes of tensors"), tool_errors(debug=False):
         raise RuntimeError("The sizes of tensors must match")
+
+
+class DyingWorker(Dataset):
+    """Samples with tokens; a worker is killed by one of them."""
+
+    def __init__(self, fatal, number):
+        self.fatal, self.number = fatal, number
+        self.data_infos = [{"token": f"s{index}"} for index in range(12)]
+
+    def __len__(self):
+        return len(self.data_infos)
+
+    def __getitem__(self, index):
+        if self.data_infos[index]["token"] == self.fatal:
+            time.sleep(0.2)  # what came before is read
+            os.kill(os.getpid(), self.number)
+        return index
+
+
+@pytest.mark.parametrize(
+    ("workers", "number", "reason"),
+    [
+        (1, signal.SIGKILL, "host is out of memory"),
+        (2, signal.SIGSEGV, "broken file"),
+    ],
+)
+def test_a_dead_worker_names_its_samples(workers, number, reason, monkeypatch):
+    monkeypatch.setattr(sample_loader, "_loaders", weakref.WeakSet())
+    loader = sample_loader.SampleLoader(
+        DyingWorker("s6", number),
+        batch_size=2,
+        num_workers=workers,
+        persistent_workers=workers == 2,
+    )
+    with pytest.raises(SystemExit) as stop, tool_errors(debug=False):
+        list(loader)
+    line = stop.value.code
+    assert reason in line
+    # Batch 3, with s6, and the one that this worker was to read next.
+    following = "s8, s9" if workers == 1 else "s10, s11"
+    assert f"({signal.Signals(number).name}) had the samples s6, s7, {following} [" in line, line

@@ -493,6 +493,7 @@ class MirroredByASubclass(RandomFlip3D):
 def test_versions_of_a_test_frame_are_refused(make_dataset, two_scenes, option):
     step = dict(type="MultiScaleFlipAug3D", transforms=[], img_scale=(1600, 900), pts_scale_ratio=1)
     make_dataset(two_scenes, pipeline=[dict(step, flip=False, pts_scale_ratio=[1.0])])
+    make_dataset(two_scenes, pipeline=[dict(step, img_scale=[1600, 900])])  # of JSON and YAML
     (name,) = option
     with pytest.raises(ValueError, match=rf"MultiScaleFlipAug3D\({name}=.*tests each frame once"):
         make_dataset(two_scenes, pipeline=[dict(step, **option)])

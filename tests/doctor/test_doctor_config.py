@@ -11,6 +11,7 @@ from projects.bevformer.doctor.config import check_config, info_files_of, read_c
 from projects.bevformer.engine.memory import OVERHEAD_MIB, TRAINING_MIB, training_mib
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+DEMO = CONFIGS.with_name("data") / "demo" / "bevformer_demo.pth"
 
 
 def troubles(findings):
@@ -70,6 +71,7 @@ def test_a_config_that_cannot_be_read(tmp_path, text, says):
     ("options", "level", "where", "says"),
     [
         (dict(load_from="gone.pth"), "broken", "load_from", "gone.pth does not exist"),
+        (dict(resume_from=str(DEMO)), "broken", "resume_from", "holds no optimizer state, so it cannot"),
         (dict(load_from=__file__), "broken", "load_from", "cannot be read"),
         (dict(load_from="https://x/a.pth"), "warning", "load_from", "is downloaded"),
         (dict(load_from=str(CONFIGS)), "broken", "load_from", "is a folder: name one of its files"),

@@ -141,6 +141,7 @@ def test_resume_reorders_the_optimizer_state_too(config, tmp_path):
         runner = SafeIterBasedRunner(
             model, optimizer=optimizer, work_dir=str(tmp_path), logger=LOGGER, max_iters=9, meta={}
         )
+        runner.epoch_length = 9
         return runner, dict(detector.named_parameters())[EMBEDDINGS]
 
     first, weight = runner(FIVE)

@@ -1,6 +1,8 @@
+import gc
 import logging
 import os
 import pickle
+import resource
 
 import numpy as np
 import pytest
@@ -91,6 +93,21 @@ def test_failed_save_keeps_the_earlier_file(tmp_path, monkeypatch):
         save_checkpoint(path, DummyDetector(), meta={"epoch": 2})
     assert load_checkpoint(path)["meta"]["epoch"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
+
+
+@pytest.mark.parametrize("limit_bytes", [1, 64, 1000, 3000])
+def test_an_error_of_the_disk_survives_torch_save(tmp_path, limit_bytes):
+    """The writer of torch 1.10 ends the process if it meets one."""
+    path = tmp_path / "a.pth"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"a\.pth cannot be written \(File too large\)"):
+            save_checkpoint(path, DummyDetector())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    gc.collect()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_latest_follows_the_newest(tmp_path):

@@ -143,3 +143,14 @@ def test_inspect_checkpoint_prints_both_and_refuses_other_files(tmp_path, monkey
     path.write_bytes(b"nothing")
     with pytest.raises(SystemExit, match="cannot be read"):
         tool.main()
+
+
+def test_inspect_checkpoint_names_tensors_that_are_not_finite(tmp_path, monkeypatch, capsys):
+    tool = load_tool("inspect_checkpoint")
+    path = tmp_path / "a.pth"
+    weights = {"conv.weight": torch.tensor([1.0, float("nan")]), "conv.bias": torch.zeros(2)}
+    torch.save({"state_dict": weights, "optimizer": {"state": {0: torch.tensor(1e999)}}}, path)
+    monkeypatch.setattr("sys.argv", ["tool.py", str(path)])
+    with pytest.raises(SystemExit, match="a.pth: 2 of 3 .*: conv.weight, optimizer.state.0 "):
+        tool.main()
+    assert "a.pth" in capsys.readouterr().out

@@ -100,16 +100,25 @@ def test_two_processes_stay_bit_equal(tmp_path, tool_environment):
     assert report["losses_differ_by_rank"]
     assert report["parameters_equal"]
     assert report["gradient_is_the_mean_over_ranks"]
-    # The hook ends both ranks, and both name the sample that only rank 1 has read.
-    for message in report["nan_messages"]:
-        assert "loss is not finite" in message
-        assert "samples s0f1)" in message
+    # What only rank 1 has read ends both ranks, or both leave it out and go on.
+    for what, problem in (
+        ("loss", "the loss is nan (loss_cls is nan"),
+        ("gradient", "6 of 6 grad"),
+    ):
+        for message in report["non_finite"][f"{what}, stop"]:
+            assert message.startswith(f"iteration 7 (epoch 1): {problem}")
+            assert message.endswith("; samples s0f1 of rank 1")
+        after = [[True, True, True], [False, False, True]]
+        assert report["non_finite"][f"{what}, skip"] == [after, after]
     # Both read what only the folder of rank 0 has, and both name its broken file.
     for rank, (found, epoch, same, files, message) in enumerate(report["resumed"]):
         assert (found, epoch, same) == ("work/epoch_1.pth", 1, True)
         assert files == ([] if rank else ["epoch_1.pth"])
         assert "broken.pth" in message
         assert "truncated or not a torch file" in message
+    # An error of rank 0 ends both, and a result of rank 0 is what both get.
+    assert report["full_disk"] == [["PermissionError", copied, 0] for copied in (False, True)]
+    assert report["mean_statistics"] == [[0.5, 0], [0.5, 1]]
 
 
 @pytest.mark.slow

@@ -2,8 +2,16 @@ import logging
 from types import SimpleNamespace
 
 import pytest
+from mmcv.runner.hooks.logger.tensorboard import (
+    TensorboardLoggerHook as MmcvTensorboardLoggerHook,
+)
 
-from projects.bevformer.engine.log import TextLoggerHook, get_run_logger, log_to_file
+from projects.bevformer.engine.log import (
+    TensorboardLoggerHook,
+    TextLoggerHook,
+    get_run_logger,
+    log_to_file,
+)
 
 
 def test_ops_logs_into_the_log_of_the_run():
@@ -73,11 +81,29 @@ def test_a_log_that_cannot_be_written_is_said_once(tmp_path, monkeypatch, capfd)
     assert sorted(text for text in printed if "Iter" in text) == ["Iter [1]", "Iter [2]"]
     warnings = [text for text in printed if "Iter" not in text]
     for name, text in zip(("run.log", "run.log.json"), warnings):
-        start = f"{tmp_path}/{name} cannot be written (No space left on device): the file needs at least"
+        start = f"{tmp_path}/{name} cannot be written (No space left on device): the file needs"
         assert text.startswith(start)
         assert text.endswith("the run goes on, without this file")
     assert len(warnings) == 2
     assert "Traceback" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("when", ["before_run", "log", "after_run"])
+def test_tensorboard_ends_with_a_warning_on_a_full_disk(tmp_path, monkeypatch, when):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    warnings = []
+    runner = SimpleNamespace(work_dir=str(tmp_path), hooks=[], iter=0, inner_iter=0, mode="train")
+    runner.logger = SimpleNamespace(warning=warnings.append)
+    runner.log_buffer = SimpleNamespace(output={"loss": 0.5})
+    runner.current_lr, runner.current_momentum = lambda: [0.1], lambda: [0.9]
+    hook = TensorboardLoggerHook(by_epoch=False)
+    monkeypatch.setattr(MmcvTensorboardLoggerHook, when, full)
+    for stage in (hook.before_run, hook.log, hook.log, hook.after_run):
+        stage(runner)
+    (text,) = warnings
+    assert text.startswith(f"{tmp_path}/tf_logs cannot be written (No space left on device)")
 
 
 def test_a_log_that_cannot_be_opened_is_named(tmp_path):

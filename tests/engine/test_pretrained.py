@@ -6,8 +6,10 @@ from urllib.error import URLError
 
 import pytest
 import torch
+from hostile_files import hostile_weights
 from mmcv import Config
 from mmcv.runner import BaseModule, CheckpointLoader
+from mmcv.runner import load_checkpoint as mmcv_load_checkpoint
 from mmdet.models.builder import BACKBONES
 from tiny_bevformer import CHANNELS, head_config
 from torch import nn
@@ -180,10 +182,50 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_a_file_of_which_nothing_fits_is_refused_wherever_it_is_given(config, tmp_path, way):
     path = save(tmp_path / "a.pth", {"cls.weight": torch.zeros(3), "cls.bias": torch.zeros(1)})
+    before = CheckpointLoader.load_checkpoint
     message = r"a\.pth has no weight that fits .*has 2 \(cls\.weight, cls\.bias\), .* \d+ \(\w+"
     with pytest.raises(ValueError, match=message):
         start(config, **WAYS[way](path))
-    assert CheckpointLoader.load_checkpoint.__module__ == "mmcv.runner.checkpoint"  # as before
+    assert CheckpointLoader.load_checkpoint is before
+
+
+HOSTILE = {
+    name: content
+    for name, content in hostile_weights("ran").items()
+    if name in ("runs in meta", "a bit flipped", "tensor that lies", "runs value, protocol 2")
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("way", WAYS)
+def test_hostile_files_are_refused_wherever_they_are_given(
+    config, tmp_path, monkeypatch, way, name
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.pth").write_bytes(HOSTILE[name])
+    with pytest.raises(ValueError, match=r"^checkpoint a\.pth (holds|cannot)") as caught:
+        start(config, **WAYS[way]("a.pth"))
+    assert "weights_only" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
+
+
+@BACKBONES.register_module()
+class ReadsWhenBuilt(TwoConvs):
+    """Loads a file in its constructor, as teachers of distillation do."""
+
+    def __init__(self, init_cfg=None):
+        super().__init__()
+        mmcv_load_checkpoint(self, init_cfg["checkpoint"])
+
+
+def test_parts_that_read_a_file_when_they_are_built(config, tmp_path):
+    path = save(tmp_path / "a.pth", backbone_weights())
+    part = dict(img_backbone=dict(type="ReadsWhenBuilt", init_cfg=dict(checkpoint=path)))
+    config.merge_from_dict({"model": part})
+    assert all_loaded(build_detector(config))
+    Path(path).write_bytes(HOSTILE["runs in meta"])
+    with pytest.raises(ValueError, match=r"a\.pth holds a Python object"):
+        build_detector(config)
 
 
 @pytest.mark.parametrize("way", ["pts_bbox_head", "transformer", "encoder"])

@@ -1,5 +1,6 @@
 """Resumed runs: which checkpoint, which options, where in the schedule, and the best score."""
 
+import errno
 import json
 import logging
 import os
@@ -15,7 +16,11 @@ from projects.bevformer.datasets.evaluators import DatasetEvaluator
 from projects.bevformer.engine import resume as module
 from projects.bevformer.engine.best import BestCheckpoint
 from projects.bevformer.engine.checkpoint import load_checkpoint, save_checkpoint
-from projects.bevformer.engine.resume import read_on_all_ranks
+from projects.bevformer.engine.resume import (
+    checkpoint_numbers,
+    find_latest_checkpoint,
+    read_on_all_ranks,
+)
 from projects.bevformer.engine.train import _log_short_epochs
 
 LOGGER = logging.getLogger("test")
@@ -70,7 +75,10 @@ def test_a_run_of_epochs_resumes_one_of_iterations_and_back(run):
     work_dir = run(options, validate=False, max_iters=7)
     options["resume_from"] = str(work_dir / "iter_7.pth")
     resumed = run({**options, **epochs(3)}, work_dir="b", validate=False)
-    assert "iter_7.pth: epoch 1, iteration 5" in log_of(resumed)
+    log = log_of(resumed)
+    assert "iter_7.pth: epoch 1, iteration 7" in log
+    assert "Epoch [2][3/5]" in log
+    assert "Epoch [2][2/5]" not in log
     options["resume_from"] = str(resumed / "epoch_2.pth")
     again = run(options, work_dir="c", validate=False, max_iters=11)
     assert load_checkpoint(again / "iter_11.pth")["meta"]["iter"] == 11
@@ -137,6 +145,7 @@ def test_auto_resume_follows_names_and_folders_of_the_config(run, tmp_path):
     options["checkpoint_config.out_dir"] = str(tmp_path / "disk")
     work_dir = run(options, validate=False)
     assert (tmp_path / "disk" / "work" / "ckpt_2.pth").exists()
+    os.remove(tmp_path / "disk" / "work" / "latest.pth")
     run({**options, **epochs(3)}, validate=False, auto_resume=True)
     assert f"resumed {tmp_path}/disk/work/ckpt_2.pth" in log_of(work_dir)
 
@@ -147,6 +156,121 @@ def test_auto_resume_without_links_goes_by_numbers(run):
     os.symlink("epoch_1.pth", work_dir / "latest.pth")  # of an earlier run
     run({**options, **epochs(3)}, validate=False, auto_resume=True)
     assert f"resumed {work_dir}/epoch_2.pth" in log_of(work_dir)
+
+
+def saved(folder, name, run="a", **meta):
+    meta = {"epoch": 0, "run": run, "counted_in": "epoch", **meta}
+    save_checkpoint(folder / name, DummyDetector(), meta=meta)
+
+
+def flip_a_bit(path):
+    """Of a weight, which nothing but the checksum of the archive shows."""
+    content = bytearray(path.read_bytes())
+    place = content.find(load_checkpoint(path)["state_dict"]["head.weight"].numpy().tobytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        flip_a_bit,
+        lambda path: path.write_bytes(path.read_bytes()[:-300]),
+        lambda path: path.write_bytes(b""),
+        lambda path: (path.unlink(), path.mkdir()),
+        lambda path: path.unlink(),
+        lambda path: torch.save({"state_dict": {}, "meta": {}}, str(path)),
+        lambda path: saved(path.parent, path.name, world_size=0),
+    ],
+)
+@pytest.mark.parametrize("links", ["symbolic", "text", "none"])
+def test_auto_resume_takes_the_one_before_a_broken_one(tmp_path, caplog, damage, links):
+    for number in (1, 2, 3):
+        saved(tmp_path, f"epoch_{number}.pth", epoch=number)
+    damage(tmp_path / "epoch_3.pth")
+    if links == "symbolic":
+        os.symlink("epoch_3.pth", tmp_path / "latest.pth")
+    elif links == "text":
+        (tmp_path / "latest.pth").write_text("epoch_3.pth\n")
+    assert find_latest_checkpoint(tmp_path, LOGGER) == tmp_path / "epoch_2.pth"
+    skipped = (tmp_path / "epoch_3.pth").exists()
+    assert ("--auto-resume skips epoch_3.pth" in caplog.text) == skipped
+
+
+def test_auto_resume_follows_a_text_file_and_takes_a_copy(tmp_path):
+    for number in (1, 2, 3):
+        saved(tmp_path, f"epoch_{number}.pth", epoch=number)
+    (tmp_path / "latest.pth").write_text("epoch_2.pth\n")
+    assert find_latest_checkpoint(tmp_path, LOGGER).name == "epoch_2.pth"
+    assert load_checkpoint(tmp_path / "latest.pth")["meta"]["epoch"] == 2
+    os.rename(tmp_path / "epoch_2.pth", tmp_path / "latest.pth")
+    for number in (1, 3):
+        os.remove(tmp_path / f"epoch_{number}.pth")
+    for links_latest in (True, False):
+        found = find_latest_checkpoint(tmp_path, LOGGER, links_latest=links_latest)
+        assert found == tmp_path / "latest.pth"
+
+
+def test_files_of_a_template_are_numbered(tmp_path):
+    for name in ("at_007.pth", "at_12.pth", "at_x.pth", "bat_1.pth", "at_1.pth.old"):
+        (tmp_path / name).touch()
+    numbers = {path.name: n for path, n in checkpoint_numbers(tmp_path, "at_{:03d}.pth").items()}
+    assert numbers == {"at_007.pth": 7, "at_12.pth": 12}
+    assert checkpoint_numbers(tmp_path, "at_007.pth") == {}
+
+
+@pytest.mark.parametrize(
+    ("interrupted", "expected"),
+    [
+        (dict(iter=12), "interrupted.pth"),
+        (dict(iter=10), "epoch_2.pth"),
+        (dict(iter=8), "epoch_2.pth"),
+        (dict(iter=12, counted_in="iter"), "epoch_2.pth"),
+        (dict(iter=12, run="b"), "epoch_2.pth"),
+        (dict(iter=3, run="b", later=True), "interrupted.pth"),
+        (None, "epoch_2.pth"),
+    ],
+)
+def test_auto_resume_takes_an_interrupted_run_that_is_ahead(
+    tmp_path, caplog, interrupted, expected
+):
+    """An older one of another run is not taken; of the runs in a folder the last one goes on."""
+    caplog.set_level(logging.INFO)
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    saved(folder, "epoch_2.pth", epoch=2, iter=10)
+    options = dict(interrupted or {})
+    later = options.pop("later", False)
+    saved(tmp_path, "interrupted.pth", epoch=1, interrupted="SIGTERM", **options)
+    path = tmp_path / "interrupted.pth"
+    checkpoint = torch.load(str(path))
+    checkpoint["meta"]["time"] = f"Mon Jan  5 10:00:00 {2040 if later else 2020}"
+    torch.save(checkpoint, str(path))
+    if interrupted is None:
+        path.write_text("broken")
+    assert find_latest_checkpoint(folder, LOGGER, interrupted=path).name == expected
+    passed = "passes over" in caplog.text
+    assert passed == ("run" in options or "counted_in" in options)
+    assert ("skips interrupted.pth" in caplog.text) == (interrupted is None)
+
+
+def test_an_interrupted_run_is_resumed_before_its_first_checkpoint(tmp_path):
+    saved(tmp_path, "interrupted.pth", iter=3)
+    assert find_latest_checkpoint(tmp_path, LOGGER) == tmp_path / "interrupted.pth"
+
+
+def test_a_run_without_links_is_resumed(run, monkeypatch):
+    def no_links(*names):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(os, "symlink", no_links)
+    work_dir = run(validate=False)
+    assert (work_dir / "latest.pth").read_text() == "epoch_2.pth\n"
+    assert log_of(work_dir).count("has no symbolic links (Function not implemented)") == 1
+    run({**epochs(3), "resume_from": str(work_dir / "latest.pth")}, validate=False)
+    assert (work_dir / "epoch_3.pth").exists()
+    run(epochs(4), validate=False, auto_resume=True)
+    assert f"resumed {work_dir}/epoch_3.pth" in log_of(work_dir)
 
 
 def test_a_finished_run_says_so(run):
@@ -166,8 +290,8 @@ def test_checkpoints_within_an_epoch(run):
     keys = ("epoch", "iter", "iter_in_epoch")
     assert [tuple(meta[key] for key in keys) for meta in metas] == [(2, 10, 0), (1, 8, 3)]
     resumed = run({"resume_from": str(work_dir / "iter_8.pth")}, work_dir="b", validate=False)
-    assert "3 iterations after the start of epoch 2: that epoch is trained again" in log_of(resumed)
-    assert len(rates(resumed)) == 5
+    assert "iter_8.pth: epoch 1, iteration 8" in log_of(resumed)
+    assert len(rates(resumed)) == 2
     (work_dir / "latest.pth").unlink()
     run({**within, **epochs(3)}, validate=False, auto_resume=True)
     assert f"resumed {work_dir}/iter_10.pth: epoch 2, iteration 10" in log_of(work_dir)
@@ -382,3 +506,17 @@ def test_a_file_that_only_another_node_has_is_named(two_nodes, tmp_path):
     two_nodes(lambda own: (None, "first"))
     with pytest.raises(ValueError, match=r"a\.pth is on .* and not on first, where rank 0 runs"):
         read_on_all_ranks(Path.read_text, path, LOGGER)
+
+
+def test_resumed_run_has_the_seed_of_its_checkpoint(run):
+    options = {"checkpoint_config": {"interval": 1, "by_epoch": False}}
+    whole = run(options, work_dir="whole", validate=False, seed=None)
+    options["resume_from"] = str(whole / "iter_3.pth")
+    again = run(options, work_dir="again", validate=False, seed=None)
+    last, first = (load_checkpoint(folder / "iter_10.pth") for folder in (again, whole))
+    assert last["meta"]["seed"] == first["meta"]["seed"]
+    for name, value in first["state_dict"].items():
+        assert torch.equal(last["state_dict"][name], value)
+    other = run(options, work_dir="other", validate=False, seed=first["meta"]["seed"] + 1)
+    assert "samples come in another order" in log_of(other)
+    assert "samples come in another order" not in log_of(again)

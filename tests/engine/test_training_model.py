@@ -15,9 +15,9 @@ def test_total_loss_adds_losses_and_keeps_other_terms_apart():
     total, terms = total_loss(losses)
     assert total.item() == 2.0 + 3.0 + 5.0
     assert total.requires_grad
-    assert average_over_ranks(terms) == {
-        "loss_cls": 2.0, "d0.loss_bbox": 8.0, "recall": 0.5, "loss": 10.0,
-    }  # fmt: skip
+    averages, noted = average_over_ranks(terms, 0.5)
+    assert averages == {"loss_cls": 2.0, "d0.loss_bbox": 8.0, "recall": 0.5, "loss": 10.0}
+    assert noted == 0.5
     assert list(terms)[-1] == "loss"
     with pytest.raises(TypeError, match="loss_cls is a float"):
         total_loss({"loss_cls": 1.0})

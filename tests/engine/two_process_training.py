@@ -11,10 +11,20 @@ import torch
 from dummy_task import DummyDataset, DummyDetector
 from mmcv import Config
 from mmcv.parallel import collate
+from mmcv.runner import LogBuffer
 
 from projects.bevformer.engine.checkpoint import load_checkpoint, save_checkpoint
-from projects.bevformer.engine.distributed import all_gather, get_rank, init_process, shut_down
-from projects.bevformer.engine.hooks import FiniteLossHook
+from projects.bevformer.engine.distributed import (
+    all_gather,
+    average_buffers,
+    get_rank,
+    init_process,
+    on_first_rank,
+    shut_down,
+)
+from projects.bevformer.engine.finite_hook import FiniteLossHook
+from projects.bevformer.engine.non_finite import NonFiniteError
+from projects.bevformer.engine.optimizer_hooks import OptimizerHook
 from projects.bevformer.engine.resume import checkpoint_to_resume, read_on_all_ranks
 from projects.bevformer.engine.training_model import TrainingModel
 
@@ -55,8 +65,14 @@ def main():
         "losses_differ_by_rank": gathered_losses[0] != gathered_losses[1],
         "parameters_equal": same_on_all_ranks(detector.parameters()),
         "gradient_is_the_mean_over_ranks": is_mean_over_ranks(start, first_gradients),
-        "nan_messages": all_gather(message_of_nan_loss(model)),
+        "non_finite": {
+            f"{what}, {policy}": all_gather(after_non_finite(model, optimizer, what, policy))
+            for what in ("loss", "gradient")
+            for policy in ("stop", "skip")
+        },
         "resumed": all_gather(resume_without_a_shared_folder(detector, Path(sys.argv[1]).parent)),
+        "full_disk": all_gather(error_of_a_full_disk()),
+        "mean_statistics": all_gather(averaged_statistics(detector)),
     }
     if get_rank() == 0:
         with open(sys.argv[1], "w") as file:
@@ -81,15 +97,60 @@ def unwrapped(batch):
     return {key: value.data[0] for key, value in batch.items()}
 
 
-def message_of_nan_loss(model):
-    """What FiniteLossHook raises when only rank 1 reads the broken sample."""
-    batch = batch_of(get_rank(), nan_sample="s0f1")
-    runner = SimpleNamespace(outputs=model.train_step(batch), data_batch=batch, epoch=0, iter=0)
+def after_non_finite(model, optimizer, what, policy):
+    """What an iteration ends in, and a second one after it, when only rank 1 reads the broken sample."""
+    guard, step = FiniteLossHook(policy), OptimizerHook()
+    runner = SimpleNamespace(
+        **dict(model=model, optimizer=optimizer, hooks=[guard, step], log_buffer=LogBuffer()),
+        **dict(epoch=0, iter=6, saved=("iter_6.pth", 6), logger=logging.getLogger("two")),
+    )
+    state = {name: value.clone() for name, value in model.module.state_dict().items()}
+    forward = model.module.forward
+    if what == "gradient" and get_rank() == 1:
+
+        def spoilt(**batch):
+            losses = forward(**batch)
+            losses["loss_cls"].register_hook(lambda gradient: gradient * float("nan"))
+            return losses
+
+        model.module.forward = spoilt
+    guard.before_run(runner)
+    results = []
     try:
-        FiniteLossHook().after_train_iter(runner)
-    except FloatingPointError as error:
-        return str(error)
-    return "no error"
+        for nan_sample in ("s0f1" if what == "loss" else None, None):
+            runner.data_batch = batch_of(get_rank(), nan_sample=nan_sample)
+            guard.before_train_iter(runner)
+            runner.outputs = model.train_step(runner.data_batch)
+            runner.log_buffer.update(runner.outputs["log_vars"])
+            guard.after_train_iter(runner)
+            step.after_train_iter(runner)
+            values = list(model.module.state_dict().values())
+            unchanged = all(torch.equal(*pair) for pair in zip(state.values(), values))
+            results.append((runner.skipped, unchanged, same_on_all_ranks(model.parameters())))
+            model.module.forward = forward
+    except NonFiniteError as error:
+        results = str(error)
+    model.module.forward = forward
+    return results
+
+
+def error_of_a_full_disk():
+    """What ends each rank when rank 0 cannot write."""
+
+    def write():
+        raise PermissionError(13, "Permission denied")
+
+    try:
+        on_first_rank(write)
+    except OSError as error:
+        return type(error).__name__, hasattr(error, "of_first_rank"), on_first_rank(get_rank)
+
+
+def averaged_statistics(detector):
+    detector.norm.running_mean.fill_(get_rank())
+    detector.norm.num_batches_tracked.fill_(get_rank())
+    average_buffers(detector)
+    return detector.norm.running_mean[0].item(), detector.norm.num_batches_tracked.item()
 
 
 def resume_without_a_shared_folder(detector, folder):

@@ -3,6 +3,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from mmcv.runner import CheckpointLoader
 from mmdet.models.builder import build_neck
 from tiny_bevformer import (
     CAMERAS,
@@ -423,6 +424,16 @@ def test_step_takes_and_returns_the_state(detector):
     assert not detector.memory.state.scenes
 
 
+def test_images_with_a_nan_give_boxes_that_show_it(detector):
+    batch = inference_batch((0,))
+    detector.pts_bbox_head.bbox_coder.post_center_range = [-99.0] * 3 + [99.0] * 3
+    with torch.no_grad():
+        results, _ = detector.step(batch["img"][0] * float("nan"), batch["img_metas"][0])
+    found = results[0]["pts_bbox"]
+    assert len(found["scores_3d"]) > 0
+    assert found["boxes_3d"].tensor.isnan().any(dim=1).all()
+
+
 def test_step_runs_in_the_precision_of_the_model(mixed_precision):
     batch = inference_batch((0,))
     mixed_precision.eval()
@@ -560,13 +571,13 @@ def test_pretrained_weights_are_read_onto_the_cpu(tmp_path, detector, monkeypatc
     path = tmp_path / "resnet.pth"
     torch.save(detector.img_backbone.state_dict(), str(path))
     locations = []
-    load = torch.load
+    load = CheckpointLoader.load_checkpoint
 
-    def spy(file, map_location=None, **options):
+    def spy(file, map_location=None, logger=None):
         locations.append(map_location)
-        return load(file, map_location=map_location, **options)
+        return load(file, map_location, logger)
 
-    monkeypatch.setattr(torch, "load", spy)
+    monkeypatch.setattr(CheckpointLoader, "load_checkpoint", spy)
     loaded = build_detector(seed=1, pretrained=dict(img=str(path)))
     assert locations == ["cpu"]
     weight = "layer4.0.conv1.weight"

@@ -127,12 +127,15 @@ def test_a_batch_uses_the_last_layer_and_keeps_samples_apart(prediction):
     assert torch.equal(second["scores"], coder.decode_single(-logits, codes)["scores"])
 
 
-def test_a_diverged_box_is_dropped(prediction):
+@pytest.mark.parametrize("broken", ["box", "score"])
+def test_a_box_with_a_nan_is_not_left_out(prediction, broken):
     logits, codes = prediction
-    codes[0, 0] = float("nan")
-    found = make_coder(post_center_range=[-61.2] * 3 + [61.2] * 3).decode_single(logits, codes)
-    assert torch.isfinite(found["bboxes"]).all()
-    assert len(found["scores"]) == 4
+    (codes if broken == "box" else logits)[0] = float("nan")
+    coder = make_coder(post_center_range=[-61.2] * 3 + [61.2] * 3, score_threshold=1e-3)
+    found = coder.decode_single(logits, codes)
+    assert len(found["scores"]) == 6
+    numbers = found["bboxes" if broken == "box" else "scores"].reshape(6, -1)
+    assert numbers.isnan().any(dim=1).sum() == 2
 
 
 def test_encoding_is_elsewhere():

@@ -278,6 +278,16 @@ def test_unknown_speeds_and_attributes_have_no_loss():
         assert silent[name] == 0
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_losses_that_are_not_finite_show(value):
+    head = make_head()
+    shown = head.loss([feat * value for feat in features()], [mono_objects(0)])
+    assert not any(torch.isfinite(loss) for loss in shown.values())
+    fast = mono_objects(0)
+    fast["speed"] = np.full_like(fast["speed"], np.inf)  # NaN is an unknown one
+    assert not torch.isfinite(head.loss(features(), [fast])["loss_speed"])
+
+
 def test_outputs_of_two_images_equal_single_images():
     head = make_head().eval()  # a batch norm in training mode mixes the images
     both = features(2)

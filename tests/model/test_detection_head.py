@@ -214,7 +214,27 @@ def test_a_diverging_query_does_not_stop_the_matcher():
     outputs = predictions()
     outputs["all_bbox_preds"][0, 0, 0] = float("nan")
     losses = head.loss([boxes], [labels], outputs)
-    assert all(torch.isfinite(loss) for loss in losses.values())
+    names = {name for name, loss in losses.items() if not torch.isfinite(loss)}
+    assert names == {"loss_bbox"}  # matched or not
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    ("broken", "expected"),
+    [("logits", "loss_cls"), ("codes", "loss_bbox"), ("truth", "loss_bbox")],
+)
+def test_a_loss_that_is_not_finite_shows(broken, expected, value):
+    head = make_head()
+    boxes, labels = ground_truth(0, 3)
+    outputs = predictions()
+    numbers = {
+        "logits": outputs["all_cls_scores"][0],
+        "codes": outputs["all_bbox_preds"][0],
+        "truth": boxes.tensor,
+    }
+    numbers[broken][..., 0] = value
+    losses = head.loss([boxes], [labels], outputs)
+    assert not torch.isfinite(losses[expected])
 
 
 def test_ground_truth_is_not_edited():

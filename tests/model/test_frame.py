@@ -97,3 +97,14 @@ def test_metas_the_network_cannot_use_are_rejected(change, message):
     meta = {k: v for k, v in {**make_meta(0), **change}.items() if v is not None}
     with pytest.raises(ValueError, match=message):
         Frame.from_metas([meta, make_meta(1)])
+
+
+@pytest.mark.parametrize("key", ["lidar2img", "can_bus"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_refused(key, value):
+    metas = [make_meta(0), make_meta(1)]
+    numbers = np.array(metas[1][key], dtype=np.float64)
+    numbers.flat[5] = value
+    metas[1][key] = numbers
+    with pytest.raises(ValueError, match=f"{key} of {metas[1].get('sample_idx')} has a NaN"):
+        Frame.from_metas(metas)

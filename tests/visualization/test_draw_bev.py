@@ -111,10 +111,11 @@ def test_lidar_points_are_a_grey_backdrop(sample):
     assert not has_line(figure, 15.0, 25.0, (184, 184, 184))
 
 
-def test_infinite_box_is_refused(sample, make_boxes):
-    box = CAR[:3] + (np.inf,) + CAR[4:]
+@pytest.mark.parametrize(("length_m", "score"), [(np.inf, 0.9), (8.0, np.nan)])
+def test_a_box_that_is_not_finite_is_refused(sample, make_boxes, length_m, score):
+    box = CAR[:3] + (length_m,) + CAR[4:]
     with pytest.raises(ValueError, match="prediction.*NaN or infinite"):
-        draw_bev(sample[0], make_boxes(box, scores=[0.9]), None)
+        draw_bev(sample[0], make_boxes(box, scores=[score]), None)
 
 
 def test_pyplot_and_its_backend_stay_unchanged(sample, make_boxes):

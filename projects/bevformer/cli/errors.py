@@ -6,12 +6,21 @@ import contextlib
 import importlib
 import io
 import logging
+import os
 import re
+import signal
 import sys
 import warnings
 from typing import Any, Iterator
 
 from projects.bevformer.cli.remedies import remedy
+from projects.bevformer.interruption import (
+    Interrupted,
+    kill_children,
+    on_ending_signals,
+    raise_interrupted,
+    tell_torchrun,
+)
 from projects.bevformer.messages import printable
 
 _CPP_EXTENSION = "torch.utils.cpp_extension"  # "No CUDA runtime is found, using CUDA_HOME="
@@ -45,25 +54,74 @@ def tool_errors(debug: bool) -> Iterator[None]:
             a RuntimeError or MemoryError for which there is a `remedy`.
     """
     try:
-        yield
-    except (ValueError, OSError, FloatingPointError) as error:
-        if debug:
+        with on_ending_signals(raise_interrupted):
+            yield
+    except BaseException as error:
+        with on_ending_signals(lambda number: None):  # torchrun ends the others when one has ended
+            ending = _ending(error, debug)
+        if ending is None:
             raise
-        # A worker that is killed can show as a broken connection, which is an OSError.
-        message = remedy(error) if isinstance(error, OSError) else None
-        raise SystemExit(_one_line(message or _own_message(str(error)))) from None
-    except (RuntimeError, MemoryError) as error:
-        message = remedy(error)
-        if debug or message is None:
-            raise
-        raise SystemExit(_one_line(message)) from None
-    except KeyboardInterrupt:
-        if debug:
-            raise
-        sys.exit(130)  # the exit code of shells
+        raise ending from None
     finally:
-        if _distributed() is not None:
-            _distributed().shut_down()
+        with on_ending_signals(lambda number: None):  # the program ends already
+            if _distributed() is not None:
+                _distributed().shut_down()
+            kill_children()
+
+
+def _ending(error: BaseException, debug: bool) -> SystemExit | None:
+    """How the tool ends for an error; None for an error that shows its traceback."""
+    if isinstance(error, KeyboardInterrupt):
+        if debug:
+            return None
+        if not isinstance(error, Interrupted):
+            error = Interrupted(signal.SIGINT)
+        line = printable(" ".join(str(error).split()))
+        if _rank() == 0:  # at once: torchrun may kill this process while it shuts down
+            print(line, file=sys.stderr, flush=True)
+        _say_end(line, line)
+        return SystemExit(128 + error.number)  # the exit code of shells
+    if not isinstance(error, Exception):
+        return None
+    lost = None if _distributed() is None else _distributed().lost_rank(error)
+    message = lost or _message(error)
+    if debug or message is None:
+        line = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        _say_end("" if lost else line, line)
+        return None
+    line = _one_line(message)
+    if getattr(error, "of_first_rank", False):  # which reports it
+        _say_end("", line)
+        return SystemExit(1)
+    first = _say_end("" if lost else message, line, "lost rank" if lost else None)
+    if _distributed() is None or not _distributed().is_distributed():
+        return SystemExit(line if first else 1)
+    if first:
+        print(
+            line, file=sys.stderr, flush=True
+        )  # torchrun may kill this process while it shuts down
+    return SystemExit(1)
+
+
+def _message(error: Exception) -> str | None:
+    """One line for an error that a user can mend."""
+    if isinstance(error, (OSError, RuntimeError, MemoryError)):
+        loading = sys.modules.get("projects.bevformer.engine.sample_loader")
+        # A worker that is killed can show as a broken connection, which is an OSError.
+        message = remedy(error, loading.lost_samples() if loading else "")
+        if message is not None:
+            return message
+    if isinstance(error, (ValueError, OSError, FloatingPointError)):
+        return _own_message(str(error))
+    return None
+
+
+def _say_end(error: str, line: str, claim: str | None = None) -> bool:
+    """See `distributed.say_end`."""
+    if _distributed() is None:
+        tell_torchrun(line)
+        return "TORCHELASTIC_ERROR_FILE" not in os.environ or os.environ.get("LOCAL_RANK") == "0"
+    return _distributed().say_end(error, line, claim)
 
 
 def _distributed() -> Any:
@@ -71,9 +129,12 @@ def _distributed() -> Any:
     return sys.modules.get("projects.bevformer.engine.distributed")
 
 
+def _rank() -> int:
+    return 0 if _distributed() is None else _distributed().get_rank()
+
+
 def _one_line(message: str) -> str:
-    rank = 0 if _distributed() is None else _distributed().get_rank()
-    return f"error (rank {rank}): {printable(' '.join(message.split()))} [--debug shows where]"
+    return f"error (rank {_rank()}): {printable(' '.join(message.split()))} [--debug shows where]"
 
 
 def _own_message(text: str) -> str:

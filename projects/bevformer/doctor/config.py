@@ -73,6 +73,7 @@ def check_config(cfg, gpu_mib=None, shm_mib=None, processes=1):
 
 def _check_weights(cfg):
     from projects.bevformer.engine.checkpoint import load_checkpoint
+    from projects.bevformer.engine.checkpoint_checks import check_training_state
     from projects.bevformer.engine.pretrained import pretrained_files
 
     findings = []
@@ -89,7 +90,9 @@ def _check_weights(cfg):
             )
             continue
         try:
-            load_checkpoint(value)
+            checkpoint = load_checkpoint(value)
+            if key == "resume_from":
+                check_training_state(checkpoint, value)
             findings.append(ok(key, f"{value} can be read"))
         except (ValueError, OSError) as error:
             findings.append(broken(key, error_line(error), ""))

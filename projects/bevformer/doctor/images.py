@@ -7,6 +7,7 @@ import tempfile
 from typing import Callable, Iterable, List, Optional, Sequence, Tuple
 
 from projects.bevformer.doctor.findings import Finding, broken, error_line, ok
+from projects.bevformer.interruption import leave_to_parent
 
 # Path below the data root, and height and width if the tables have them.
 Image = Tuple[str, Tuple[Optional[int], Optional[int]]]
@@ -57,6 +58,7 @@ def check_images(
 
 def _keep_stderr() -> None:
     """Make stderr a temporary file, in a process that only decodes: libjpeg warns nowhere else."""
+    leave_to_parent()
     file, path = tempfile.mkstemp()
     os.unlink(path)
     os.dup2(file, 2)

@@ -26,9 +26,9 @@ def check_info_files(info_files: Mapping[str, str], data_root: str) -> List[Find
 
 def _check_info_file(label: str, path: str, data_root: str) -> List[Finding]:
     from projects.bevformer.datasets.paths import DataPaths, gaps
-    from projects.bevformer.io import load_pickle_restricted
     from projects.bevformer.nuscenes.infos import load_infos
     from projects.bevformer.nuscenes.spec import SPLITS
+    from projects.bevformer.pickles import load_pickle_restricted
 
     infos, metadata = load_infos(path)
     if not infos:

@@ -102,6 +102,8 @@ class BestCheckpoint:
             value: of the metric; only that of rank 0 counts.
             name: `epoch_N` or `iter_N`.
         """
+        if value is not None and value != value:
+            runner.logger.warning("%s is NaN after %s: not compared", self.metric, name)
         if not broadcast(get_rank() == 0 and self._improves(value)):
             return
         path = Path(runner.work_dir, f"{self.prefix}_{name}.pth")

@@ -7,20 +7,21 @@ import re
 import time
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, Iterable, Mapping, Sequence
+from typing import IO, Any, Iterable, Mapping, Sequence
 
 import mmcv
 import torch
 from mmcv.runner import weights_to_cpu
 from torch import nn
 
-from projects.bevformer.engine.checkpoint_checks import check_content
+from projects.bevformer.engine.checkpoint_checks import check_meta
 from projects.bevformer.engine.download import download
+from projects.bevformer.engine.non_finite import check_finite, check_float16
 from projects.bevformer.engine.optimizer import saved_state
 from projects.bevformer.engine.weight_fit import WeightFit, by_prefix, some_of
 from projects.bevformer.files import atomic_write, followed, link_to
-from projects.bevformer.io import load_torch_file
 from projects.bevformer.nuscenes.spec import CAMERAS
+from projects.bevformer.weight_files import load_weight_file, safetensors_bytes
 
 _PUBLISHED_META = (
     "CLASSES",
@@ -33,6 +34,7 @@ _PUBLISHED_META = (
     "trained_with",
 )
 _CONTAINERS = ("state_dict", "model")  # keys of a file under which its weights lie
+_BYTES_PER_TENSOR = 400  # name, shape and place in the archive
 _PLAIN = (str, int, float, bool, type(None))
 
 
@@ -65,6 +67,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer | None = None,
     meta: dict | None = None,
     raw_weights: dict[str, torch.Tensor] | None = None,
+    run_state: dict | None = None,
 ) -> None:
     """Write a checkpoint atomically.
 
@@ -74,9 +77,11 @@ def save_checkpoint(
         optimizer: saved with its state if given.
         meta: dict of plain values.
         raw_weights: `state_dict` with which training goes on, where `detector` has an average.
+        run_state: further entries of the file, tensors and plain values.
 
     Raises:
         TypeError: meta holds other objects.
+        NonFiniteError: a weight or a number of the training state is NaN or infinite.
         OSError: the disk is full or read-only; an earlier file of that name is left as it was.
     """
     path = Path(path)
@@ -91,25 +96,55 @@ def save_checkpoint(
         checkpoint["optimizer"] = saved_state(optimizer, detector)
     if raw_weights is not None:
         checkpoint["raw_weights"] = raw_weights
-
+    checkpoint.update(run_state or {})
+    check_finite(checkpoint, f"checkpoint {path} is not written")
     _write(path, checkpoint)
 
 
+class _LateErrors:
+    """A file that raises its first error when it is asked to.
+
+    An error within torch.save ends in another one of PyTorch's, or, in torch 1.10, in the end of the process.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._error = file, None
+
+    def write(self, content: Any) -> int:
+        if self._error is None:
+            try:
+                return self._file.write(content)
+            except OSError as error:
+                self._error = error
+        return len(content)
+
+    def flush(self) -> None:
+        """Nothing: the file is flushed when it is complete."""
+
+    def raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+
 def _write(path: Path, checkpoint: dict) -> None:
-    with atomic_write(path, "wb", tensor_bytes(checkpoint)) as file:
-        torch.save(checkpoint, file)
+    with atomic_write(path, "wb", file_bytes(checkpoint)) as file:
+        late = _LateErrors(file)
+        torch.save(checkpoint, late)
+        late.raise_error()
 
 
-def tensor_bytes(value: Any) -> int:
-    """Bytes of all tensors in nested dicts and lists."""
+def file_bytes(value: Any) -> int:
+    """About the size of the file that `torch.save` makes of nested dicts and lists of tensors."""
     if isinstance(value, torch.Tensor):
-        return value.numel() * value.element_size()
+        return value.numel() * value.element_size() + _BYTES_PER_TENSOR
     if isinstance(value, dict):
-        return sum(map(tensor_bytes, value.values()))
-    return sum(map(tensor_bytes, value)) if isinstance(value, (list, tuple)) else 0
+        return sum(map(file_bytes, value.values()))
+    return sum(map(file_bytes, value)) if isinstance(value, (list, tuple)) else 0
 
 
-def publish_weights(source: str | Path, target: str | Path, half: bool = False) -> None:
+def publish_weights(
+    source: str | Path, target: str | Path, half: bool = False, safetensors: bool = False
+) -> None:
     """Write the weights of a checkpoint without what only a training run needs.
 
     The optimizer state and the raw weights of an averaged checkpoint are dropped; of the meta data the
@@ -117,15 +152,22 @@ def publish_weights(source: str | Path, target: str | Path, half: bool = False) 
 
     Args:
         source: a training checkpoint.
-        target: the file to write; its folder exists.
+        target: the file to write; its folder is made.
         half: store matrices and kernels as float16. Models load them into their own dtype.
             Vectors (biases, BatchNorm statistics) stay float32: they are small, and their range
             is not.
+        safetensors: write this format; a target that ends in .safetensors is of it in any case.
 
     Raises:
-        FileNotFoundError, ValueError: see `load_checkpoint`.
+        FileNotFoundError, ValueError: see `load_checkpoint`; or a weight is too large for float16, or the
+            target is the source or a folder.
         OSError: see `save_checkpoint`.
     """
+    target, file = Path(target).expanduser(), followed(source)
+    if target.is_dir():
+        raise ValueError(f"{target} is a folder: name a file in it, such as {target / file.name}")
+    if target.exists() and file.exists() and target.samefile(file):
+        raise ValueError(f"{target} is the checkpoint {source} itself: write to another file")
     checkpoint = load_checkpoint(source)
     weights = checkpoint["state_dict"]
     for name, value in weights.items():
@@ -133,8 +175,15 @@ def publish_weights(source: str | Path, target: str | Path, half: bool = False) 
         weights[name] = (
             value.half() if half and value.is_floating_point() and value.ndim > 1 else value
         )
+    if half:
+        check_float16(weights, f"{target} is not written")
     meta = {key: checkpoint["meta"][key] for key in _PUBLISHED_META if key in checkpoint["meta"]}
-    _write(Path(target), {"meta": to_plain(meta), "state_dict": weights})
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if safetensors or target.suffix == ".safetensors":
+        with atomic_write(target, "wb", file_bytes(weights)) as file:
+            file.write(safetensors_bytes(weights, to_plain(meta)))
+    else:
+        _write(target, {"meta": to_plain(meta), "state_dict": weights})
 
 
 def point_latest_at(path: str | Path) -> None:
@@ -142,13 +191,14 @@ def point_latest_at(path: str | Path) -> None:
     link_to(path, Path(path).with_name("latest.pth"))
 
 
-def load_checkpoint(path: str | Path) -> dict:
+def load_checkpoint(path: str | Path, finite: bool = True) -> dict:
     """Read a checkpoint onto the CPU.
 
     Args:
         path: a file (also a text file in place of a link, see `followed`), a URL or a name such as
             torchvision://resnet50, see `download`. Weights may lie under `state_dict` or `model`
             (detectron2), or be all that the file holds.
+        finite: refuse numbers that are not.
 
     Returns:
         dict with at least "state_dict" (names without a leading `module.`) and "meta" (maybe
@@ -156,10 +206,10 @@ def load_checkpoint(path: str | Path) -> dict:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: unreadable, unsafe, or no weights inside.
+        ValueError: unreadable, unsafe, no weights inside, or a NaN or infinite number.
     """
     is_url = "://" in str(path)
-    checkpoint = download(str(path)) if is_url else load_torch_file(str(followed(path)))
+    checkpoint = download(str(path)) if is_url else load_weight_file(str(followed(path)))
     if not isinstance(checkpoint, dict):
         raise ValueError(
             f"checkpoint {path} holds a {type(checkpoint).__name__}, not a dict of weights"
@@ -167,18 +217,22 @@ def load_checkpoint(path: str | Path) -> dict:
     state = checkpoint
     while any(isinstance(state.get(key), dict) for key in _CONTAINERS):
         state = next(state[key] for key in _CONTAINERS if isinstance(state.get(key), dict))
-    if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    named = (isinstance(name, str) and isinstance(state[name], torch.Tensor) for name in state)
+    if not state or not all(named):
         raise ValueError(
             f"checkpoint {path} has no state_dict of tensors, its keys are "
             f"{some_of(map(str, state))}: is it a model checkpoint?"
         )
     meta = None if state is checkpoint else checkpoint.get("meta")
-    check_content({"state_dict": state, "meta": {} if meta is None else meta}, path)
+    meta = {} if meta is None else meta
+    check_meta(meta, path)
     weights = OrderedDict((re.sub(r"^module\.", "", name), value) for name, value in state.items())
     weights._metadata = getattr(state, "_metadata", OrderedDict())
+    if finite:
+        check_finite({**checkpoint, "state_dict": weights}, f"checkpoint {path}")
     if state is checkpoint:
         return {"state_dict": weights, "meta": {}}
-    return {**checkpoint, "state_dict": weights, "meta": {} if meta is None else meta}
+    return {**checkpoint, "state_dict": weights, "meta": meta}
 
 
 def _camera_embeddings(weights: Iterable[str]) -> list[str]:

@@ -1,22 +1,30 @@
 """Whether the parts of a checkpoint file are of the kinds that the rest of the engine relies on.
 
-Files are checked once: `check_content` when one is read, `check_training_state` when one is resumed.
+Files are checked once: `check_meta` when one is read, `check_training_state` when one is resumed.
 """
 
 from __future__ import annotations
 
 import numbers
+import re
 import reprlib
 from pathlib import Path
-from typing import Any, Callable, Mapping
+from typing import Any, Callable, Iterable, Mapping
 
 import torch
 
+_WITHOUT_CLASSES = ("img_backbone.", "img_neck.")  # parts that depend on no classes
 _OTHER_FILE = "the file is damaged or not of this program: use another one"
 
 
 def _is_text(value: Any) -> bool:
     return value is None or isinstance(value, str)
+
+
+def _is_version(value: Any) -> bool:
+    return value is None or bool(
+        isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)+[\w.+-]*", value)
+    )
 
 
 def _is_names(value: Any) -> bool:
@@ -27,6 +35,10 @@ def _is_names(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return value is None or (isinstance(value, numbers.Real) and not isinstance(value, bool))
+
+
+def _is_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_number, value))
 
 
 def _is_count(value: Any) -> bool:
@@ -50,9 +62,10 @@ _META: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("CLASSES", "CAMERAS"), _NAMES),
     **dict.fromkeys(("epoch", "iter", "iter_in_epoch"), _COUNT),
     **dict.fromkeys(("world_size", "total_batch"), _POSITIVE),
-    **dict.fromkeys(("hook_msgs", "hooks", "grad_scaler", "trained_with"), _DICT),
+    **dict.fromkeys(("hook_msgs", "hooks", "grad_scaler", "trained_with", "log_buffer"), _DICT),
     **dict.fromkeys(("config", "run", "evaluation_due", "exp_name", "env_info", "time"), _TEXT),
-    **dict.fromkeys(("mmcv_version", "mmdet_version", "mmdet3d_version", "interrupted"), _TEXT),
+    **dict.fromkeys(("mmcv_version", "mmdet_version", "interrupted"), _TEXT),
+    "mmdet3d_version": (_is_version, "a version such as '0.17.1'"),
     "seed": (_is_number, "a number"),
     "counted_in": (lambda value: value in ("epoch", "iter"), "'epoch' or 'iter'"),
 }
@@ -72,8 +85,12 @@ def _check_kinds(path: str | Path, where: str, values: Mapping, kinds: Mapping) 
             _refuse(path, f"{where}.{key}", values[key], wanted)
 
 
+def _is_version(value: Any) -> bool:
+    return _is_dict(value) and all(v is None or type(v) is int for v in value.values())
+
+
 def check_weights(weights: Any, path: str | Path, where: str) -> None:
-    """Raise ValueError unless `weights` is a dict of names and plain dense tensors."""
+    """Raise ValueError unless `weights` is a dict of names and tensors."""
     if not isinstance(weights, dict):
         _refuse(path, where, weights, "a dict of names and tensors")
     for name, value in weights.items():
@@ -81,25 +98,21 @@ def check_weights(weights: Any, path: str | Path, where: str) -> None:
             _refuse(path, f"a name in {where}", name, "text")
         if not isinstance(value, torch.Tensor):
             _refuse(path, f"{where}.{name}", value, "a tensor")
-        if value.layout != torch.strided or value.is_quantized or value.is_complex():
-            raise ValueError(
-                f"checkpoint {path}: {where}.{name} is a tensor of {value.dtype}, {value.layout}: only "
-                "dense tensors of real numbers are loaded; convert it, or use another file"
-            )
+    versions = getattr(weights, "_metadata", {})
+    if not _is_dict(versions) or not all(map(_is_version, versions.values())):
+        _refuse(path, f"{where}._metadata", versions, "the version of each module")
 
 
-def check_content(checkpoint: Mapping[str, Any], path: str | Path) -> None:
-    """Check the weights and the meta of a checkpoint.
+def check_meta(meta: Any, path: str | Path) -> None:
+    """Check the meta of a checkpoint.
 
     Args:
-        checkpoint: with `state_dict` and `meta`.
+        meta: as in the file.
         path: its file, for messages.
 
     Raises:
         ValueError: a part is of another kind than it must be.
     """
-    check_weights(checkpoint["state_dict"], path, "state_dict")
-    meta = checkpoint["meta"]
     if not isinstance(meta, dict):
         _refuse(path, "meta", meta, "a dict")
     _check_kinds(path, "meta", meta, _META)
@@ -125,6 +138,16 @@ def check_training_state(checkpoint: Mapping[str, Any], path: str | Path) -> Non
             "with checkpoint_config.save_optimizer=False; start from its weights instead (--cfg-options "
             "load_from=FILE)"
         )
+    if meta.get("iter_in_epoch", 0) > meta["iter"]:
+        _refuse(path, "meta.iter_in_epoch", meta["iter_in_epoch"], f"at most iter, {meta['iter']}")
+    for name, state in meta.get("hooks", {}).items():
+        if not _is_dict(state):
+            _refuse(path, f"meta.hooks.{name}", state, "a dict")
+    for name, parts in meta.get("log_buffer", {}).items():
+        if not isinstance(parts, list) or len(parts) != 2 or not all(map(_is_numbers, parts)):
+            _refuse(
+                path, f"meta.log_buffer.{name}", parts, "a list of values and one of their counts"
+            )
     _check_optimizer(checkpoint["optimizer"], path)
     if "raw_weights" in checkpoint:
         check_weights(checkpoint["raw_weights"], path, "raw_weights")
@@ -156,3 +179,39 @@ def _is_group(group: Any) -> bool:
     return all(type(number) is int for number in numbers_) and (
         names is None or (_is_names(names) and len(names) == len(numbers_))
     )
+
+
+def other_classes(checkpoint: Mapping[str, Any], path: str | Path, owner: Any) -> str | None:
+    """What is different between the classes of a checkpoint and of a network or data set, or None.
+
+    Args:
+        checkpoint: what `load_checkpoint` returned; nothing is known without CLASSES in its meta.
+        path: its file, for the text.
+        owner: has CLASSES, where they are known.
+    """
+    trained_for, own = checkpoint["meta"].get("CLASSES"), getattr(owner, "CLASSES", None)
+    if not trained_for or not own or list(trained_for) == list(own):
+        return None
+    order = ", the same in another order" if sorted(trained_for) == sorted(own) else ""
+    return (
+        f"checkpoint {path} was trained for the classes {list(trained_for)}, this run has "
+        f"{list(own)}{order}"
+    )
+
+
+def head_of_other_classes(
+    checkpoint: Mapping[str, Any], path: str | Path, detector: Any, fitting: Iterable[str]
+) -> str | None:
+    """`other_classes`, where a head of as many classes is loaded: another number shows in the shapes.
+
+    Args:
+        checkpoint: what `load_checkpoint` returned.
+        path: its file, for the text.
+        detector: the network.
+        fitting: names in the network of the weights that are loaded.
+    """
+    difference = other_classes(checkpoint, path, detector)
+    if difference is None or all(name.startswith(_WITHOUT_CLASSES) for name in fitting):
+        return None
+    same_number = len(checkpoint["meta"]["CLASSES"]) == len(detector.CLASSES)
+    return difference if same_number else None

@@ -9,9 +9,10 @@ from typing import Any
 
 from mmcv.runner import HOOKS, BaseRunner, Hook
 
-from projects.bevformer.engine.checkpoint import load_checkpoint, tensor_bytes
+from projects.bevformer.engine.checkpoint import file_bytes, load_checkpoint
 from projects.bevformer.engine.distributed import average_buffers, get_rank, on_first_rank
-from projects.bevformer.files import followed, free_bytes, mib
+from projects.bevformer.engine.resume import checkpoint_numbers
+from projects.bevformer.files import followed, free_bytes, mib, remove_left_over
 
 _RUN_FILES = re.compile(r"(latest|interrupted|best_.+)\.pth")
 
@@ -88,7 +89,7 @@ class CheckpointHook(Hook):
             raise ValueError(
                 f"checkpoint_config.on_error is {on_error!r}: it must be 'stop' or 'continue'"
             )
-        if (file_client_args or {}).get("backend", "disk") != "disk" or "://" in str(out_dir):
+        if file_client_args not in (None, {"backend": "disk"}) or "://" in str(out_dir):
             raise ValueError(
                 f"checkpoint_config: file_client_args {file_client_args} and out_dir {out_dir!r}: checkpoints "
                 "are written to disks only; mount the storage and name its folder in out_dir"
@@ -120,8 +121,13 @@ class CheckpointHook(Hook):
     def _prepare(self, runner: BaseRunner) -> None:
         """Find out before training what would end it at the first checkpoint."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        remove_left_over(self.folder)
         done = runner.epoch if self.by_epoch else runner.iter
-        written = [path for path, number in self._numbered().items() if number > done]
+        written = [
+            path
+            for path, number in checkpoint_numbers(self.folder, self.template).items()
+            if number > done
+        ]
         for folder in {self.folder, Path(runner.work_dir)}:
             written += [path for path in folder.iterdir() if _RUN_FILES.fullmatch(path.name)]
         for path in written:
@@ -130,10 +136,10 @@ class CheckpointHook(Hook):
                     f"{path} is a folder, and this run writes a checkpoint of that name: rename it"
                 )
         detector = runner.model.module
-        needed = tensor_bytes(detector.state_dict())
+        needed = file_bytes(detector.state_dict())
         if self.options["save_optimizer"]:  # most optimizers keep two numbers of each weight
             trained = [p for p in detector.parameters() if p.requires_grad]
-            needed += 2 * tensor_bytes(trained)
+            needed += 2 * file_bytes(trained)
         free = free_bytes(self.folder)
         if free is not None and free < needed:
             runner.logger.warning(
@@ -168,12 +174,6 @@ class CheckpointHook(Hook):
         if get_rank() == 0 and self.max_keep_ckpts > 0:
             self._remove_older(runner, path, number)
 
-    def _numbered(self) -> dict[Path, int]:
-        """The files of the folder whose names are of the template, with their numbers."""
-        pattern = re.sub(r"\\\{.*?\\\}", r"(\\d+)", re.escape(self.template), count=1)
-        found = {path: re.fullmatch(pattern, path.name) for path in self.folder.iterdir()}
-        return {path: int(match[1]) for path, match in found.items() if match and match.groups()}
-
     def _remove_older(self, runner: BaseRunner, path: Path, number: int) -> None:
         if self._own is None:
             self._own = self._saved_before(runner)
@@ -196,7 +196,7 @@ class CheckpointHook(Hook):
         run, own = runner.meta.get("run"), {}
         if getattr(runner, "resumed", None) is None or run is None:
             return own
-        for path, number in self._numbered().items():
+        for path, number in checkpoint_numbers(self.folder, self.template).items():
             try:
                 if load_checkpoint(path)["meta"].get("run") == run:
                     own[path] = number

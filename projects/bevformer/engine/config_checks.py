@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from fnmatch import fnmatchcase
 from typing import Any, Iterable, Iterator, Mapping, NamedTuple, Sequence
 
 from mmcv import Config
 
-from projects.bevformer.engine.config_keys import READ_KEYS, SECTIONS, registered
+from projects.bevformer.engine.config_keys import READ_KEYS, SECTIONS, nested_values, registered
 from projects.bevformer.engine.pretrained import pretrained_files
 from projects.bevformer.engine.unread_keys import READERS, hook_of_policy, unread_keys
 from projects.bevformer.engine.value_rules import senseless
@@ -47,6 +48,7 @@ _EQUAL: tuple[Sequence[str], ...] = (
     ),
     *((f"data.*.{name}:NormalizeMultiviewImage",) for name in ("mean", "std", "to_rgb")),
 )
+_FACTORS = ("optimizer", "lr_config", "momentum_config", "fp16")  # sections of numbers in a step
 _NONE = ("benchmark",)  # keys that None is a value of: nuScenes' benchmark
 
 
@@ -81,7 +83,8 @@ def check_sections(cfg: Config, names: Iterable[str]) -> None:
 def config_problems(cfg: Config) -> list[tuple[str, str]]:
     """What `check_config` refuses: pairs of a dotted key and what is wrong with it."""
     values, unread = list(_all_values(cfg)), list(unread_keys(cfg))
-    senseless = [found for found in _senseless(values) if found[0] not in dict(unread)]
+    wrong = {**dict(_not_finite(cfg)), **dict(_senseless(values))}
+    senseless = [found for found in wrong.items() if found[0] not in dict(unread)]
     # Values of a wrong kind cannot be compared.
     return [*unread, *senseless, *(() if senseless else _contradictions(cfg, values))]
 
@@ -132,6 +135,16 @@ def _senseless(values: Sequence[_Value]) -> Iterator[tuple[str, str]]:
         must = senseless(one.key, one.reader, one.value) if one.given else None
         if must:
             yield one.key, f"is {one}: it must be {must}"
+
+
+def _not_finite(cfg: Config) -> Iterator[tuple[str, str]]:
+    """NaN anywhere, and infinity where it would make one: in what weights, losses and steps are made of."""
+    read = {key: cfg[key] for key in sorted(READ_KEYS) if key in cfg}
+    for key, value in nested_values(read):
+        for number in value if isinstance(value, tuple) else (value,):
+            is_factor = key.split(".")[0] in _FACTORS or "weight" in key
+            if number != number or (is_factor and number in (math.inf, -math.inf)):
+                yield key, f"is {value!r}: it must be finite"
 
 
 def _contradictions(cfg: Config, values: Sequence[_Value]) -> Iterator[tuple[str, str]]:

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import ast
 import copy
-import io
+import json
 import os.path as osp
 import re
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any, Callable, Mapping, NamedTuple
 
-import mmcv
+import yaml
 
 from projects.bevformer.engine.config_keys import READ_KEYS
 
 SUFFIXES = (".py", ".yml", ".yaml", ".json")
+_MAX_VALUES = 10**5  # of a JSON or YAML file; the largest published config has 500
 _ROUNDS = 6  # evaluations until the variables of a file and of its bases agree
 _BASE_VARIABLE = re.compile(r"\{\{\s*_base_\.([\w.]+)\s*\}\}")
 
@@ -177,9 +178,9 @@ class ConfigFiles:
                 and is_variable(name, value)
                 and (name in own or merged(value, bases[name], name) != bases[name])
             }
-            if found == own:
+            if repr(found) == repr(own):  # NaN is not equal to itself
                 return values, bases, own
-            changing = [name for name in found if name not in own or found[name] != own[name]]
+            changing = [name for name in found if repr(found[name]) != repr(own.get(name))]
             own = found
         raise ValueError(
             f"{', '.join(changing)} of {path} and variables of its bases are made of each other and "
@@ -265,7 +266,7 @@ def _read(path: str) -> _Source:
     code = re.sub(r"\{\{\s*(\w+)\s*\}\}", lambda found: predefined.get(found[1], found[0]), text)
     if suffix != ".py":
         code = _BASE_VARIABLE.sub(r'"{{_base_.\1}}"', code)
-        return _Source(text, _run_data(code, suffix[1:]), used)
+        return _Source(text, _run_data(code, suffix), used)
     nodes = ast.parse(_BASE_VARIABLE.sub(r'__base__("\1")', code), path).body
     nodes.sort(key=lambda node: not _names_bases(node))  # they are needed first
     statements = [
@@ -295,14 +296,53 @@ def _run_statements(statements: list[CodeType]) -> Callable:
     return run
 
 
-def _run_data(code: str, file_format: str) -> Callable:
+def _run_data(code: str, suffix: str) -> Callable:
     def run(namespace: dict[str, Any], after_each: Callable[[], None]) -> None:
-        values = mmcv.load(io.StringIO(code), file_format=file_format) or {}
+        values = _parse_data(code, suffix)
         namespace["_base_"] = values.pop("_base_", [])
         namespace.update(_with_base_values(values, namespace["__base__"]))
         after_each()
 
     return run
+
+
+def _parse_data(code: str, suffix: str) -> dict[str, Any]:
+    """The dict of a JSON or YAML file, of plain values.
+
+    Raises:
+        ValueError: it has another form, a tag of Python, or aliases that stand for very much.
+    """
+    try:
+        values = json.loads(code) if suffix == ".json" else _parse_yaml(code)
+    except yaml.constructor.ConstructorError as error:
+        tag = re.search(r"'tag:yaml.org,2002:(python/.*)'", str(error))
+        if not tag:
+            raise
+        raise ValueError(
+            f"line {error.problem_mark.line + 1} has the tag !!{tag.group(1)}, which runs code: YAML "
+            "configs hold plain values, a Python config can hold expressions"
+        ) from None
+    if not isinstance(values, dict):
+        raise ValueError("it has no keys with values")
+    return values
+
+
+def _parse_yaml(text: str) -> Any:
+    """`yaml.safe_load`, which lets a few aliases of aliases stand for billions of values."""
+    loader = yaml.SafeLoader(text)
+    root = loader.get_single_node()
+    nodes, count = [root] if root else [], 0
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, yaml.CollectionNode):
+            inner = [
+                part for item in node.value for part in (item if type(item) is tuple else [item])
+            ]
+            count += len(inner)
+            nodes += inner
+        if count > _MAX_VALUES:
+            raise ValueError(f"its aliases stand for more than {_MAX_VALUES} values")
+    return loader.construct_document(root) if root else None
 
 
 def _with_base_values(value: Any, base_value: Callable[[str], Any]) -> Any:

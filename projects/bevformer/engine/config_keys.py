@@ -11,7 +11,7 @@ from mmcv.utils import Registry
 
 SECTIONS = frozenset(  # dicts
     "model data optimizer optimizer_config lr_config momentum_config runner checkpoint_config "
-    "evaluation log_config fp16 custom_imports train_cfg test_cfg auto_scale_lr".split()
+    "evaluation log_config fp16 custom_imports train_cfg test_cfg auto_scale_lr non_finite dist_params".split()
 )
 READ_KEYS = (
     SECTIONS
@@ -22,7 +22,7 @@ READ_KEYS = (
     )
 )
 # Keys of published configs that nothing reads, here and mostly there; files may have them.
-UNREAD_KEYS = frozenset({"dist_params", "file_client_args", "gpu_ids", "seed", "sync_bn"})
+UNREAD_KEYS = frozenset({"file_client_args", "gpu_ids", "seed", "sync_bn"})
 # Of MultiScaleFlipAug3D, which needs it: no step reads the scale that it passes on.
 UNREAD_ARGUMENTS = frozenset({"img_scale"})
 _REGISTRIES = (  # modules that hold registries; of parts with the same name the last counts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Sequence
 
+import torch
 from mmcv import Config
 from mmdet3d.datasets import build_dataset
 from torch.utils.data import DataLoader, Dataset
@@ -15,7 +16,9 @@ from projects.bevformer.engine.config import config_errors
 from projects.bevformer.engine.data_sections import info_files, inner_sections, one_file_each
 from projects.bevformer.engine.distributed import get_rank, get_world_size
 from projects.bevformer.engine.own_steps import check_own_steps
+from projects.bevformer.engine.sample_loader import SampleLoader
 from projects.bevformer.engine.seed import SeededDataset, seeded
+from projects.bevformer.interruption import protect_worker
 
 _TRAIN_SAMPLERS = ("DistributedGroupSampler", "DistributedSampler", "GroupSampler")
 
@@ -133,7 +136,7 @@ def build_train_loader(
         )
     workers = train_option(cfg, "workers_per_gpu", workers_per_process(cfg))
     sampler = EpochShuffleSampler(dataset, get_rank(), get_world_size(), seed)
-    return DataLoader(
+    return SampleLoader(
         SeededDataset(dataset),
         batch_size=train_option(cfg, "samples_per_gpu", 1),
         sampler=sampler,
@@ -141,16 +144,21 @@ def build_train_loader(
         collate_fn=collate_samples,
         pin_memory=pin_memory,
         persistent_workers=workers > 0 and train_option(cfg, "persistent_workers", False),
+        # Workers get their seed from it: from the global one each start of workers would move it.
+        generator=torch.Generator(),
+        worker_init_fn=protect_worker,
     )
 
 
 def build_test_loader(dataset: Dataset, workers: int, pin_memory: bool = False) -> DataLoader:
     """Single frames: each process gets whole scenes, in time order."""
-    return DataLoader(
+    return SampleLoader(
         dataset,
         batch_size=1,
         sampler=SceneSampler(dataset, get_rank(), get_world_size()),
         num_workers=workers,
         collate_fn=collate_samples,
         pin_memory=pin_memory,
+        generator=torch.Generator(),
+        worker_init_fn=protect_worker,
     )

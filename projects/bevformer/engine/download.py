@@ -10,7 +10,7 @@ import mmcv.runner.checkpoint as mmcv_checkpoint
 import torch
 from mmcv.runner import CheckpointLoader
 
-from projects.bevformer.io import load_torch_file
+from projects.bevformer.weight_files import load_weight_file
 
 _SCHEMES = ("http", "https", "torchvision", "modelzoo", "open-mmlab", "openmmlab", "mmcls")
 _mmcv_load = CheckpointLoader.load_checkpoint
@@ -19,13 +19,13 @@ _mmcv_load = CheckpointLoader.load_checkpoint
 def download(source: str) -> Any:
     """Content of a weight file, from torch's cache or downloaded into it once.
 
-    Names are resolved by mmcv; the file is read by `load_torch_file`, which runs no code from it.
+    Names are resolved by mmcv; the file is read by `load_weight_file`, which runs no code from it.
 
     Args:
         source: scheme://...
 
     Raises:
-        ValueError: an unknown scheme or name, the download fails, or see `load_torch_file`.
+        ValueError: an unknown scheme or name, the download fails, or see `load_weight_file`.
     """
     scheme, name = source.split("://", 1)
     if scheme not in _SCHEMES:
@@ -52,4 +52,4 @@ def _load_url(url: str, model_dir: str | None = None, map_location: Any = None) 
                 f"weights {url} cannot be downloaded ({getattr(error, 'reason', error)}): copy the "
                 "file here and name it, for example --cfg-options model.pretrained.img=FILE"
             ) from error
-    return load_torch_file(str(path))
+    return load_weight_file(str(path))

@@ -80,7 +80,7 @@ class AverageHook(Hook):
 
     @torch.no_grad()
     def after_train_iter(self, runner: BaseRunner) -> None:
-        if self.is_due(runner.iter):
+        if self.is_due(runner.iter) and not runner.skipped:
             momentum = self.momentum_at(runner.iter)
             for name, average in self.averages.items():
                 average.lerp_(self.weights[name], momentum)

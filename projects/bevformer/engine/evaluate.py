@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any, Callable, Mapping
 
 import torch
 from mmcv import Config
@@ -13,11 +13,12 @@ from mmcv.cnn import fuse_conv_bn
 from projects.bevformer.engine.batch import test_sample_tokens, to_device
 from projects.bevformer.engine.build import build_detector
 from projects.bevformer.engine.checkpoint import load_checkpoint, load_weights
+from projects.bevformer.engine.checkpoint_checks import other_classes
 from projects.bevformer.engine.data_loading import build_test_loader
-from projects.bevformer.engine.distributed import all_gather, get_rank
+from projects.bevformer.engine.distributed import all_gather, get_rank, note, wait_for_all
 from projects.bevformer.engine.log import progress_bar
 from projects.bevformer.engine.precision import set_compute_format
-from projects.bevformer.engine.provenance import check_provenance, other_classes
+from projects.bevformer.engine.provenance import check_provenance
 from projects.bevformer.files import atomic_write, followed
 from projects.bevformer.messages import file_name
 from projects.bevformer.nuscenes.evaluation.results import check_samples
@@ -70,7 +71,7 @@ def evaluation_dir(
                 f"{folder} cannot be made ({error}): choose a folder with --work-dir"
             ) from error
         else:
-            with atomic_write(kept) as file:
+            with atomic_write(kept, size_bytes=len(text)) as file:
                 file.write(text)
             return folder
 
@@ -104,8 +105,16 @@ def build_trained_model(cfg, checkpoint_path, dataset, device, logger, fuse=Fals
     return detector.to(device).eval()
 
 
+class PredictionStopped(Exception):
+    """A signal ended a prediction before its time, on all ranks."""
+
+
 def predict(
-    detector: torch.nn.Module, dataset: Any, device: torch.device, workers: int = 2
+    detector: torch.nn.Module,
+    dataset: Any,
+    device: torch.device,
+    workers: int = 2,
+    stop: Callable[[], bool] = lambda: False,
 ) -> list[dict] | None:
     """Run a temporal detector over a data set in time order.
 
@@ -117,6 +126,7 @@ def predict(
         dataset: in test mode, with `data_infos`.
         device: torch.device of the detector.
         workers: data loading processes.
+        stop: asked after each frame whether to stop.
 
     Returns:
         On rank 0 a list of result dicts, one per sample, with an entry for each head; None on the other
@@ -125,6 +135,7 @@ def predict(
     Raises:
         ValueError: frames are left without a result, or the data set has other cameras than the detector,
             or another order of them.
+        PredictionStopped: `stop` said so, on some rank.
     """
     trained, given = getattr(detector, "CAMERAS", None), getattr(dataset, "cameras", None)
     if trained and given and list(trained) != list(given):
@@ -137,11 +148,14 @@ def predict(
     detector.eval()
     detector.reset_memory()
     try:
-        results = _predict_shard(detector, loader, device)
+        results = _predict_shard(detector, loader, device, stop)
     finally:
         detector.reset_memory()
         detector.train(was_training)
+    wait_for_all()
     shards = all_gather(results)
+    if None in shards:
+        raise PredictionStopped
     if get_rank() != 0:
         return None
     tokens = column(dataset.data_infos, "token").tolist()
@@ -156,11 +170,15 @@ def predict(
 
 
 @torch.no_grad()
-def _predict_shard(detector, loader, device):
-    """Sample token -> result of the frames of this process."""
+def _predict_shard(detector, loader, device, stop):
+    """Sample token -> result of the frames of this process; None where it was stopped."""
     results = {}
     for data in progress_bar(loader, "evaluating", "frame"):
+        note(f"frame {len(results) + 1} of its part of the evaluation", bounded=True)
         batch = to_device(data, device)
         outputs = detector(return_loss=False, **batch)
         results.update(zip(test_sample_tokens(batch["img_metas"]), outputs))
+        if stop():
+            return None
+    note("the end of the evaluation")
     return results

@@ -1,6 +1,5 @@
-"""Hooks of a training run: stop at a loss that is not finite, warn about slow data, evaluate."""
+"""Hooks of a training run: warn about slow data, evaluate."""
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional, Sequence, Union
@@ -9,49 +8,27 @@ import torch
 from mmcv.runner import HOOKS, Hook, LoggerHook
 
 from projects.bevformer.datasets.evaluators import BOXES
-from projects.bevformer.engine.batch import train_sample_tokens
 from projects.bevformer.engine.best import BestCheckpoint, lost_evaluation
 from projects.bevformer.engine.distributed import (
-    all_gather,
     broadcast,
-    broadcast_buffers,
+    buffers_of_first_rank,
     get_rank,
     on_first_rank,
 )
-from projects.bevformer.engine.evaluate import predict
+from projects.bevformer.engine.evaluate import PredictionStopped, predict
+from projects.bevformer.engine.non_finite import check_finite
 from projects.bevformer.engine.report import headline_metrics, metrics_table
+from projects.bevformer.engine.seed import seeded
 from projects.bevformer.nuscenes.evaluation.scoring import write_metrics
 from projects.bevformer.nuscenes.spec import TP_ERRORS
 from projects.bevformer.published import published
 
+_STOPPED = "stopped"  # instead of results
 _FLAT = ("pts_bbox_NuScenes/", "pts_bbox_own/")  # of `flat_metrics`
 _RULES = {
     **dict.fromkeys(("NDS", "mAP", "mAP_own"), "greater"),
     **dict.fromkeys(TP_ERRORS.values(), "less"),
 }
-
-
-@HOOKS.register_module()
-class FiniteLossHook(Hook):
-    """Ends training before a NaN or infinite loss reaches the weights.
-
-    The loss that it looks at is the average over all processes, so that all of them stop together.
-    It raises FloatingPointError, with the terms and the samples.
-    """
-
-    def after_train_iter(self, runner):
-        log_vars = runner.outputs["log_vars"]
-        if math.isfinite(log_vars["loss"]):
-            return
-        loss_here = runner.outputs["loss"].item()
-        tokens = train_sample_tokens(runner.data_batch["img_metas"].data[0])
-        culprits = all_gather([] if math.isfinite(loss_here) else tokens)
-        terms = [name for name, value in log_vars.items() if not math.isfinite(value)]
-        raise FloatingPointError(
-            f"loss is not finite at epoch {runner.epoch + 1}, iteration {runner.iter + 1} "
-            f"(terms {', '.join(terms)}; samples {', '.join(sum(culprits, []))}): lower the "
-            "learning rate or look at these samples; the last checkpoint is from before"
-        )
 
 
 @HOOKS.register_module()
@@ -195,8 +172,8 @@ class TemporalEvalHook(Hook):
         return done >= self.start and (done - self.start) % self.interval == 0
 
     def before_run(self, runner):
-        if self.best_key is not None and get_rank() == 0:
-            self.best.recall(runner)
+        if self.best_key is not None:
+            on_first_rank(lambda: self.best.recall(runner))
         due = broadcast(lost_evaluation(runner) if get_rank() == 0 else None)
         if due is not None:
             runner.logger.info("the run was stopped before the evaluation of %s: made now", due)
@@ -232,11 +209,24 @@ class TemporalEvalHook(Hook):
         runner.log_buffer.clear()
         self._evaluate(runner, self.due)
 
+    def _predict(self, runner, detector):
+        interruption = runner.interruption
+        stop = (lambda: False) if interruption is None else (lambda: interruption.number != 0)
+        try:
+            return predict(detector, self.dataset, self.device, self.workers, stop)
+        except PredictionStopped:
+            return _STOPPED
+
     def _evaluate(self, runner, name):
         detector = runner.model.module
-        with runner.scored_weights():
-            broadcast_buffers(detector)
-            results = predict(detector, self.dataset, self.device, self.workers)
+        # Whether and when one evaluates changes nothing in the training.
+        with runner.scored_weights(), buffers_of_first_rank(detector), seeded(0):
+            weights = {"state_dict": detector.state_dict()}
+            check_finite(weights, f"the evaluation of {name} is not made")
+            results = self._predict(runner, detector)
+        if results is _STOPPED:
+            self.due = name
+            runner.interruption.end(runner)
         self.due = None
         scored = {}
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+import threading
 from pathlib import Path
-from typing import Iterable
+from typing import Callable, Iterable
 
 from mmcv.runner import HOOKS, BaseRunner
+from mmcv.runner import TensorboardLoggerHook as MmcvTensorboardLoggerHook
 from mmcv.runner import TextLoggerHook as MmcvTextLoggerHook
 from mmcv.utils import get_logger
 from tqdm import tqdm
@@ -61,6 +63,43 @@ class TextLoggerHook(MmcvTextLoggerHook):
             if not self.has_failed:
                 self.has_failed = True
                 runner.logger.warning(_goes_on(error, self.json_log_path, str(log_dict)))
+
+
+@HOOKS.register_module(force=True)
+class TensorboardLoggerHook(MmcvTensorboardLoggerHook):
+    """mmcv's, which ends a run when its folder cannot be written; here that is a warning."""
+
+    has_failed = False
+
+    def _try(self, stage: Callable[[BaseRunner], None], runner: BaseRunner) -> None:
+        if self.has_failed:
+            return
+        try:
+            stage(runner)
+        except OSError as error:
+            self.has_failed = True
+            folder = self.log_dir or str(Path(runner.work_dir, "tf_logs"))
+            runner.logger.warning(_goes_on(error, folder, str(runner.log_buffer.output)))
+
+    def before_run(self, runner: BaseRunner) -> None:
+        threading.excepthook = _without_writers_of_tensorboard
+        self._try(super().before_run, runner)
+
+    def log(self, runner: BaseRunner) -> None:
+        self._try(super().log, runner)
+
+    def after_run(self, runner: BaseRunner) -> None:
+        self._try(super().after_run, runner)
+
+
+_excepthook = threading.excepthook
+
+
+def _without_writers_of_tensorboard(failed: threading.ExceptHookArgs) -> None:
+    """No traceback of a thread whose error the next call of `TensorboardLoggerHook.log` meets."""
+    written_by = type(failed.thread).__module__
+    if not (written_by.startswith("tensorboard") and issubclass(failed.exc_type, OSError)):
+        _excepthook(failed)
 
 
 def get_run_logger(log_file: str | Path | None = None, level: str = "INFO") -> logging.Logger:

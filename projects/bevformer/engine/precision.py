@@ -11,10 +11,11 @@ import logging
 
 import torch
 from mmcv import Config
-from mmcv.runner import Hook, OptimizerHook
+from mmcv.runner import Hook
 from torch import nn
 
-from projects.bevformer.compat import gpu_computes_in_bfloat16, make_grad_scaler
+from projects.bevformer.compat import gpu_computes_in_bfloat16
+from projects.bevformer.engine.optimizer_hooks import LossScalingOptimizerHook
 from projects.bevformer.ops import set_default_backend
 
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -88,42 +89,6 @@ def set_compute_format(
     if tf32 is not None:
         torch.backends.cuda.matmul.allow_tf32 = tf32
         torch.backends.cudnn.allow_tf32 = tf32
-
-
-class LossScalingOptimizerHook(OptimizerHook):
-    """Backward, gradient clipping and step under a GradScaler, for float16 on CUDA.
-
-    Args:
-        loss_scale: "dynamic", or the fixed factor as a number.
-        grad_clip: arguments of `clip_grad_norm_`, applied to the unscaled gradients.
-    """
-
-    def __init__(self, loss_scale="dynamic", grad_clip=None):
-        super().__init__(grad_clip=grad_clip)
-        self.fixed_scale = None if loss_scale == "dynamic" else float(loss_scale)
-        initial = {} if self.fixed_scale is None else {"init_scale": self.fixed_scale}
-        self.scaler = make_grad_scaler(**initial)
-
-    def before_run(self, runner):
-        if "grad_scaler" in runner.meta:
-            self.scaler.load_state_dict(runner.meta["grad_scaler"])
-
-    def after_train_iter(self, runner):
-        runner.optimizer.zero_grad()
-        self.scaler.scale(runner.outputs["loss"]).backward()
-        self.scaler.unscale_(runner.optimizer)
-        if self.grad_clip is not None:
-            grad_norm = self.clip_grads(runner.model.parameters())
-            if grad_norm is not None:
-                runner.log_buffer.update(
-                    {"grad_norm": float(grad_norm)}, runner.outputs["num_samples"]
-                )
-        self.scaler.step(runner.optimizer)
-        self.scaler.update(self.fixed_scale)
-
-    def checkpoint_meta(self):
-        """State of the scaler for a checkpoint; reading it forces a sync."""
-        return {"grad_scaler": self.scaler.state_dict()}
 
 
 def optimizer_hook(

@@ -12,6 +12,7 @@ from mmcv.runner import CheckpointLoader
 from torch import nn
 
 from projects.bevformer.engine.checkpoint import fit_checkpoint, load_checkpoint
+from projects.bevformer.engine.checkpoint_checks import head_of_other_classes
 from projects.bevformer.engine.config_keys import nested_values
 from projects.bevformer.engine.weight_fit import WeightFit, some_of
 
@@ -43,6 +44,14 @@ def noted_pretrained() -> Iterator[list[_Start]]:
         INITIALIZERS.register_module("Pretrained", force=True, module=mmcvs)
 
 
+def _load_safely(filename: str, map_location: Any = None, logger: Any = None) -> dict:
+    """Takes the place of mmcv's, which unpickles, for parts that read a file themselves."""
+    return load_checkpoint(filename)
+
+
+CheckpointLoader.load_checkpoint = _load_safely
+
+
 @contextlib.contextmanager
 def checked_pretrained(detector: nn.Module, logger: logging.Logger) -> Iterator[set[str]]:
     """A block for `init_weights`; after it the pretrained files are loaded, safely, whatever fits.
@@ -59,7 +68,8 @@ def checked_pretrained(detector: nn.Module, logger: logging.Logger) -> Iterator[
         Set of the names of the weights that were loaded, filled after the block.
 
     Raises:
-        ValueError: nothing of a file fits the part that names it; see `load_checkpoint`.
+        ValueError: nothing of a file fits the part that names it, or a head is of as many other classes;
+            see `load_checkpoint`.
     """
     loaded: set[str] = set()
     names = {module: name for name, module in detector.named_modules()}
@@ -102,7 +112,13 @@ def checked_pretrained(detector: nn.Module, logger: logging.Logger) -> Iterator[
             loaded.update(f"{part}.{name}" for name in of_file)
         else:
             fit = _load_part(start, names[start.module], checkpoint)
-            fit.report(start.checkpoint, logger)
+            path = start.checkpoint
+            difference = head_of_other_classes(checkpoint, path, detector, fit.fitting)
+            if difference is not None:
+                raise ValueError(
+                    f"{difference}: name the file in load_from, with load_from_other_classes=True"
+                )
+            fit.report(path, logger)
             loaded.update(fit.fitting)
 
 

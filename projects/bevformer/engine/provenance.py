@@ -17,13 +17,13 @@ from torch import nn
 
 from projects.bevformer.datasets.motion import QUIRKS
 from projects.bevformer.engine.build import vehicle_of_grid
+from projects.bevformer.engine.checkpoint_checks import head_of_other_classes, other_classes
 from projects.bevformer.engine.data_sections import inner_sections
 from projects.bevformer.engine.weight_fit import WeightFit
 from projects.bevformer.geometry.boxes import BOX_CONVENTION_NEW, BOX_CONVENTION_OLD
 from projects.bevformer.published import REPLACED_TYPES
 
 STAMP = "trained_with"  # key in a checkpoint's meta
-_WITHOUT_CLASSES = ("img_backbone.", "img_neck.")
 _MOTION = "can_bus_mlp"  # in the names of weights that depend on how the motion is given
 
 # Of `QUIRKS`, those that the weights depend on.
@@ -120,24 +120,6 @@ def stamp_of(checkpoint: dict) -> tuple[dict, str]:
     return stamp, origin
 
 
-def other_classes(checkpoint: dict, path: str | Path, owner: Any) -> str | None:
-    """What is different between the classes of a checkpoint and of a network or data set, or None.
-
-    Args:
-        checkpoint: what `load_checkpoint` returned; nothing is known without CLASSES in its meta.
-        path: its file, for the text.
-        owner: has CLASSES, where they are known.
-    """
-    trained_for, own = checkpoint["meta"].get("CLASSES"), getattr(owner, "CLASSES", None)
-    if not trained_for or not own or list(trained_for) == list(own):
-        return None
-    order = ", the same in another order" if sorted(trained_for) == sorted(own) else ""
-    return (
-        f"checkpoint {path} was trained for the classes {list(trained_for)}, this run has "
-        f"{list(own)}{order}"
-    )
-
-
 def check_same_classes(checkpoint: dict, path: str | Path, detector: nn.Module) -> None:
     """Raise ValueError if a checkpoint that is resumed is of other classes, or another order."""
     difference = other_classes(checkpoint, path, detector)
@@ -151,9 +133,10 @@ def check_same_classes(checkpoint: dict, path: str | Path, detector: nn.Module) 
 def check_start(
     checkpoint: dict, path: str | Path, cfg: Config, detector: nn.Module, logger: logging.Logger
 ) -> None:
-    """Refuse weights of other classes as a start, without `load_from_other_classes`.
+    """Refuse weights of as many other classes as a start, without `load_from_other_classes`.
 
-    A backbone and a neck depend on no classes.
+    A backbone and a neck depend on no classes. A head of another number of classes has other shapes, of
+    which `load_weights` loads nothing.
 
     Args:
         checkpoint: what `load_checkpoint` returned.
@@ -168,9 +151,9 @@ def check_start(
     allowed = cfg.get("load_from_other_classes", False)
     if not isinstance(allowed, bool):
         raise ValueError(f"load_from_other_classes is {allowed!r}: it must be True or False")
-    difference = other_classes(checkpoint, path, detector)
     fitting = WeightFit(checkpoint["state_dict"], detector.state_dict()).fitting
-    if difference is None or all(name.startswith(_WITHOUT_CLASSES) for name in fitting):
+    difference = head_of_other_classes(checkpoint, path, detector, fitting)
+    if difference is None:
         return
     if not allowed:
         raise ValueError(

@@ -24,6 +24,7 @@ def find_latest_checkpoint(
     counts_epochs: bool = True,
     links_latest: bool = True,
     interrupted: str | Path | None = None,
+    template: str | None = None,
 ) -> Path | None:
     """Newest checkpoint that loads, of a training run that counts epochs (or iterations).
 
@@ -38,6 +39,7 @@ def find_latest_checkpoint(
         counts_epochs: the kind of run.
         links_latest: whether the runs keep `latest.pth` up to date.
         interrupted: the checkpoint of an interrupted run; `interrupted.pth` in `work_dir` by default.
+        template: of the names, where they are others than `epoch_{}.pth` (or `iter_{}.pth`).
 
     Returns:
         its path, or None.
@@ -51,7 +53,8 @@ def find_latest_checkpoint(
             logger.warning("--auto-resume skips %s: %s", path.name, error)
             return None
 
-    numbered, others = (checkpoint_numbers(work_dir, prefix) for prefix in (kind, other))
+    numbered = checkpoint_numbers(work_dir, template or f"{kind}_{{}}.pth")
+    others = checkpoint_numbers(work_dir, f"{other}_{{}}.pth")
     latest = Path(work_dir, "latest.pth")
     named = None
     if links_latest:
@@ -79,10 +82,12 @@ def find_latest_checkpoint(
     interrupted = Path(interrupted or Path(work_dir, "interrupted.pth"))
     meta = meta_of(interrupted) if os.path.lexists(interrupted) else None
     if meta is not None:
-        if meta.get("counted_in") != other and (found is None or _is_ahead(meta, found_meta)):
-            found, meta, interrupted = interrupted, found_meta, found
-        if interrupted is not None and not _of_one_run(meta, found_meta):
-            passed.append(interrupted)
+        is_of_kind, of_one_run = meta.get("counted_in") != other, _of_one_run(meta, found_meta)
+        is_next = is_of_kind and (found is None or _is_ahead(meta, found_meta))
+        left_out = found if is_next else interrupted
+        if left_out is not None and not (is_of_kind and of_one_run):
+            passed.append(left_out)
+        found = interrupted if is_next else found
     if passed:
         logger.info(
             "--auto-resume passes over %s: of another run than %s",
@@ -110,13 +115,11 @@ def _saved_at(meta: dict) -> float:
         return 0.0
 
 
-def checkpoint_numbers(work_dir: str | Path, kind: str) -> dict[Path, int]:
-    """Number in the name of each `{kind}_N.pth` of a folder."""
-    matches = {
-        path: re.fullmatch(rf"{kind}_(\d+)\.pth", path.name)
-        for path in Path(work_dir).glob("*.pth")
-    }
-    return {path: int(match.group(1)) for path, match in matches.items() if match}
+def checkpoint_numbers(folder: str | Path, template: str) -> dict[Path, int]:
+    """The files of a folder whose names are made of a template such as `epoch_{}.pth`: path -> number."""
+    pattern = re.sub(r"\\\{.*?\\\}", r"(\\d+)", re.escape(template), count=1)
+    matches = {path: re.fullmatch(pattern, path.name) for path in Path(folder).glob("*")}
+    return {path: int(match[1]) for path, match in matches.items() if match and match.groups()}
 
 
 def checkpoint_to_resume(
@@ -144,23 +147,24 @@ def checkpoint_to_resume(
     if options.get("out_dir"):  # as mmcv's CheckpointHook does
         folder = Path(options["out_dir"], folder.name)
     links_latest = options.get("create_symlink", True)
+    template = options.get("filename_tmpl")
+    interrupted = Path(cfg.work_dir, "interrupted.pth")
     found = broadcast(
-        find_latest_checkpoint(
-            folder, logger, counts_epochs, links_latest, Path(cfg.work_dir, "interrupted.pth")
-        )
+        find_latest_checkpoint(folder, logger, counts_epochs, links_latest, interrupted, template)
         if get_rank() == 0
         else None
     )
-    _refuse_newer_elsewhere(folder, "epoch" if counts_epochs else "iter", found)
+    template = template or f"{'epoch' if counts_epochs else 'iter'}_{{}}.pth"
+    _refuse_newer_elsewhere(folder, template, found)
     if found is None:
         logger.info("--auto-resume: no checkpoint in %s, training starts anew", folder)
         return None
     return str(found)
 
 
-def _refuse_newer_elsewhere(folder: Path, kind: str, found: Path | None) -> None:
+def _refuse_newer_elsewhere(folder: Path, template: str, found: Path | None) -> None:
     """Raise ValueError if another process sees a newer checkpoint than the first resumes."""
-    numbers = checkpoint_numbers(folder, kind)
+    numbers = checkpoint_numbers(folder, template)
     here = max(numbers, key=numbers.get, default=None)
     newest = all_gather((numbers.get(here, 0), here, socket.gethostname()))
     _, _, first_host = newest[0]

@@ -26,8 +26,10 @@ from projects.bevformer.engine.data_loading import (
     workers_per_process,
 )
 from projects.bevformer.engine.determinism import unrepeatable_parts
-from projects.bevformer.engine.distributed import get_rank, get_world_size
-from projects.bevformer.engine.hooks import DataWaitHook, FiniteLossHook, TemporalEvalHook
+from projects.bevformer.engine.distributed import get_rank, get_world_size, on_first_rank
+from projects.bevformer.engine.finite_hook import FiniteLossHook, named_ending
+from projects.bevformer.engine.hooks import DataWaitHook, TemporalEvalHook
+from projects.bevformer.engine.interruption import Interruption
 from projects.bevformer.engine.log import get_run_logger, log_to_file
 from projects.bevformer.engine.optimizer import check_parameter_options, fit_rate
 from projects.bevformer.engine.plugins import notices
@@ -44,6 +46,7 @@ from projects.bevformer.engine.seed import choose_seed, seeded, set_seed
 from projects.bevformer.engine.summary import run_summary
 from projects.bevformer.engine.training_model import TrainingModel
 from projects.bevformer.files import atomic_write, remove_left_over
+from projects.bevformer.interruption import on_ending_signals
 from projects.bevformer.published import REPLACED_TYPES
 
 
@@ -67,7 +70,7 @@ def train(
         device: torch.device of this process.
         config_name: file name under which the merged config is kept in the work dir.
         validate: evaluate as the config's `evaluation` says.
-        seed: random seed; None draws one, which is logged.
+        seed: random seed; None is that of a run that is resumed, else one is drawn, which is logged.
         diff_seed: add the rank to the seed of this process.
         deterministic: repeatable algorithms, see `make_deterministic`.
         auto_resume: resume the newest checkpoint of the work dir that loads, see `engine.resume`.
@@ -78,12 +81,14 @@ def train(
     Raises:
         ValueError: something in the config or a checkpoint is wrong; says what and where.
         FileNotFoundError: a checkpoint or info file is missing.
-        FloatingPointError: the loss is not finite.
+        NonFiniteError: the loss or another number of the training is not finite.
     """
     work_dir = Path(cfg.work_dir)
     timestamp = time.strftime("%Y%m%d_%H%M%S")
     logger = get_run_logger(work_dir / f"{timestamp}.log", cfg.get("log_level", "INFO"))
-    remove_left_over(work_dir)
+    if get_rank() == 0:
+        for folder in (work_dir, *work_dir.glob("eval/*")):
+            remove_left_over(folder)
     check_config(cfg, given)
     cfg = copy.deepcopy(cfg)
     if max_iters is not None:
@@ -96,7 +101,7 @@ def train(
         )
     workflow = [tuple(phase) for phase in cfg.get("workflow") or [("train", 1)]]
 
-    seed = choose_seed(seed)
+    given_seed, seed = seed, choose_seed(seed)
     set_seed(seed + get_rank() if diff_seed else seed, deterministic)
     if cfg.get("cudnn_benchmark", False) and not deterministic:
         torch.backends.cudnn.benchmark = True
@@ -133,28 +138,21 @@ def train(
     cfg.evaluation = cfg.get("evaluation") if validate else None
     runner.batch, runner.epoch_length = loader.batch_size * get_world_size(), len(loader)
     _register_hooks(runner, cfg, device)
-    if get_rank() == 0:
-        logger.info("training\n%s", run_summary(cfg, detector, loader, device, seed))
-
     if cfg.resume_from is not None:
         runner.resume(cfg.resume_from)
+        seed = loader.sampler.seed = meta["seed"] = _resumed_seed(runner, given_seed, seed)
+        set_seed(seed + get_rank() if diff_seed else seed)  # of a rank without saved states
         if not runner.counts_epochs:  # mmcv would start the first epoch again
             epoch, batches = divmod(runner.iter, len(loader))
             loader.sampler.start_at(epoch, batches * loader.batch_size)
         _say_if_finished(runner, logger)
     elif cfg.get("load_from"):
         _start_from(runner, cfg, logger)
+    if get_rank() == 0:
+        logger.info("training\n%s", run_summary(cfg, detector, loader, device, seed))
     _log_short_epochs(runner, logger)
-    try:
+    with named_ending(runner), on_ending_signals(runner.interruption.note):
         runner.run([loader], workflow)
-    except KeyboardInterrupt:
-        latest = work_dir / "latest.pth"
-        logger.warning(
-            "interrupted in epoch %d, iteration %d: %s", runner.epoch + 1, runner.iter + 1,
-            f"the last checkpoint is {latest.resolve()}, --auto-resume goes on from it"
-            if latest.exists() else "no checkpoint was saved yet",
-        )  # fmt: skip
-        raise
 
 
 def _short_run(cfg: Config, max_iters: int, given: Collection[str], logger: logging.Logger) -> None:
@@ -215,11 +213,13 @@ def _describe_run(cfg: Config, config_name: str, seed: int, logger: logging.Logg
     for line in notices():
         log_to_file(logger, "%s", line)
     kept = Path(cfg.work_dir, config_name)
-    if (
-        get_rank() == 0 and kept.resolve() != Path(cfg.filename or "").resolve()
-    ):  # not the config itself
-        with atomic_write(kept) as file:
-            file.write(config_text)
+
+    def keep() -> None:
+        if kept.resolve() != Path(cfg.filename or "").resolve():  # not the config itself
+            with atomic_write(kept, size_bytes=len(config_text)) as file:
+                file.write(config_text)
+
+    on_first_rank(keep)
     return {
         "env_info": environment,
         "config": config_text,
@@ -243,6 +243,20 @@ def _log_short_epochs(runner: BaseRunner, logger: logging.Logger) -> None:
         hook.interval = length
     if silent:
         logger.info("%s %d iterations, before log_config.interval: logged then", what, length)
+
+
+def _resumed_seed(runner: BaseRunner, given: int | None, drawn: int) -> int:
+    """The given seed, else that of the run that is resumed: the order of its samples goes on."""
+    path, meta = runner.resumed
+    saved = meta.get("seed")
+    if given is None:
+        return saved if type(saved) is int else drawn
+    if saved not in (None, given):
+        runner.logger.warning(
+            "--seed %d: the run of %s has the seed %s, so samples come in another order than without "
+            "the interruption; leave --seed out to go on with it", given, path, saved,
+        )  # fmt: skip
+    return given
 
 
 def _say_if_finished(runner: BaseRunner, logger: logging.Logger) -> None:
@@ -294,11 +308,14 @@ def _register_hooks(runner: BaseRunner, cfg: Config, device: torch.device) -> No
             settings.get("momentum_config"),
             custom_hooks_config=settings.get("custom_hooks"),
         )
-    runner.register_hook(FiniteLossHook(), priority="HIGH")  # before the optimizer hook
+    # Before the optimizer hook.
+    runner.register_hook(FiniteLossHook(**(settings.get("non_finite") or {})), priority="HIGH")
     # After mmcv's IterTimerHook, which is LOW too.
     runner.register_hook(DataWaitHook(_remedy_for_slow_data(cfg)), priority="LOW")
     if runner.counts_epochs:
         runner.register_hook(DistSamplerSeedHook())
+    runner.interruption = runner.model.interruption = Interruption()
+    runner.register_hook(runner.interruption, priority="BELOW_NORMAL")
     if settings.get("evaluation"):
         options = {"by_epoch": runner.counts_epochs, **settings.evaluation}
         dataset = build_test_dataset(cfg, "val")

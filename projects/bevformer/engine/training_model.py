@@ -3,14 +3,13 @@
 from collections import OrderedDict
 
 import torch
-import torch.distributed as dist
 from mmcv.parallel import MODULE_WRAPPERS
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from projects.bevformer import compat
 from projects.bevformer.engine.batch import to_device
-from projects.bevformer.engine.distributed import get_world_size, is_distributed
+from projects.bevformer.engine.distributed import add_up, get_world_size, is_distributed
 from projects.bevformer.model.mm.backbone import CheckpointedResNet
 
 
@@ -45,13 +44,19 @@ def total_loss(losses):
     return total, terms
 
 
-def average_over_ranks(terms):
-    """Scalar tensors -> floats averaged over all processes, in one all-reduce and one device sync."""
-    values = torch.stack([value.float() for value in terms.values()])
+def average_over_ranks(terms, noted=0.0):
+    """Scalar tensors -> floats averaged over all processes, in one all-reduce and one device sync.
+
+    Returns:
+        OrderedDict name -> float, and the average of the number `noted`.
+    """
+    values = [value.float() for value in terms.values()]
+    values = torch.stack([*values, torch.full_like(values[0], noted)])
     if is_distributed():
-        dist.all_reduce(values)
+        add_up(values)
         values /= get_world_size()
-    return OrderedDict(zip(terms, values.tolist()))
+    *values, noted = values.tolist()
+    return OrderedDict(zip(terms, values)), noted
 
 
 def _refuse_checkpoints(detector):
@@ -83,6 +88,7 @@ class TrainingModel(nn.Module):
     def __init__(self, detector, device, find_unused_parameters=False, broadcast_buffers=False):
         super().__init__()
         self.device = device
+        self.interruption = None  # its `number` is not 0 where a signal asks this process to end
         self.step = detector.to(device)
         if is_distributed():
             if find_unused_parameters and not compat.NON_REENTRANT_CHECKPOINTS:
@@ -109,8 +115,11 @@ class TrainingModel(nn.Module):
         """Losses of one batch, as mmcv's runners and optimizer hooks expect them."""
         batch = to_device(data, self.device)
         loss, terms = total_loss(self.step(return_loss=True, **batch))
+        signalled = self.interruption is not None and self.interruption.number != 0
+        log_vars, interrupted = average_over_ranks(terms, float(signalled))
         return {
             "loss": loss,
-            "log_vars": average_over_ranks(terms),
+            "log_vars": log_vars,
+            "interrupted": interrupted > 0,  # the same in all processes
             "num_samples": len(batch["img_metas"]),
         }

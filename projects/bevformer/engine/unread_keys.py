@@ -12,6 +12,7 @@ from typing import Any, Callable, Iterator, NamedTuple, Sequence
 from torch.nn.utils import clip_grad_norm_
 
 from projects.bevformer.engine.config_keys import registered
+from projects.bevformer.engine.finite_hook import FiniteLossHook
 from projects.bevformer.engine.hooks import TemporalEvalHook
 from projects.bevformer.messages import did_you_mean
 from projects.bevformer.model.v2.dd3d_head import FCOS2DHead, FCOS3DHead
@@ -21,13 +22,14 @@ from projects.bevformer.model.v2.dd3d_targets import LocationAssigner
 _SECTIONS = (
     *("model", "train_cfg", "data", "optimizer", "optimizer_config", "lr_config"),
     *("momentum_config", "checkpoint_config", "log_config", "evaluation", "fp16"),
-    *("custom_hooks", "runner", "auto_scale_lr"),
+    *("custom_hooks", "runner", "auto_scale_lr", "non_finite", "dist_params"),
 )
 # Sections that name no class, and the one that reads them.
 READERS = {
     "optimizer_config": "OptimizerHook",
     "checkpoint_config": "CheckpointHook",
     "evaluation": TemporalEvalHook,
+    "non_finite": FiniteLossHook,
 }
 _CONSTRUCTORS = (None, "DefaultOptimizerConstructor", "MergedGroupsConstructor")
 _OUR_DETECTORS = ("BEVFormer", "BEVFormer_fp16", "BEVFormerV2")

@@ -68,13 +68,14 @@ _RULES: dict[str, tuple[Callable[[Any], bool], Sequence[str]]] = {
         (
             *("data.workers_per_gpu", "data.train_dataloader.workers_per_gpu", "opencv_num_threads"),
             *("lr_config.warmup_iters", "?evaluation.start", "model.img_backbone.out_indices.*"),
+            "non_finite.max_skipped",
         ),
     ),
     "a positive number": (
         lambda value: is_number(value) and value > 0,
         (
             *("?optimizer.lr", "optimizer_config.grad_clip.max_norm", "model.data_preprocessor.std.*"),
-            "data.*.std.*",
+            *("data.*.std.*", "dist_params.timeout_minutes"),
         ),
     ),
     "a number from 0.01 to 4": (
@@ -178,6 +179,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], Sequence[str]]] = {
         lambda value: value == "dynamic" or isinstance(value, dict) or (is_number(value) and value > 0),
         ("fp16.loss_scale",),
     ),
+    "'stop' or 'skip'": (lambda value: value in ("stop", "skip"), ("non_finite.policy",)),
     "a list such as [('train', 1)]; only 'train' is supported, `evaluation` validates": (_is_workflow, ("?workflow",)),
 }  # fmt: skip
 # Type of the default of an argument, what a value must be then, and whether it is.

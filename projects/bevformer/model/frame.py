@@ -73,7 +73,7 @@ class Frame:
 
         Raises:
             ValueError: a meta lacks a key, the images are not all padded to one size, the samples have
-                different numbers of cameras, or `can_bus` is not of 18 numbers.
+                different numbers of cameras, `can_bus` is not of 18 numbers, or a number is not finite.
         """
         for meta in metas:
             for key in ("lidar2img", "img_shape", "can_bus"):
@@ -83,6 +83,10 @@ class Frame:
         can_bus = [np.asarray(meta["can_bus"], dtype=np.float64) for meta in metas]
         if any(vector.shape != (CAN_SIZE,) for vector in can_bus):
             raise ValueError(f"can_bus must hold {CAN_SIZE} numbers, got {can_bus}")
+        for meta in metas:  # a camera with a NaN would see nothing, without a word
+            for key in ("lidar2img", "can_bus"):
+                if not np.isfinite(meta[key]).all():
+                    raise ValueError(f"{key} of {meta.get('sample_idx')} has a NaN or an infinity")
         if previous is None:
             has_prev = [bool(meta.get("prev_bev_exists", True)) for meta in metas]
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os.path as osp
 import reprlib
 from bisect import bisect_right
@@ -19,6 +18,7 @@ from projects.bevformer.geometry.can_bus import (
     CAN_SIZE,
     CAN_VELOCITY,
 )
+from projects.bevformer.io import load_json
 from projects.bevformer.messages import file_name
 from projects.bevformer.nuscenes.vectors import described, finite_rows
 
@@ -161,7 +161,7 @@ def _read_messages(path: str) -> list[dict]:
     """Pose messages in time order; an incomplete one is an error that names message and field."""
     try:
         with open(path, encoding="utf-8") as file:
-            messages = json.load(file)
+            messages = load_json(file)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}): {_REMEDY}") from error
     if not isinstance(messages, list) or not messages:

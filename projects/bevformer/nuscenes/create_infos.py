@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import os.path as osp
 import pickle
-import signal
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any, Callable, Iterable, Iterator, Sequence
 
 from projects.bevformer.files import atomic_write
 from projects.bevformer.geometry.boxes import BOX_CONVENTION_NEW, BOX_CONVENTION_OLD
+from projects.bevformer.interruption import kill_children, leave_to_parent
 from projects.bevformer.nuscenes.can_bus import find_can_bus_folder, load_can_bus
 from projects.bevformer.nuscenes.official_format import to_official
 from projects.bevformer.nuscenes.scene_infos import scene_infos
@@ -170,6 +170,9 @@ def run_jobs(work: Callable[[Any], Any], jobs: Sequence[Any], workers: int) -> I
             raise ValueError(
                 "a worker process was killed, most likely because memory ran out: fewer --workers need less"
             ) from error
+        except BaseException:
+            kill_children()  # otherwise the executor waits for all jobs
+            raise
 
 
 _work = None
@@ -178,8 +181,7 @@ _work = None
 def _set_work(work):
     global _work
     _work = work
-    # The forking process may have set a handler, which can wait forever for a lock.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    leave_to_parent()
 
 
 def _do(job):

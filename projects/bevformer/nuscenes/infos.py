@@ -13,7 +13,6 @@ from projects.bevformer.geometry.boxes import (
     BOX_CONVENTION_OLD,
     old_to_new_boxes,
 )
-from projects.bevformer.io import load_pickle_restricted
 from projects.bevformer.nuscenes.info_boxes import box_convention, check_headings
 from projects.bevformer.nuscenes.info_checks import (
     cameras_of,
@@ -31,6 +30,7 @@ from projects.bevformer.nuscenes.info_poses import (
     compare_cameras,
 )
 from projects.bevformer.nuscenes.official_format import from_official
+from projects.bevformer.pickles import load_pickle_restricted
 
 
 @contextlib.contextmanager

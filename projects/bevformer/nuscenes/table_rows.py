@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import os.path as osp
 from typing import Any, Callable, Dict, Iterable, Sequence
 
 import numpy as np
 
+from projects.bevformer.io import load_json
 from projects.bevformer.nuscenes.vectors import described, usable_rows
 
 Row = Dict[str, Any]
@@ -106,7 +106,7 @@ class Table:
             with open(self.path, encoding="utf-8") as file:
                 is_list = file.read(100).lstrip()[:1] == "["
                 file.seek(0)
-                rows = json.load(file, object_hook=hook if is_list else None)
+                rows = load_json(file, object_hook=hook if is_list else None)
         except TableError:
             raise
         except (ValueError, RecursionError) as error:
@@ -129,6 +129,8 @@ class Table:
 
         def insert(row: Row) -> None:
             token = row["token"]
+            if type(token) is not str:
+                raise TypeError("its token is not a text")
             self.check_types(row)
             indexed[token] = keep(row)
 

@@ -77,7 +77,9 @@ def drawable_boxes(
         kept = _to_numpy(ground_truth["labels_3d"]) >= 0
         sets.append(_drawable("ground truth", GROUND_TRUTH_RGB, ground_truth, kept))
     if predictions is not None:
-        kept = _to_numpy(predictions["scores_3d"]) >= score_threshold
+        kept = ~(
+            _to_numpy(predictions["scores_3d"]) < score_threshold
+        )  # NaN is refused, not left out
         title = f"prediction, score >= {score_threshold:g}"
         sets.append(_drawable(title, PREDICTION_RGB, predictions, kept))
     return sets
@@ -101,8 +103,11 @@ def _drawable(
     if len(boxes) != len(labels):
         raise ValueError(f"{title}: {len(boxes)} boxes_3d, but {len(labels)} labels_3d")
     corners, columns = _to_numpy(boxes.corners)[kept], _to_numpy(boxes.tensor)[kept]
-    if not np.isfinite(corners).all():
-        raise ValueError(f"{title}: a box has a NaN or infinite number, it cannot be drawn")
+    scores = _to_numpy(annotations.get("scores_3d", np.zeros(len(labels))))[kept]
+    if not (np.isfinite(corners).all() and np.isfinite(scores).all()):
+        raise ValueError(
+            f"{title}: a box or score has a NaN or infinite number, it cannot be drawn"
+        )
     unknown = np.full((len(columns), 2), np.nan)
     return DrawableBoxes(
         title=title,

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any, Dict, Mapping, Sequence, Union
 
 import numpy as np
-import torch
 
-from projects.bevformer.io import load_pickle_restricted, load_torch_bytes
 from projects.bevformer.nuscenes.evaluation.lidar_boxes import lidar_detections
 from projects.bevformer.nuscenes.evaluation.results import read_results_of
 from projects.bevformer.nuscenes.spec import CLASSES
+from projects.bevformer.pickles import load_pickle_restricted
+from projects.bevformer.weight_files import tensor_globals
 
 
 def load_results(
@@ -59,8 +59,7 @@ def _load_pickle(path: Path, infos: Sequence[Mapping[str, Any]]) -> Dict[str, Di
         "make it with tools/eval.py --out",
         {
             ("mmdet3d.core.bbox.structures.lidar_box3d", "LiDARInstance3DBoxes"): PickledBoxes,
-            ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-            ("torch.storage", "_load_from_bytes"): load_torch_bytes,
+            **tensor_globals(path.stat().st_size),
         },
     )
     try:
@@ -70,7 +69,7 @@ def _load_pickle(path: Path, infos: Sequence[Mapping[str, Any]]) -> Dict[str, Di
                 pickled = detection["boxes_3d"]
                 boxes = LiDARInstance3DBoxes(pickled.tensor, pickled.box_dim, pickled.with_yaw)
                 detection["boxes_3d"] = boxes
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
         raise ValueError(
             f"{path} is not a list of dicts with 'pts_bbox': make it with tools/eval.py --out"
         ) from error

@@ -22,7 +22,7 @@ from projects.bevformer.datasets.pipelines import (  # noqa: F401
     size,
     view_augmentation,
 )
-from projects.bevformer.datasets.pipelines.checks import check_steps  # noqa: F401
+from projects.bevformer.datasets.pipelines.checks import check_steps, is_one_scale  # noqa: F401
 from projects.bevformer.published import translate
 
 # Published name, which belongs to mmdet3d -> its class there and the step that is used instead.
@@ -51,6 +51,8 @@ def with_own_steps(pipeline: Sequence[Any], logger: logging.Logger) -> Sequence[
         theirs, ours = _OWN_STEPS.get(step["type"], (None, None))
         if ours is not None and registered is theirs:
             step["type"] = ours.__name__
+        if is_one_scale(step.get("img_scale")):
+            step["img_scale"] = tuple(step["img_scale"])
         return step
 
     return translate(pipeline, replace, logger)

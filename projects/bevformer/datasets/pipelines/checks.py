@@ -87,6 +87,11 @@ def _library_step(name: str) -> str | None:
     return None
 
 
+def is_one_scale(given: Any) -> bool:
+    """Whether a list is one `img_scale`: JSON and YAML have no tuples."""
+    return isinstance(given, list) and [type(part) for part in given] == [int, int]
+
+
 def _check_one_version(step: Mapping[str, Any]) -> None:
     for name, only in _ONE_VERSION.items():
         given = step.get(name, only)
@@ -97,7 +102,7 @@ def _check_one_version(step: Mapping[str, Any]) -> None:
             )
     for name in ("img_scale", "flip_direction"):
         given = step.get(name)
-        if isinstance(given, list) and len(given) > 1:
+        if isinstance(given, list) and len(given) > 1 and not is_one_scale(given):
             raise ValueError(
                 f"MultiScaleFlipAug3D({name}={given}): the network tests each frame once; give one {name}"
             )

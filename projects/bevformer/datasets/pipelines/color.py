@@ -137,9 +137,10 @@ class NormalizeMultiviewImage(Step):
     def __init__(self, mean, std, to_rgb=True):
         self.mean = np.array(mean, dtype=np.float32)
         self.std = np.array(std, dtype=np.float32)
-        if not self.mean.shape == self.std.shape == (3,) or (self.std <= 0).any():
+        is_right = self.mean.shape == self.std.shape == (3,) and np.isfinite(self.mean).all()
+        if not is_right or not ((self.std > 0) & np.isfinite(self.std)).all():
             raise ValueError(
-                f"mean ({mean}) and std ({std}) must be three numbers each, std " "positive"
+                f"mean ({mean}) and std ({std}) must be three finite numbers each, std positive"
             )
         self.to_rgb = to_rgb
 

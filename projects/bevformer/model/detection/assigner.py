@@ -13,7 +13,8 @@ from projects.bevformer.geometry.boxes import VX, encode_boxes
 from projects.bevformer.published import published
 from projects.bevformer.transfer import upload
 
-# Replaces a cost that is not a number, so that one diverging query cannot stop the matcher.
+# Replaces a cost that is not finite: the matcher takes finite ones only, and the loss of the matching is
+# what shows the NaN, as it is at the iteration where it begins.
 _COST_OF_NAN = 100.0
 
 

@@ -94,10 +94,11 @@ class NMSFreeCoder(BaseBBoxCoder):
         scores, labels = candidates[:, 0], candidates[:, 1].long()
         boxes = decode_boxes(candidates[:, 2:])
         keep = torch.ones_like(scores, dtype=torch.bool)
+        # Boxes with a NaN are kept: whoever reads the boxes names them.
         if self.score_threshold:
-            keep &= scores > self.score_threshold
+            keep &= ~(scores <= self.score_threshold)
         if self.post_center_range is not None:
             limits = boxes.new_tensor(self.post_center_range)
             centres = boxes[:, :3]
-            keep &= (centres >= limits[:3]).all(dim=1) & (centres <= limits[3:]).all(dim=1)
+            keep &= ~((centres < limits[:3]) | (centres > limits[3:])).any(dim=1)
         return dict(bboxes=boxes[keep], scores=scores[keep], labels=labels[keep])

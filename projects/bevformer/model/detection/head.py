@@ -22,6 +22,7 @@ from projects.bevformer.geometry.boxes import (
     CX,
     CY,
     CZ,
+    VX,
     encode_boxes,
     new_to_old_boxes,
     old_to_new_boxes,
@@ -258,26 +259,29 @@ class BEVFormerHead(BaseModule):
         for i, (query_index, gt_index) in enumerate(matches):
             target_labels[:, i].scatter_(1, query_index, gt_labels[i][gt_index])
         return self._losses(
-            logits,
+            (logits, codes),
             target_labels,
             torch.cat(matched_codes, dim=1),
             torch.cat(matched_targets, dim=1),
             num_groups,
         )
 
-    def _losses(self, logits, target_labels, matched_codes, matched_targets, num_groups):
+    def _losses(self, outputs, target_labels, matched_codes, matched_targets, num_groups):
         """Losses of all layers, the mean over the groups.
 
-        (X, B * R, O, K) logits and (X, B * R, O) labels, (X, sum of G, 10) codes of the matched queries
-        and their targets; R groups.
+        (X, B * R, O, K) logits with (X, B * R, O, 10) codes and (X, B * R, O) labels, (X, sum of G, 10)
+        codes of the matched queries and their targets; R groups.
         """
+        logits, codes = outputs
         num_matched = matched_codes.shape[1] / num_groups  # of one group
         mean_matched = reduce_mean(logits.new_full((), num_matched)).clamp(min=1)
         cls_factor = mean_matched if self.sync_cls_avg_factor else max(num_matched, 1.0)
-        # Ground truths with an unknown (NaN) velocity or a zero size have no box loss.
-        finite = torch.isfinite(matched_targets).all(dim=-1, keepdim=True)
-        matched_targets = torch.where(finite, matched_targets, matched_codes.detach())
-        box_weights = self.code_weights * finite
+        # Ground truths with an unknown (NaN) velocity or a zero size (its logarithm is -inf) have no
+        # box loss. Other numbers that are not finite show in it.
+        unknown = matched_targets[..., VX:].isnan().any(dim=-1, keepdim=True)
+        known = ~(unknown | matched_targets.isneginf().any(dim=-1, keepdim=True))
+        matched_targets = torch.where(known, matched_targets, matched_codes.detach())
+        box_weights = self.code_weights * known
         losses = {}
         last = len(logits) - 1
         for layer in range(len(logits)):
@@ -293,8 +297,9 @@ class BEVFormerHead(BaseModule):
                 box_weights[layer],
                 avg_factor=mean_matched * num_groups,
             )
-            losses[prefix + "loss_cls"] = torch.nan_to_num(loss_cls)
-            losses[prefix + "loss_bbox"] = torch.nan_to_num(loss_bbox)
+            losses[prefix + "loss_cls"] = loss_cls
+            # Queries without a match have no box loss; a NaN in their boxes shows all the same.
+            losses[prefix + "loss_bbox"] = loss_bbox + 0 * codes[layer].detach().sum()
         return losses
 
     def get_bboxes(self, preds_dicts, img_metas, rescale=False):

@@ -228,10 +228,9 @@ class NuscenesLoss(nn.Module):
         attr = F.cross_entropy(attributes, targets.attribute.clamp(min=0), reduction="none")
         if not self.attr_by_centerness:
             attr = ((attr * known).sum() / known.sum().clamp(min=1)).expand_as(attr)
-        speed = F.smooth_l1_loss(
-            speeds, torch.nan_to_num(targets.speed), reduction="none", beta=0.05
-        )
-        known_speed = torch.isfinite(targets.speed)
+        known_speed = ~targets.speed.isnan()
+        true_speed = targets.speed.where(known_speed, torch.zeros_like(targets.speed))
+        speed = F.smooth_l1_loss(speeds, true_speed, reduction="none", beta=0.05)
         weights = targets.centerness
         return dict(
             loss_attr=self.attr_loss_weight * _mean_of_known(attr, known, weights),

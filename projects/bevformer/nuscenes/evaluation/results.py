@@ -17,6 +17,7 @@ import numpy as np
 
 from projects.bevformer.files import atomic_write
 from projects.bevformer.geometry import rotations
+from projects.bevformer.io import load_json
 from projects.bevformer.nuscenes.benchmark import attributes_of, rules_of
 from projects.bevformer.nuscenes.evaluation.metrics import Boxes
 from projects.bevformer.nuscenes.records import poses_of
@@ -265,8 +266,10 @@ def _parse_file(path, config):
 
     try:
         with open(path) as file:
-            content = json.load(file, object_pairs_hook=parse)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+            content = load_json(file, object_pairs_hook=parse)
+    except (ValueError, RecursionError) as error:
+        if str(error).startswith(f"{path}: "):  # of a box
+            raise
         raise ValueError(f"{path} is not JSON or is cut off ({error}): write it again") from error
     for key in ("meta", "results"):
         if not isinstance(content, dict) or not isinstance(content.get(key), dict):
@@ -329,9 +332,11 @@ def _parse_box(members, labels, codes, path):
             fail(f"{field} has {len(values)} numbers, not {length}")
     name, attribute = members["detection_name"], members["attribute_name"]
     if not isinstance(name, str) or name not in labels:
-        fail(f"detection_name {name!r} is not one of {', '.join(labels)}")
+        fail(f"detection_name {reprlib.repr(name)} is not one of {', '.join(labels)}")
     if not isinstance(attribute, str) or attribute not in codes:
-        fail(f"attribute_name {attribute!r} is not one of {', '.join(list(codes)[1:])}, or empty")
+        fail(
+            f"attribute_name {reprlib.repr(attribute)} is not one of {', '.join(list(codes)[1:])}, or empty"
+        )
     return _ParsedBox(members["sample_token"], labels[name], codes[attribute], numbers)
 
 

@@ -19,8 +19,9 @@ from projects.bevformer.nuscenes.spec import TP_ERRORS
 def write_metrics(content: dict, name: str, folder: str) -> None:
     """Write `metrics_{name}.json` as the devkit does; the folder is created if needed."""
     os.makedirs(folder, exist_ok=True)
-    with atomic_write(osp.join(folder, f"metrics_{name}.json")) as file:
-        json.dump(content, file, indent=2)
+    text = json.dumps(content, indent=2)
+    with atomic_write(osp.join(folder, f"metrics_{name}.json"), size_bytes=len(text)) as file:
+        file.write(text)
 
 
 def score_boxes(

@@ -1,0 +1,1 @@
+"""Rows of `benchmarks/attacks.py`: what must not harm a run, a user or a machine."""

@@ -1,0 +1,82 @@
+"""A training run that a signal ends: the iteration is finished, and its state saved."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from mmcv.runner import BaseRunner, Hook, LoggerHook
+
+from projects.bevformer.engine.distributed import all_gather, is_distributed
+from projects.bevformer.interruption import Interrupted, command_to_go_on, end_at_once
+
+INTERRUPTED = "interrupted.pth"
+
+
+class Interruption(Hook):
+    """Notes a signal, and ends the run after an iteration, of all processes the same.
+
+    Its place is after what saves checkpoints and before what evaluates.
+    """
+
+    number = 0  # of the signal that this process received
+
+    def note(self, number: int) -> None:
+        """Handler of the signals; the second one ends the program at once."""
+        if self.number:
+            end_at_once(number)
+        self.number = number
+        # Not through a logger, which the signal may have interrupted.
+        name = signal.Signals(number).name
+        os.write(2, f"{name}: ending after this iteration; once more ends at once\n".encode())
+
+    def after_train_iter(self, runner: BaseRunner) -> None:
+        at_end = runner.counts_epochs and self.end_of_epoch(runner)
+        if self._is_noted(runner) and not at_end:  # the end of an epoch has checkpoints of its own
+            # The loggers come after this hook.
+            for hook in runner.hooks:
+                if isinstance(hook, LoggerHook):
+                    hook.after_train_iter(runner)
+            self.end(runner)
+
+    def after_train_epoch(self, runner: BaseRunner) -> None:
+        if self._is_noted(runner):
+            self.end(runner)
+
+    def _is_noted(self, runner: BaseRunner) -> bool:
+        """The same in all processes: it was added up with the losses of this iteration."""
+        return bool(runner.outputs["interrupted"] if is_distributed() else self.number)
+
+    def end(self, runner: BaseRunner) -> None:
+        """Save the state on all ranks, and raise `Interrupted`."""
+        number = max(all_gather(self.number))
+        name = signal.Signals(number).name
+        try:
+            path = save_interrupted(runner, name)
+        except (OSError, ValueError) as error:
+            text = f"{name}: the state is NOT saved: {error}; go on with: {command_to_go_on()}"
+        else:
+            text = (
+                f"{name}: ended after iteration {runner.progress()[1]}, saved in {path}; go on with: "
+                f"{command_to_go_on(path)}"
+            )
+        raise Interrupted(number, text)
+
+
+def save_interrupted(runner: BaseRunner, reason: str, **meta: Any) -> Path:
+    """Save the state of a run that ends before its time, on all ranks; returns the file.
+
+    Args:
+        runner: within an iteration or after it; its `stage` says which iterations are done.
+        reason: stored as `interrupted`.
+        meta: further plain values to store.
+
+    Raises:
+        NonFiniteError, OSError: it cannot be saved.
+    """
+    runner.save_on_all_ranks(
+        runner.work_dir, INTERRUPTED, create_symlink=False, meta={"interrupted": reason, **meta}
+    )
+    return Path(runner.work_dir) / INTERRUPTED
