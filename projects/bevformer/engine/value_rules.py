@@ -53,6 +53,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], Sequence[str]]] = {
             *("?model.*.num_classes", "?model.*num_levels", "model.num_mono_levels", "model.*_head.in_channels"),
             *("model.img_backbone.depth", "model.img_backbone.strides.*", "model.img_backbone.dilations.*"),
             *("model.*.inter_channels", "data.*.data_aug_conf.[HW]", "data.*.reisze.*", "lr_config.step.*"),
+            "non_finite.max_skipped",
             *(f"{_HEAD}.*.{name}" for name in ("embed_dims", "num_heads", "num_points", "num_layers")),
             *(f"{_HEAD}.*.{name}" for name in ("num_points_in_pillar", "num_feats", "*_num_embed")),
             *("?model.*.feedforward_channels", "model.*.base_channels", "model.img_neck.in_channels.*"),
@@ -121,7 +122,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], Sequence[str]]] = {
         (
             *("find_unused_parameters", "channels_last", "cudnn_benchmark", "broadcast_buffers"),
             *("?tf32", "data.*persistent_workers", "model.*.requires_grad", "data.*.modality.*"),
-            *("model.*.stage_with_dcn.*", "data.*.rand_flip"),
+            *("model.*.stage_with_dcn.*", "data.*.rand_flip", "load_from_other_classes"),
             *("auto_scale_lr.enable", "custom_imports.allow_failed_imports"),
         ),
     ),
