@@ -13,9 +13,9 @@ pytest_plugins = ["info_fixtures"]
 def run_logger_propagates(monkeypatch):
     """A run in this process keeps its loggers from the root logger, where `caplog` listens.
 
-    pytest 9.2 also listens at loggers that do not propagate, and these two share their handlers.
+    pytest 9.2 also listens at loggers that do not propagate, and these share their handlers.
     """
-    for name in ("mmdet3d", "projects.bevformer.ops"):
+    for name in ("mmdet3d", "projects.bevformer.ops", "projects.bevformer.files"):
         monkeypatch.setattr(logging.getLogger(name), "propagate", True)
 
 

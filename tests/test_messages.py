@@ -11,7 +11,15 @@ HOSTILE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [TOKEN, "scene-0103", "drive 7, N\N{LATIN SMALL LETTER O WITH DIAERESIS}rd", "best_map_head_IoU"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        TOKEN,
+        "scene-0103",
+        "drive 7, N\N{LATIN SMALL LETTER O WITH DIAERESIS}rd",
+        "best_map_head_IoU",
+    ],
+)
 def test_usual_names_stay(name):
     assert file_name(name, "_bev.png") == f"{name}_bev.png"
 

@@ -6,6 +6,7 @@ from mmcv import DictAction
 from projects.bevformer.cli.arguments import (
     add_config_arguments,
     add_options_argument,
+    add_run_arguments,
     chosen_gpu,
     parse_options,
 )
@@ -33,6 +34,24 @@ def test_options_are_those_of_mmcvs_dict_action(parser):
     assert parse_options(parser.parse_args([]).cfg_options) is None
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--seed", "-1"], "argument --seed: -1 is negative"),
+        (["--seed", "1099511627776"], "argument --seed: 1099511627776 is not below 2**32"),
+        (["--gpu-id", "-1"], "argument --gpu-id: -1 is negative"),
+        (["--gpu-ids", "0", "-2"], "argument --gpu-ids: -2 is negative"),
+    ],
+)
+def test_seeds_and_gpus_that_do_not_exist(words, says, capsys):
+    parser = argparse.ArgumentParser()
+    add_run_arguments(parser)
+    assert parser.parse_args(["--seed", "4294967295", "--gpu-id", "1"]).seed == 2**32 - 1
+    with pytest.raises(SystemExit):
+        parser.parse_args(words)
+    assert says in capsys.readouterr().err
+
+
 def test_blanks_within_a_text_stay():
     words = ["a=./my data/b.pkl", "b=[traffic cone, car]", "c=(1, 2)", 'd=["a b",[c d,e]]']
     assert parse_options(words) == {
@@ -53,6 +72,11 @@ def test_words_that_are_not_key_value_are_refused(parser, word, capsys):
     with pytest.raises(SystemExit):
         parser.parse_args(["--cfg-options", "b=1", word])
     assert f"--cfg-options {word}: it must be KEY=VALUE" in capsys.readouterr().err
+
+
+def test_values_nested_too_deeply_are_refused():
+    with pytest.raises(ValueError, match=r"^options a=\[\[\[.*recursion"):
+        parse_options(["a=" + "[" * 3000 + "]" * 3000])
 
 
 def test_unbalanced_brackets_are_named():

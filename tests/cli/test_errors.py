@@ -3,13 +3,16 @@
 import os
 import re
 import signal
+import time
+import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from projects.bevformer.cli.errors import tool_errors
-from projects.bevformer.engine import distributed
+from projects.bevformer.engine import distributed, sample_loader
 
 
 class Broken:
@@ -134,27 +137,6 @@ def test_errors_about_the_machine_are_one_line(message, named):
         raise RuntimeError(message)
 
 
-class KilledWorker(Dataset):
-    """A data set whose worker is killed by a signal."""
-
-    def __init__(self, number):
-        self.number = number
-
-    def __len__(self):
-        return 2
-
-    def __getitem__(self, index):
-        os.kill(os.getpid(), self.number)
-
-
-@pytest.mark.parametrize("number", [signal.SIGBUS, signal.SIGKILL])
-def test_a_killed_worker_is_one_line(number):
-    loader = DataLoader(KilledWorker(number), num_workers=1)
-    with pytest.raises(SystemExit) as stop, tool_errors(debug=False):
-        next(iter(loader))
-    assert "data.workers_per_gpu" in stop.value.code
-
-
 def test_memory_errors_are_one_line():
     with pytest.raises(SystemExit, match="the host is out of memory"), tool_errors(debug=False):
         raise MemoryError
@@ -164,6 +146,74 @@ def test_memory_errors_are_one_line():
         )
 
 
+@pytest.mark.parametrize(
+    ("gib", "named"),
+    [
+        (1, "fits into the 1 GiB of this GPU: none does,"),
+        (6, "of this GPU: bevformer_bf16.py (5.6 GiB), bevformer_tiny.py (4.2 GiB), "),
+        (24, "of this GPU: bevformer_base.py (17.5 GiB), "),
+    ],
+)
+def test_out_of_gpu_memory_names_the_recipes_that_fit(monkeypatch, gib, named):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    total = SimpleNamespace(total_memory=gib * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: total)
+    with pytest.raises(SystemExit) as stop, tool_errors(debug=False):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    assert named in stop.value.code
+    assert ("bevformer_base.py" in stop.value.code) == (gib == 24)
+
+
+def test_names_in_errors_have_no_control_characters():
+    with pytest.raises(SystemExit) as stop, tool_errors(debug=False):
+        raise ValueError("sample a\x1b[2J\rb\nc \u202e\udc80 is missing")
+    assert stop.value.code.startswith(
+        r"error (rank 0): sample a\x1b[2J b c \u202e\udc80 is missing ["
+    )
+
+
 def test_other_runtime_errors_keep_their_traceback():
     with pytest.raises(RuntimeError, match="sizes of tensors"), tool_errors(debug=False):
         raise RuntimeError("The sizes of tensors must match")
+
+
+class DyingWorker(Dataset):
+    """Samples with tokens; a worker is killed by one of them."""
+
+    def __init__(self, fatal, number):
+        self.fatal, self.number = fatal, number
+        self.data_infos = [{"token": f"s{index}"} for index in range(12)]
+
+    def __len__(self):
+        return len(self.data_infos)
+
+    def __getitem__(self, index):
+        if self.data_infos[index]["token"] == self.fatal:
+            time.sleep(0.2)  # what came before is read
+            os.kill(os.getpid(), self.number)
+        return index
+
+
+@pytest.mark.parametrize(
+    ("workers", "number", "reason"),
+    [
+        (1, signal.SIGKILL, "host is out of memory"),
+        (2, signal.SIGSEGV, "broken file"),
+    ],
+)
+def test_a_dead_worker_names_its_samples(workers, number, reason, monkeypatch):
+    monkeypatch.setattr(sample_loader, "_loaders", weakref.WeakSet())
+    loader = sample_loader.SampleLoader(
+        DyingWorker("s6", number),
+        batch_size=2,
+        num_workers=workers,
+        persistent_workers=workers == 2,
+    )
+    with pytest.raises(SystemExit) as stop, tool_errors(debug=False):
+        list(loader)
+    line = stop.value.code
+    assert reason in line
+    # Batch 3, with s6, and the one that this worker was to read next.
+    following = "s8, s9" if workers == 1 else "s10, s11"
+    assert f"({signal.Signals(number).name}) had the samples s6, s7, {following} [" in line, line

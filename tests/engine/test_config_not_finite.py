@@ -69,9 +69,16 @@ def test_a_number_that_makes_a_nan_is_refused(key, value):
         check_config(cfg)
 
 
-@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_a_variable_that_is_nan_is_refused(tmp_path):
+    path = tmp_path / "nan.py"
+    path.write_text(f'_base_ = ["{TINY}"]\nlr = float("nan")\n')
+    with pytest.raises(ValueError, match=r"optimizer\.lr is nan: it must be"):
+        check_config(load_config(path))
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip", None])
 def test_policies(policy):
-    cfg = changed("non_finite", {"policy": policy, "max_skipped": 0})
+    cfg = changed("non_finite", policy and {"policy": policy, "max_skipped": 0})
     assert config_problems(cfg) == []
 
 

@@ -10,6 +10,7 @@ from dummy_task import DummyDataset
 from mmcv import Config
 
 from projects.bevformer import compat  # noqa: F401
+from projects.bevformer.engine import sample_loader
 from projects.bevformer.engine.data_loading import (
     build_test_dataset,
     build_test_loader,
@@ -328,3 +329,13 @@ def test_own_steps_of_test_pipelines_are_tried(ann_file, synthetic_root):
     cfg.data.test = cfg.data.train.dataset
     with pytest.raises(ValueError, match="^data.test: pipeline step TriedStep moves"):
         build_test_dataset(cfg)
+
+
+def test_workers_are_forked_when_the_threads_of_the_process_group_have_settled(loader, monkeypatch):
+    waits = []
+    monkeypatch.setattr(sample_loader, "is_distributed", lambda: True)
+    monkeypatch.setattr(sample_loader.time, "sleep", waits.append)
+    iter(loader(0))
+    assert waits == []
+    iter(loader(1))
+    assert waits == [1]

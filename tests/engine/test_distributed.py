@@ -56,6 +56,14 @@ def test_slurm_and_mpi_places(monkeypatch):
     assert distributed._place_of_this_process("mpi") == (2, 4, 0, "tcp://node1:1234")
 
 
+def test_a_gpu_that_is_not_used_is_an_error(monkeypatch):
+    assert distributed.init_process("none", "cpu", 0).type == "cpu"
+    with pytest.raises(ValueError, match="--gpu-id 5: the run is on the CPU, cpu .*; leave it out"):
+        distributed.init_process("none", "cpu", 5)
+    with pytest.raises(ValueError, match="--gpu-id 5: the launcher says which GPU, leave it out"):
+        distributed.init_process("pytorch", "cpu", 5)
+
+
 def test_missing_gpu_is_an_error():
     with pytest.raises(ValueError, match="GPU 99 was requested"):
         select_device("cuda", 99)

@@ -44,6 +44,12 @@ def test_every_run_of_a_process_has_its_log_file(tmp_path):
     get_run_logger()  # closes the file
 
 
+def test_control_characters_of_names_are_escaped(tmp_path):
+    get_run_logger(tmp_path / "run.log").info("scene %s\nand", "a\x1b[2Jb\x07")
+    get_run_logger()
+    assert (tmp_path / "run.log").read_text().endswith("scene a\\x1b[2Jb\\x07\nand\n")
+
+
 def test_long_texts_go_to_the_file_only(tmp_path, monkeypatch):
     logger = get_run_logger(tmp_path / "run.log")
     (console,) = (h for h in logger.handlers if type(h) is logging.StreamHandler)

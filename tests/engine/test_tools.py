@@ -3,9 +3,11 @@
 import importlib.util
 import json
 import os
+import re
 
 import mmcv
 import pytest
+import torch
 from dummy_task import REPOSITORY, summary
 
 from projects.bevformer.cli.arguments import chosen_gpu, parse_options
@@ -200,6 +202,15 @@ def test_ground_truth_is_drawn_if_the_info_has_it(monkeypatch):
         (["--out", "x.txt"], "must end in .pkl"),
         (["--show"], "--show-dir"),
         (["--show-dir", "x", "--show-samples", "0"], "--show-samples 0"),
+        (["--show-samples", "3"], "--show-samples is about the pictures of --show-dir: give it"),
+        (["--show-score-thr", "0.5"], "--show-score-thr is about the pictures of --show-dir"),
+        (["--show-dir", __file__], "test_tools.py cannot be written"),
+        (["--out", f"{__file__}/a.pkl"], "folder of --out"),
+        (["--eval-options", f"jsonfile_prefix={__file__}"], "jsonfile_prefix"),
+        (["--eval-options", "devkit=5"], "--eval-options devkit=5: it must be True or False"),
+        (["--eval-options", "jsonfile_prefix=5"], "must be the path of a folder"),
+        (["--eval", "nothing"], "metric ['nothing'] cannot be evaluated: this data set has bbox"),
+        (["--gpu-id", "3"], "--gpu-id 3: the run is on the CPU"),
         (["--options", "a=1", "--eval-options", "a=1"], "older name of --eval-options"),
         (["--launcher", "pytorch"], "environment lacks RANK"),
         (["--device", "cuda", "--gpu-id", "99"], "GPU 99"),
@@ -245,6 +256,13 @@ def test_flags_that_conflict_with_results(call, eval_tool, config_path, argument
         (["--cfg-options", "a=1", "--options", "a=1"], "older name of --cfg-options"),
         (["--resume-from", "none.pth"], "none.pth does not exist"),
         (["--work-dir", __file__], "cannot be written"),
+        (["--cfg-options", "work_dir=5"], "work_dir is a str, and 5 is not"),
+        (
+            ["--cfg-options", "data.workers_per_gpu=two"],
+            "data.workers_per_gpu is 'two': it must be",
+        ),
+        (["--cfg-options", "opencv_num_threads=x"], "opencv_num_threads is a int, and 'x' is not"),
+        (["--max-iters", "0"], "--max-iters is 0: it must be at least 1"),
     ],
 )
 def test_train_errors_are_one_line(call, train_tool, config_path, arguments, message):
@@ -252,6 +270,48 @@ def test_train_errors_are_one_line(call, train_tool, config_path, arguments, mes
         call(train_tool, config_path, *arguments)
     assert message in caught.value.code
     assert "\n" not in caught.value.code
+
+
+@pytest.mark.parametrize(
+    "tool", ["train", "eval", "visualize", "browse_dataset", "inspect_checkpoint"]
+)
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.py", ""),
+        ("a.yaml", ""),
+        ("a.json", "{}"),
+        ("b.json", "[1]"),
+        ("b.yaml", "text"),
+        ("c.json", "{"),
+    ],
+)
+def test_a_config_without_content_is_one_line(monkeypatch, tmp_path, tool, name, text):
+    checkpoint = tmp_path / "w.pth"
+    torch.save({"meta": {}, "state_dict": {"a": torch.zeros(1)}}, checkpoint)
+    config = tmp_path / name
+    config.write_text(text)
+    arguments = {
+        "train": [config],
+        "eval": [config, checkpoint],
+        "visualize": [config, "--ground-truth-only", "--out-dir", tmp_path],
+        "browse_dataset": [config, "--out", tmp_path],
+        "inspect_checkpoint": [checkpoint, config],
+    }[tool]
+    monkeypatch.setattr("sys.argv", ["tool.py", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        load_tool(tool).main()
+    assert re.match(
+        r"error \(rank 0\): (model|data\S*|config \S+) (is None|cannot be)", stop.value.code
+    )
+
+
+def test_the_config_in_the_work_dir_is_not_overwritten(call, train_tool, config_path, tmp_path):
+    text = config_path.read_text()
+    call(
+        train_tool, config_path, "--no-validate", "--work-dir", config_path.parent, "--max-iters", 1
+    )
+    assert config_path.read_text() == text
 
 
 def test_missing_config_is_one_line_and_debug_shows_the_traceback(call, train_tool):

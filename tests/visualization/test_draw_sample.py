@@ -28,6 +28,37 @@ def test_writes_both_pictures(sample, make_boxes, tmp_path):
     np.testing.assert_array_equal(cv2.imread(str(camera_path)), expected)
 
 
+@pytest.mark.parametrize("token", ["../../outside", "{folder}/absolute", "a/b", "nul\0", "x" * 300])
+def test_no_token_leads_out_of_the_folder(sample, tmp_path, token):
+    info, data_root = sample
+    out_dir = tmp_path / "a" / "b" / "out"
+    info = {**info, "token": token.format(folder=tmp_path)}
+    before = set(tmp_path.rglob("*"))
+    paths = draw_sample(out_dir, info, None, None, data_root)
+    made = {out_dir, *out_dir.parents} - set(tmp_path.parents) - {tmp_path}
+    assert set(tmp_path.rglob("*")) - before == {*made, *paths}
+    assert {path.parent for path in paths} == {out_dir}
+
+
+def test_a_link_in_the_place_of_a_picture_is_replaced(sample, tmp_path):
+    info, data_root = sample
+    (tmp_path / "mine").write_text("keep me")
+    for end in ("bev", "camera"):
+        (tmp_path / f"0123456789abcdef_{end}.png").symlink_to("mine")
+    for path in draw_sample(tmp_path, info, None, None, data_root):
+        assert not path.is_symlink()
+    assert (tmp_path / "mine").read_text() == "keep me"
+
+
+def test_names_are_drawn_as_they_are(sample, make_boxes, tmp_path):
+    """Matplotlib would take what stands between two dollars for a formula."""
+    info, data_root = sample
+    info = {**info, "token": r"$\nonsense{$ \x07"}
+    names = [r"$\bad$"]
+    draw_sample(tmp_path / "out", info, None, make_boxes(CAR), data_root, class_names=names)
+    assert len(list((tmp_path / "out").iterdir())) == 2
+
+
 def test_lidar_file_changes_the_bev_only(sample, tmp_path):
     info, data_root = sample
     without = [

@@ -112,8 +112,8 @@ def parse_options(words: Sequence[str] | None) -> dict | None:
     namespace = argparse.Namespace()
     try:
         DictAction(["--options"], "options")(None, namespace, words)
-    except AssertionError as error:
-        raise ValueError(f"options {' '.join(words)}: {error}") from error
+    except (AssertionError, RecursionError) as error:
+        raise ValueError(f"options {' '.join(words)[:200]}: {error}") from error
     return {key: _with_blanks(value) for key, value in namespace.options.items()}
 
 

@@ -97,19 +97,20 @@ def _ending(error: BaseException, debug: bool) -> SystemExit | None:
     if _distributed() is None or not _distributed().is_distributed():
         return SystemExit(line if first else 1)
     if first:
-        print(line, file=sys.stderr, flush=True)  # torchrun may kill this process while it shuts down
+        print(
+            line, file=sys.stderr, flush=True
+        )  # torchrun may kill this process while it shuts down
     return SystemExit(1)
 
 
 def _message(error: Exception) -> str | None:
     """One line for an error that a user can mend."""
-    message = None
     if isinstance(error, (OSError, RuntimeError, MemoryError)):
-        # A worker that is killed can show as a broken connection, which is an OSError.
-        message = remedy(error)
-    if message is not None:
         loading = sys.modules.get("projects.bevformer.engine.sample_loader")
-        return message + (loading.lost_samples() if loading else "")
+        # A worker that is killed can show as a broken connection, which is an OSError.
+        message = remedy(error, loading.lost_samples() if loading else "")
+        if message is not None:
+            return message
     if isinstance(error, (ValueError, OSError, FloatingPointError)):
         return _own_message(str(error))
     return None

@@ -35,18 +35,18 @@ _REMEDIES = (
         _for_gpu_memory,
     ),
     (
-        r"signal: Bus error|[Uu]nable to (open|mmap|resize|write).*(shared memory|torch_|/dev/shm)",
+        r"signal: Bus error|\(SIGBUS\)|[Uu]nable to (open|mmap|resize|write).*(shared memory|torch_|/dev/shm)",
         "the data workers are out of shared memory (/dev/shm)",
         "start the container with --ipc=host or --shm-size=16g, or lower data.workers_per_gpu (0 "
         "needs none)",
     ),
     (
-        r"DefaultCPUAllocator|signal: Killed|Cannot allocate memory",
+        r"DefaultCPUAllocator|signal: Killed|\(SIGKILL\)|Cannot allocate memory",
         "the host is out of memory",
         "lower data.workers_per_gpu or data.samples_per_gpu, or start fewer processes",
     ),
     (
-        r"signal: (Segmentation fault|Aborted|Illegal instruction|Floating point exception)",
+        r"signal: (Segmentation fault|Aborted|Illegal)|\(SIG(SEGV|ABRT|ILL|FPE)\)",
         "a data worker crashed in a library, probably on a broken file",
         "look at the samples that it had, with data.workers_per_gpu=0 or tools/browse_dataset.py",
     ),
@@ -76,12 +76,13 @@ _REMEDIES = (
 )
 
 
-def remedy(error: BaseException | None) -> str | None:
+def remedy(error: BaseException | None, workers: str = "") -> str | None:
     """One line for a PyTorch error that a user can mend, or None.
 
     Args:
         error: an exception; what it was raised from counts too, since a DataLoader names the signal
             that killed a worker there.
+        workers: what is known of data workers that died, for the end of the line.
     """
     messages = []
     while error is not None:
@@ -91,9 +92,10 @@ def remedy(error: BaseException | None) -> str | None:
     text = "\n".join(messages)
     for pattern, what, how in _REMEDIES:
         found = re.search(pattern, text)
-        if found:
-            return f"{what}: {how() if callable(how) else how}{_detail(text, found)}"
-    return None
+        if found or re.search(pattern, workers):
+            detail = _detail(text, found) if found else ""
+            return f"{what}: {how() if callable(how) else how}{detail}{workers}"
+    return f"a data worker has died{workers}" if workers else None
 
 
 def _detail(text: str, found: re.Match) -> str:

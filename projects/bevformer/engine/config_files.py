@@ -178,9 +178,9 @@ class ConfigFiles:
                 and is_variable(name, value)
                 and (name in own or merged(value, bases[name], name) != bases[name])
             }
-            if found == own:
+            if repr(found) == repr(own):  # NaN is not equal to itself
                 return values, bases, own
-            changing = [name for name in found if name not in own or found[name] != own[name]]
+            changing = [name for name in found if repr(found[name]) != repr(own.get(name))]
             own = found
         raise ValueError(
             f"{', '.join(changing)} of {path} and variables of its bases are made of each other and "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 from typing import Any, Iterable, Mapping
 
@@ -75,6 +76,7 @@ def places_of(name: str, value: Any, config: Mapping[str, Any]) -> dict[str, Any
     }
 
 
+@functools.lru_cache(maxsize=None)
 def registries() -> list[Registry]:
     """The registries of OpenMMLab that configs name parts of."""
     modules = map(importlib.import_module, _REGISTRIES)

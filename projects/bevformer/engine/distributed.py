@@ -154,18 +154,19 @@ def _start_signs(place: _Place, timeout_s: float) -> None:
     if place.init_method != "env://":
         address = tuple(place.init_method.partition("//")[2].split(":"))
     prefix = f"signs of life {broadcast(uuid.uuid4().hex)}"
-    command, host = command_to_go_on(), socket.gethostname()
+    host = socket.gethostname()
 
     def prepare_error(doing: str) -> None:
         tell_torchrun(
-            f"rank {place.rank} (host {host}) was killed or crashed at {doing}: if nobody killed it, its "
-            f"host was probably out of memory (dmesg names the process); go on with: {command}"
+            f"rank {place.rank} (host {host}) was killed (SIGKILL) or crashed at {doing}: if nobody killed it, "
+            f"its host was probably out of memory (dmesg names the process); {_how_to_go_on()}"
         )
 
     def end() -> None:
         message = lost_rank(LostRankError("another process does not answer"))
-        if message and say_end("", message, "lost rank"):
-            print(f"error (rank {place.rank}): {message}", file=sys.stderr, flush=True)
+        line = f"error (rank {place.rank}): {message}"
+        if say_end("", line, "lost rank"):
+            print(line, file=sys.stderr, flush=True)
         kill_children()
         os._exit(1)
 
@@ -207,7 +208,13 @@ def lost_rank(error: BaseException) -> str | None:
         return None
     if not isinstance(error, LostRankError) and not re.search(_LOST, str(error)):
         return None
-    return f"{_signs.reason()}; go on with: {command_to_go_on()}"
+    return f"{_signs.reason()}; {_how_to_go_on()}"
+
+
+def _how_to_go_on() -> str:
+    if os.path.basename(sys.argv[0]) == "eval.py":
+        return "an evaluation has to be started again"
+    return f"go on with: {command_to_go_on()}"
 
 
 def say_end(error: str, line: str, claim: str | None = None) -> bool:
@@ -227,7 +234,9 @@ def say_end(error: str, line: str, claim: str | None = None) -> bool:
         return "TORCHELASTIC_ERROR_FILE" not in os.environ or os.environ.get("LOCAL_RANK") == "0"
     _signs.claim_end()
     first = _signs.finish(error, claim)
-    tell_torchrun(line)  # the thread may have written the other one in between
+    if error and "go on with" not in error:
+        line = f"{line} (host {socket.gethostname()}); when that is mended, {_how_to_go_on()}"
+    tell_torchrun(line)  # the thread may have written its own in between
     return first
 
 

@@ -94,7 +94,7 @@ class FiniteLossHook(Hook):
             for name in ("lr", "momentum", "betas"):
                 values = group.get(name, 0.0)
                 for value in values if isinstance(values, tuple) else (values,):
-                    if not 0 <= value < math.inf:
+                    if isinstance(value, (int, float)) and not 0 <= value < math.inf:
                         self._stop(runner, f"the optimizer's {name} is {values}", None)
 
     def after_train_iter(self, runner: BaseRunner) -> None:

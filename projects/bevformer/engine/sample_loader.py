@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 import weakref
 from typing import Any, Iterator
 
@@ -10,7 +11,9 @@ from torch.utils.data import DataLoader
 
 from projects.bevformer.datasets.samplers import SampleKey
 from projects.bevformer.engine.build import data_sets_inside
+from projects.bevformer.engine.distributed import is_distributed
 
+_SETTLE_S = 1
 _MOST = 12  # tokens in a message
 _loaders: weakref.WeakSet[SampleLoader] = weakref.WeakSet()
 
@@ -26,6 +29,10 @@ class SampleLoader(DataLoader):
         return _Recorded(super()._index_sampler, self)
 
     def _get_iterator(self) -> Any:
+        if self.num_workers > 0 and is_distributed():
+            # gloo's threads take a lock of Python's to free what their last collective used. A worker that is
+            # forked meanwhile would wait for that lock forever: before Python 3.12 it is not made anew in it.
+            time.sleep(_SETTLE_S)
         iterator = super()._get_iterator()
         if self.num_workers > 0:
             self.batches = weakref.ref(iterator)

@@ -76,6 +76,10 @@ class SignsOfLife:
         self._thread = threading.Thread(target=self._live, daemon=True, name="signs of life")
         self._thread.start()
 
+    def wait_for_sign(self) -> None:
+        """Wait for the first sign of life of this process and of the next."""
+        self._answers(self._timeout_s)
+
     # What the main thread says.
 
     def note(self, doing: str, bounded: bool = False) -> None:
@@ -181,7 +185,7 @@ class SignsOfLife:
         state = _state(sign["pid"]) if sign["host"] == self._place["host"] else "?"
         if state in ("", "Z", "X"):
             return (
-                f"{self._name(rank)} was killed or crashed, {last}: if nobody killed it, its host was "
+                f"{self._name(rank)} was killed (SIGKILL) or crashed, {last}: if nobody killed it, its host was "
                 "probably out of memory (dmesg names the process)"
             )
         if state in ("T", "t"):
@@ -311,4 +315,6 @@ def connect(
     """
     limit = datetime.timedelta(seconds=max(timeout_s, 30))
     store = dist.TCPStore(*address, world_size, False, limit, wait_for_workers=False)
-    return SignsOfLife(dist.PrefixStore(prefix, store), rank, world_size, timeout_s, **options)
+    signs = SignsOfLife(dist.PrefixStore(prefix, store), rank, world_size, timeout_s, **options)
+    signs.wait_for_sign()
+    return signs

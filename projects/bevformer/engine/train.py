@@ -309,7 +309,7 @@ def _register_hooks(runner: BaseRunner, cfg: Config, device: torch.device) -> No
             custom_hooks_config=settings.get("custom_hooks"),
         )
     # Before the optimizer hook.
-    runner.register_hook(FiniteLossHook(**settings.get("non_finite", {})), priority="HIGH")
+    runner.register_hook(FiniteLossHook(**(settings.get("non_finite") or {})), priority="HIGH")
     # After mmcv's IterTimerHook, which is LOW too.
     runner.register_hook(DataWaitHook(_remedy_for_slow_data(cfg)), priority="LOW")
     if runner.counts_epochs:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import inspect
 import math
-from fnmatch import fnmatchcase
+import re
 from numbers import Integral, Real
 from typing import Any, Callable, Sequence
 
@@ -201,23 +202,32 @@ def senseless(key: str, reader: str, value: Any) -> str | None:
     Returns:
         None for a value that may be right.
     """
-    for must, (holds, keys) in _RULES.items():
-        for pattern in keys:
-            if fnmatchcase(key, pattern.lstrip("?")):
-                fits = (value is None and pattern.startswith("?")) or holds(value)
-                return None if fits else must
-    default = _defaults(reader).get(key.rpartition(".")[2])
+    for must, (holds, _) in _RULES.items():
+        found = _keys(must).fullmatch(key)
+        if found:
+            fits = holds(value) or (value is None and found["may_be_none"] is not None)
+            return None if fits else must
+    defaults = [_defaults(cls).get(key.rpartition(".")[2]) for cls in registered(reader)]
     for kind, must, holds in _KINDS:
-        if isinstance(default, kind):
+        if any(isinstance(default, kind) for default in defaults):
             return None if holds(value) else must
     return None
 
 
 @functools.lru_cache(maxsize=None)
-def _defaults(reader: str) -> dict[str, Any]:
-    """Argument -> default, of the classes that a config can name so, and of their bases."""
+def _keys(must: str) -> re.Pattern[str]:
+    """The keys of a rule, as one pattern; the group "may_be_none" has those of which None is a value."""
+    keys = _RULES[must][1]
+    with_none = [fnmatch.translate(key[1:]) for key in keys if key.startswith("?")]
+    others = [fnmatch.translate(key) for key in keys if not key.startswith("?")]
+    return re.compile("|".join([f"(?P<may_be_none>{'|'.join(with_none) or '(?!)'})", *others]))
+
+
+@functools.lru_cache(maxsize=None)
+def _defaults(cls: type) -> dict[str, Any]:
+    """Argument -> default, of a class and its bases."""
     defaults = {}
-    for base in (base for cls in registered(reader) for base in reversed(cls.__mro__)):
+    for base in reversed(cls.__mro__) if inspect.isclass(cls) else ():
         known = f"{base.__module__}.".startswith(KNOWN_PACKAGES)  # of others nothing is certain
         if "__init__" in vars(base):
             for name, parameter in inspect.signature(base.__init__).parameters.items():
