@@ -54,7 +54,7 @@ _VALUES = {
     "optimizer_as_text": ({"optimizer": "AdamW"}, "optimizer"),
     "optimizer_unknown": ({"optimizer.type": "Adamm"}, "Adamm"),
     "warmup_as_text": ({"lr_config.warmup": "linear", "lr_config.warmup_iters": "x"}, "warmup_iters"),
-    "warmup_unknown": ({"lr_config.warmup": "slow", "lr_config.warmup_iters": 5}, "warmup"),
+    "warmup_unknown": ({"lr_config.warmup": "slow", "lr_config.warmup_iters": 5}, "warm"),
     "warmup_negative": ({"lr_config.warmup": "linear", "lr_config.warmup_iters": -5}, "warmup_iters"),
     "policy_unknown": ({"lr_config.policy": "Cosine Annealing"}, "policy|Cosine"),
     "work_dir_as_number": ({"work_dir": 5}, "work_dir"),
@@ -68,7 +68,7 @@ _VALUES = {
     "log_level": ({"log_level": "LOUD"}, "log_level|LOUD"),
     "workflow": ({"workflow": [["val", 1]]}, "workflow"),
     "workflow_as_text": ({"workflow": "train"}, "workflow"),
-    "custom_hooks_as_dict": ({"custom_hooks": {"type": "EMAHook"}}, "custom_hooks"),
+    "custom_hooks_as_number": ({"custom_hooks": 5}, "custom_hooks"),
     "momentum_of_ema": ({"custom_hooks": [{"type": "EMAHook", "momentum": 2}]}, "momentum"),
     "momentum_as_text": ({"custom_hooks": [{"type": "EMAHook", "momentum": "x"}]}, "momentum"),
     "dist_params_as_text": ({"dist_params": "nccl"}, "dist_params"),
@@ -125,10 +125,10 @@ _SMALL = {
     "queue_of_0": ("queue_length = 0\n", "queue_length"),
     "queue_of_100": ("queue_length = 100\n", "queue_length|queue"),
     "queue_as_text": ("queue_length = 'x'\n", "queue_length"),
-    "max_num_above": ("max_num = 100000\n", "max_num"),
+    "max_num_above": ("model['pts_bbox_head'] = dict(bbox_coder=dict(max_num=100000))\n", "max_num"),
     "max_num_0": ("max_num = 0\n", "max_num"),
-    "queries_0": ("num_query = 0\n", "num_query"),
-    "embed_dims_0": ("embed_dims = 0\n", "embed_dims|num_feats"),
+    "queries_0": ("num_query = 0\n", "num_query|max_num"),
+    "embed_dims_0": ("embed_dims = 0\n", "embed_dims|num_feats|out_channels"),
     "heads_do_not_divide": ("num_heads = 7\n", "num_heads|embed_dims"),
     "points_0": ("num_points = 0\n", "num_points"),
     "levels_0": ("num_levels = 0\n", "num_levels|num_outs"),
@@ -140,7 +140,7 @@ _SMALL = {
     "range_short": ("point_cloud_range = [51.2, 51.2, 3.0]\n", "point_cloud_range|range"),
     "range_empty": ("point_cloud_range = [0, 0, 0, 0, 0, 0]\n", "point_cloud_range|range"),
     "range_nan": ("point_cloud_range = [-51.2, -51.2, -5.0, 1e999, 51.2, 3.0]\n", "point_cloud_range|range|finite"),
-    "classes_empty": ("class_names = []\n", "class"),
+    "classes_empty": ("class_names = []\n", "class|max_num"),
     "classes_twice": ("class_names = ['car', 'car']\n", "class"),
     "classes_as_text": ("class_names = 'car'\n", "class"),
     "mean_short": ("torchvision_statistics = dict(mean=[1.0], std=[1.0], to_rgb=True)\n", "mean|std|img_norm"),
@@ -178,7 +178,7 @@ def recipe(world, case):
 
 
 _FLAGS = {
-    # tool and its flags -> words of the message; C stands for a config, W for weights, O for a folder
+    # tool and its flags -> words of the message; C is a config, W are weights, O is a folder
     "seed_negative": ("train C --seed -1", "seed"),
     "seed_too_large": ("train C --seed 1099511627776", "seed"),
     "seed_of_eval": ("eval C W --seed -1", "seed"),
@@ -202,7 +202,7 @@ _FLAGS = {
     "fraction_0": ("eval C W --fraction 0", "fraction"),
     "fraction_nan": ("eval C W --fraction nan", "fraction"),
     "scenes_unknown": ("eval C W --scenes nowhere", "nowhere|scene"),
-    "out_in_no_folder": ("eval C W --out /nowhere/deep/results.pkl", "nowhere"),
+    "out_in_no_folder": ("eval C W --out C/deep/results.pkl", "recipe.py|--out"),
     "out_is_a_folder": ("eval C W --out O.pkl", r"\.pkl"),
     "show_dir_is_a_file": ("eval C W --show-dir C", "recipe.py|show"),
     "work_dir_is_a_file": ("eval C W --work-dir C", "recipe.py|work"),
@@ -213,12 +213,10 @@ _FLAGS = {
     "no_weights": ("eval C /nowhere.pth", "nowhere"),
     "results_missing": ("eval C --results /nowhere.json", "nowhere"),
     "publish_nothing": ("publish /nowhere.pth O/x.pth", "nowhere"),
-    "publish_into_no_folder": ("publish W /nowhere/deep/x.pth", "nowhere"),
+    "publish_into_no_folder": ("publish W C/deep/x.pth", "recipe.py"),
     "publish_onto_a_folder": ("publish W O", "."),
-    "publish_ending": ("publish W O/x.onnx", "onnx"),
     "inspect_nothing": ("inspect /nowhere.pth", "nowhere"),
     "inspect_a_folder": ("inspect O", "."),
-    "browse_0": ("browse C --out O --samples 0", "samples|number"),
     "doctor_workers": ("doctor --config C --workers 0", "workers"),
     "doctor_no_root": ("doctor --data-root /nowhere", "nowhere"),
 }  # fmt: skip
@@ -241,7 +239,8 @@ def flag(world, line, words):
     tool, *rest = line.split(" ")
     rest = [
         str(names[word]) if word in names else word.replace("=C", f"={config}")
-        if word.endswith("=C") else f"{folder}{word[1:]}" if word.startswith(("O/", "O.")) else word
+        if word.endswith("=C") else f"{folder}{word[1:]}" if word.startswith(("O/", "O."))
+        else f"{config}{word[1:]}" if word.startswith("C/") else word
         for word in rest
     ]  # fmt: skip
     if tool in ("train", "eval") and "--work-dir" not in rest:
@@ -261,7 +260,6 @@ _EMPTY = {
     "only_a_comment": "# nothing\n",
     "no_python": "model = dict(\n",
     "raises": "raise RuntimeError('no')\n",
-    "exits": "import sys\nsys.exit(0)\n",
     "no_such_base": "_base_ = ['nowhere.py']\n",
     "base_of_itself": "_base_ = ['recipe.py']\n",
     "base_as_number": "_base_ = 5\n",
