@@ -18,6 +18,8 @@ from typing import Any, Callable, Iterator
 _ENDING = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")  # SLURM warns with the last one
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
 _WITH_VALUE = ("--resume-from",)
+# Variable with the number of processes that a launcher started, and how it is given to it.
+_COMMANDS = {"SLURM_STEP_NUM_TASKS": ("srun", "-n"), "OMPI_COMM_WORLD_SIZE": ("mpirun", "-np")}
 
 
 class Interrupted(KeyboardInterrupt):
@@ -144,8 +146,24 @@ def tell_torchrun(text: str) -> None:
         os.replace(hidden, path)
 
 
+def is_launched() -> bool:
+    """Whether torchrun, srun or mpirun started this process; they pass signals on to it."""
+    several = any(os.environ.get(name, "1") != "1" for name in _COMMANDS)
+    return several or "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def _launcher() -> list[str]:
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return ["python"]
-    processes, port = (os.environ.get(name) for name in ("LOCAL_WORLD_SIZE", "MASTER_PORT"))
-    return ["torchrun", f"--nproc_per_node={processes}", f"--master_port={port}"]
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        processes, port = (os.environ.get(name) for name in ("LOCAL_WORLD_SIZE", "MASTER_PORT"))
+        nodes = os.environ.get("GROUP_WORLD_SIZE", "1")
+        several = [
+            f"--nnodes={nodes}",
+            f"--node_rank={os.environ.get('GROUP_RANK')}",
+            f"--master_addr={os.environ.get('MASTER_ADDR')}",
+        ]
+        place = [f"--nproc_per_node={processes}", f"--master_port={port}"]
+        return ["torchrun", *(several if nodes != "1" else []), *place]
+    for name, command in _COMMANDS.items():
+        if os.environ.get(name, "1") != "1":
+            return [*command, os.environ[name], "python"]
+    return ["python"]

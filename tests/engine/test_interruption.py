@@ -14,6 +14,7 @@ from tool_runs import free_port
 
 from projects.bevformer import interruption
 from projects.bevformer.cli.errors import tool_errors
+from projects.bevformer.engine import interruption as engine_interruption
 from projects.bevformer.engine.checkpoint import load_checkpoint
 from projects.bevformer.interruption import Interrupted, command_to_go_on, on_ending_signals
 
@@ -155,6 +156,49 @@ def test_command_to_go_on(monkeypatch):
     assert command_to_go_on() == (
         "torchrun --nproc_per_node=2 --master_port=29500 tools/train.py 'a b.py' --seed 1 --auto-resume"
     )
+
+
+@pytest.mark.parametrize(
+    ("variable", "launcher"),
+    [("SLURM_STEP_NUM_TASKS", "srun -n 4 python"), ("OMPI_COMM_WORLD_SIZE", "mpirun -np 4 python")],
+)
+def test_command_of_other_launchers(monkeypatch, variable, launcher):
+    monkeypatch.setattr(sys, "argv", ["tools/train.py", "a.py"])
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    monkeypatch.setenv(variable, "4")
+    assert command_to_go_on() == f"{launcher} tools/train.py a.py --auto-resume"
+
+
+def test_command_of_several_nodes(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["tools/train.py", "a.py"])
+    names = ("TORCHELASTIC_RUN_ID", "GROUP_WORLD_SIZE", "GROUP_RANK", "LOCAL_WORLD_SIZE")
+    for name, value in zip(names, ("x", "2", "1", "8")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "n1")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    assert command_to_go_on().startswith(
+        "torchrun --nnodes=2 --node_rank=1 --master_addr=n1 --nproc_per_node=8 --master_port=29500 "
+    )
+
+
+@pytest.mark.parametrize(
+    ("launched", "seconds", "ends"), [(True, 0.1, False), (True, 5.0, True), (False, 0.1, True)]
+)
+def test_signal_that_a_launcher_passes_on_is_not_a_second_one(monkeypatch, launched, seconds, ends):
+    """Ctrl-C in a terminal reaches the launcher and its processes."""
+    ended, now = [], [100.0]
+    monkeypatch.delenv("SLURM_STEP_NUM_TASKS", raising=False)
+    monkeypatch.delenv("OMPI_COMM_WORLD_SIZE", raising=False)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    if launched:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setattr(engine_interruption, "end_at_once", ended.append)
+    monkeypatch.setattr(engine_interruption.time, "monotonic", lambda: now[0])
+    noted = engine_interruption.Interruption()
+    noted.note(signal.SIGINT)
+    now[0] += seconds
+    noted.note(signal.SIGTERM)
+    assert ended == ([signal.SIGTERM] if ends else [])
 
 
 def wait_for(condition, seconds=60.0):

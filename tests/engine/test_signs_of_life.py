@@ -12,6 +12,7 @@ from tool_runs import free_port
 
 from projects.bevformer.cli.errors import tool_errors
 from projects.bevformer.engine import distributed
+from projects.bevformer.engine.signs_of_life import SignsOfLife
 
 TIMEOUT_S = 2
 
@@ -119,3 +120,24 @@ def test_what_all_ranks_say_alike_is_printed_once(run_two):
 def test_a_rank_that_works_for_longer_than_the_time_out_is_waited_for(run_two):
     codes, printed = run_two("rank 0 works")
     assert codes == [0, 0], printed
+
+
+def test_one_rank_that_stops_stops_all(monkeypatch):
+    store = torch.distributed.HashStore()
+    ranks = [
+        SignsOfLife(store, rank, 2, TIMEOUT_S, end=lambda: None, on_sign=lambda doing: None, period_s=0.05)
+        for rank in (0, 1)
+    ]  # fmt: skip
+    try:
+        for signs in ranks:
+            signs.wait_for_sign()
+        monkeypatch.setattr(distributed, "_signs", ranks[0])
+        assert not distributed.someone_stops(False)
+        ranks[1].stop_all()
+        deadline = time.monotonic() + 2
+        while not distributed.someone_stops(False):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        for signs in ranks:
+            signs.leave()

@@ -202,6 +202,19 @@ def note(doing: str, bounded: bool = False) -> None:
         _signs.note(doing, bounded)
 
 
+def someone_stops(here: bool) -> bool:
+    """Whether this process or another one was asked to stop; takes no collective.
+
+    Args:
+        here: whether this one was. The others notice it within about a second.
+    """
+    if _signs is None:
+        return here
+    if here:
+        _signs.stop_all()
+    return _signs.is_stopped
+
+
 def wait_for_all() -> None:
     """Wait for every process as long as all live, however long one of them takes."""
     if _signs is not None:

@@ -15,7 +15,13 @@ from projects.bevformer.engine.build import build_detector
 from projects.bevformer.engine.checkpoint import load_checkpoint, load_weights
 from projects.bevformer.engine.checkpoint_checks import other_classes
 from projects.bevformer.engine.data_loading import build_test_loader
-from projects.bevformer.engine.distributed import all_gather, get_rank, note, wait_for_all
+from projects.bevformer.engine.distributed import (
+    all_gather,
+    get_rank,
+    note,
+    someone_stops,
+    wait_for_all,
+)
 from projects.bevformer.engine.log import progress_bar
 from projects.bevformer.engine.precision import set_compute_format
 from projects.bevformer.engine.provenance import check_provenance
@@ -126,7 +132,7 @@ def predict(
         dataset: in test mode, with `data_infos`.
         device: torch.device of the detector.
         workers: data loading processes.
-        stop: asked after each frame whether to stop.
+        stop: asked after each frame whether to stop; all ranks do when it says so on one.
 
     Returns:
         On rank 0 a list of result dicts, one per sample, with an entry for each head; None on the other
@@ -178,7 +184,7 @@ def _predict_shard(detector, loader, device, stop):
         batch = to_device(data, device)
         outputs = detector(return_loss=False, **batch)
         results.update(zip(test_sample_tokens(batch["img_metas"]), outputs))
-        if stop():
+        if someone_stops(stop()):
             return None
     note("the end of the evaluation")
     return results

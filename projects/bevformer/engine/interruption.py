@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
 from mmcv.runner import BaseRunner, Hook, LoggerHook
 
 from projects.bevformer.engine.distributed import all_gather, is_distributed
-from projects.bevformer.interruption import Interrupted, command_to_go_on, end_at_once
+from projects.bevformer.interruption import (
+    Interrupted,
+    command_to_go_on,
+    end_at_once,
+    is_launched,
+)
 
 INTERRUPTED = "interrupted.pth"
+_SAME_EVENT_S = 3.0  # a launcher that received a signal too passes it on within this time
 
 
 class Interruption(Hook):
@@ -22,12 +29,18 @@ class Interruption(Hook):
     """
 
     number = 0  # of the signal that this process received
+    _noted_at = 0.0
 
     def note(self, number: int) -> None:
-        """Handler of the signals; the second one ends the program at once."""
+        """Handler of the signals; the second one ends the program at once.
+
+        Ctrl-C and schedulers reach a launcher and its processes, which get the signal twice then.
+        """
         if self.number:
+            if is_launched() and time.monotonic() - self._noted_at < _SAME_EVENT_S:
+                return
             end_at_once(number)
-        self.number = number
+        self.number, self._noted_at = number, time.monotonic()
         # Not through a logger, which the signal may have interrupted.
         name = signal.Signals(number).name
         os.write(2, f"{name}: ending after this iteration; once more ends at once\n".encode())

@@ -64,6 +64,8 @@ class SignsOfLife:
         self._meeting: list[Any] | None = (
             None  # key, what this process adds to it, and how many arrived
         )
+        self._stops = 0  # 1 for a request to stop that the store does not have yet
+        self.is_stopped = False  # whether some process asked all to stop
         self._signs: dict[int, dict] = {}
         self._seen_at: dict[int, float] = {}
         self._lived_s = 0.0  # a clock that stands still while this process is stopped
@@ -114,6 +116,11 @@ class SignsOfLife:
             time.sleep(pause_s)
             pause_s = min(1.5 * pause_s, self._period_s)
         self._waits = False
+
+    def stop_all(self) -> None:
+        """Ask all processes to stop what they do; `is_stopped` is true on each within about a second."""
+        self._stops, self.is_stopped = 1, True
+        self._wake.set()
 
     def finish(self, error: str, claim: str | None = None) -> bool:
         """Tell the others why this process ends.
@@ -243,6 +250,9 @@ class SignsOfLife:
         if meeting is not None:
             arrives, meeting[1] = meeting[1], 0
             meeting[2] = self._store.add(meeting[0], arrives)
+        stops, self._stops = self._stops, 0
+        if self._store.add("stops", stops):
+            self.is_stopped = True
         if self._store.add("ended", 0) and self._someone_ended_at is None:
             self._someone_ended_at = self._lived_s
         wanted = range(self._world_size) if self._all else [(self.rank + 1) % self._world_size]
