@@ -48,12 +48,13 @@ class SampleLoader(DataLoader):
 
     def _remember(self, iterator: Any) -> None:
         if hasattr(iterator, "_task_info"):
-            self.batches = weakref.ref(iterator)
+            # A reference: an error in the loop over the batches frees its own, and the workers with it.
+            self.batches = iterator
             _loaders.add(self)
 
     def lost(self) -> Iterator[tuple[int, int, list[str]]]:
         """Process id, exit code and sample tokens of the workers that have died."""
-        iterator = self.batches and self.batches()
+        iterator = self.batches
         for number, worker in enumerate(getattr(iterator, "_workers", ())):
             if worker.exitcode:
                 tokens = [
