@@ -33,15 +33,28 @@ class SampleLoader(DataLoader):
             # gloo's threads take a lock of Python's to free what their last collective used. A worker that is
             # forked meanwhile would wait for that lock forever: before Python 3.12 it is not made anew in it.
             time.sleep(_SETTLE_S)
-        iterator = super()._get_iterator()
-        if self.num_workers > 0:
-            self.batches = weakref.ref(iterator)
-            _loaders.add(self)
+        try:
+            iterator = super()._get_iterator()
+        except (
+            RuntimeError
+        ) as error:  # a worker died before all batches of the start were handed out
+            trace = error.__traceback__
+            while trace is not None:
+                self._remember(trace.tb_frame.f_locals.get("self"))
+                trace = trace.tb_next
+            raise
+        self._remember(iterator)
         return iterator
+
+    def _remember(self, iterator: Any) -> None:
+        if hasattr(iterator, "_task_info"):
+            # A reference: an error in the loop over the batches frees its own, and the workers with it.
+            self.batches = iterator
+            _loaders.add(self)
 
     def lost(self) -> Iterator[tuple[int, int, list[str]]]:
         """Process id, exit code and sample tokens of the workers that have died."""
-        iterator = self.batches and self.batches()
+        iterator = self.batches
         for number, worker in enumerate(getattr(iterator, "_workers", ())):
             if worker.exitcode:
                 tokens = [
