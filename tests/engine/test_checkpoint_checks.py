@@ -58,6 +58,7 @@ def changed(checkpoint, key, value):
         ("meta.hook_msgs", "text", "meta.hook_msgs is 'text' (str), it must be a dict"),
         ("meta.hook_msgs", {"best_score": "x"}, "meta.hook_msgs.best_score is 'x'"),
         ("meta.hook_msgs", {"best_ckpt": 3}, "meta.hook_msgs.best_ckpt is 3"),
+        ("meta.iter", 2**70, "meta.iter is 1180591620717411303424 (int)"),
         ("meta.epoch", "1", "meta.epoch is '1' (str), it must be a whole number from 0 on"),
         ("meta.iter", -5, "meta.iter is -5 (int), it must be a whole number from 0 on"),
         ("meta.iter", 2.5, "meta.iter is 2.5"),

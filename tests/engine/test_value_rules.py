@@ -41,6 +41,8 @@ def test_no_number_and_no_switch_of_a_recipe_may_be_a_text(name):
     ("name", "key", "value", "says"),
     [
         (TINY, "data.workers_per_gpu", -1, "a whole number of 0 or more"),
+        (TINY, "optimizer.betas", 0.9, "a list of at least two numbers"),
+        (TINY, "seed", "x", "a whole number of 0 or more"),
         (TINY, "data.workers_per_gpu", None, "a whole number of 0 or more"),
         (TINY, "data.samples_per_gpu", "two", "a whole number of at least 1"),
         (TINY, "data.train.ann_file", 5, "the path of an info file"),
@@ -63,7 +65,6 @@ def test_no_number_and_no_switch_of_a_recipe_may_be_a_text(name):
         (TINY, "optimizer.lr", float("nan"), "a positive number"),
         (TINY, "optimizer.lr", 0, "a positive number"),
         (TINY, "optimizer.weight_decay", -1, "a number of 0 or more"),
-        (TINY, "optimizer.betas", "x", None),  # of torch's optimizer: it says so
         (TINY, "optimizer_config.grad_clip", 35, "a dict"),
         (TINY, "optimizer_config.grad_clip.norm_type", "x", "a positive number or 'inf'"),
         (TINY, "evaluation", 5, "a dict"),

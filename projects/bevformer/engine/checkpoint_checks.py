@@ -42,7 +42,7 @@ def _is_numbers(value: Any) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
+    return type(value) is int and 0 <= value < 2**40
 
 
 def _is_positive(value: Any) -> bool:

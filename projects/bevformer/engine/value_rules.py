@@ -69,7 +69,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], Sequence[str]]] = {
         (
             *("data.workers_per_gpu", "data.train_dataloader.workers_per_gpu", "opencv_num_threads"),
             *("lr_config.warmup_iters", "?evaluation.start", "model.img_backbone.out_indices.*"),
-            "non_finite.max_skipped",
+            "?seed",
         ),
     ),
     "a positive number": (
@@ -179,6 +179,12 @@ _RULES: dict[str, tuple[Callable[[Any], bool], Sequence[str]]] = {
     "a positive number or 'dynamic'": (
         lambda value: value == "dynamic" or isinstance(value, dict) or (is_number(value) and value > 0),
         ("fp16.loss_scale",),
+    ),
+    "a list of at least two numbers from 0 to 1": (
+        lambda value: isinstance(value, tuple)
+        and len(value) > 1
+        and all(is_number(one) and 0 <= one <= 1 for one in value),
+        ("optimizer.betas",),
     ),
     "'stop' or 'skip'": (lambda value: value in ("stop", "skip"), ("non_finite.policy",)),
     "a list such as [('train', 1)]; only 'train' is supported, `evaluation` validates": (_is_workflow, ("?workflow",)),
