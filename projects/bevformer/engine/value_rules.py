@@ -53,7 +53,6 @@ _RULES: dict[str, tuple[Callable[[Any], bool], Sequence[str]]] = {
             *("?model.*.num_classes", "?model.*num_levels", "model.num_mono_levels", "model.*_head.in_channels"),
             *("model.img_backbone.depth", "model.img_backbone.strides.*", "model.img_backbone.dilations.*"),
             *("model.*.inter_channels", "data.*.data_aug_conf.[HW]", "data.*.reisze.*", "lr_config.step.*"),
-            "non_finite.max_skipped",
             *(f"{_HEAD}.*.{name}" for name in ("embed_dims", "num_heads", "num_points", "num_layers")),
             *(f"{_HEAD}.*.{name}" for name in ("num_points_in_pillar", "num_feats", "*_num_embed")),
             *("?model.*.feedforward_channels", "model.*.base_channels", "model.img_neck.in_channels.*"),
@@ -69,7 +68,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], Sequence[str]]] = {
         (
             *("data.workers_per_gpu", "data.train_dataloader.workers_per_gpu", "opencv_num_threads"),
             *("lr_config.warmup_iters", "?evaluation.start", "model.img_backbone.out_indices.*"),
-            "?seed",
+            *("non_finite.max_skipped", "?seed"),
         ),
     ),
     "a positive number": (
