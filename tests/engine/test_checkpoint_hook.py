@@ -46,7 +46,7 @@ class Runner:
         self.model = SimpleNamespace(module=DummyDetector())
         self.meta, self.logger, self.links = {"run": run}, Logger(), True
         self.epoch, self.iter, self._max_epochs, self._max_iters = 0, 0, 99, 99
-        self.full = False
+        self.full, self.on_save_error = False, "stop"
 
     def save_on_all_ranks(self, out_dir, filename_tmpl, create_symlink=True, **options):
         path = Path(out_dir, filename_tmpl)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterator
 
 from mmcv.runner import HOOKS, BaseRunner, Hook
 
@@ -15,6 +16,17 @@ from projects.bevformer.engine.resume import checkpoint_numbers
 from projects.bevformer.files import followed, free_bytes, mib, remove_left_over
 
 _RUN_FILES = re.compile(r"(latest|interrupted|best_.+)\.pth")
+
+
+@contextlib.contextmanager
+def save_errors(runner: BaseRunner, what: str) -> Iterator[None]:
+    """A block whose OSError is only logged, as `what`, where the runner's `on_save_error` is "continue"."""
+    try:
+        yield
+    except OSError as error:
+        if runner.on_save_error == "stop":
+            raise
+        runner.logger.warning("%s, training goes on (checkpoint_config.on_error): %s", what, error)
 
 
 def save_or_go_on(runner: BaseRunner, out_dir: str | Path, **options: Any) -> bool:
@@ -28,16 +40,11 @@ def save_or_go_on(runner: BaseRunner, out_dir: str | Path, **options: Any) -> bo
     Raises:
         OSError: the file cannot be written, on all ranks.
     """
-    try:
+    saved = False
+    with save_errors(runner, "NO CHECKPOINT was saved"):
         runner.save_on_all_ranks(str(out_dir), **options)
-    except OSError as error:
-        if getattr(runner, "on_save_error", "stop") == "stop":
-            raise
-        runner.logger.warning(
-            "NO CHECKPOINT was saved, training goes on (checkpoint_config.on_error): %s", error
-        )
-        return False
-    return True
+        saved = True
+    return saved
 
 
 @HOOKS.register_module(force=True)
@@ -194,7 +201,7 @@ class CheckpointHook(Hook):
     def _saved_before(self, runner: BaseRunner) -> dict[Path, int]:
         """Checkpoints in the folder that this run saved before it was resumed; others are left alone."""
         run, own = runner.meta.get("run"), {}
-        if getattr(runner, "resumed", None) is None or run is None:
+        if runner.resumed is None or run is None:
             return own
         for path, number in checkpoint_numbers(self.folder, self.template).items():
             try:

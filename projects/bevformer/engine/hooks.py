@@ -9,6 +9,7 @@ from mmcv.runner import HOOKS, Hook, LoggerHook
 
 from projects.bevformer.datasets.evaluators import BOXES
 from projects.bevformer.engine.best import BestCheckpoint, lost_evaluation
+from projects.bevformer.engine.checkpoint_hook import save_errors
 from projects.bevformer.engine.distributed import (
     broadcast,
     buffers_of_first_rank,
@@ -245,16 +246,9 @@ class TemporalEvalHook(Hook):
                 )
             return headline.get(self.best_key)
 
-        try:
+        with save_errors(runner, f"the evaluation of {name} was NOT saved"):
             value = on_first_rank(score)
             if self.best_key is not None:
                 self.best.keep(runner, value, name)
             # Last: see `lost_evaluation`.
             on_first_rank(lambda: write_metrics(scored["summary"], "summary", runner.work_dir))
-        except OSError as error:
-            if getattr(runner, "on_save_error", "stop") == "stop":
-                raise
-            runner.logger.warning(
-                "the evaluation of %s was NOT saved, training goes on (checkpoint_config.on_error): %s",
-                name, error,
-            )  # fmt: skip

@@ -48,6 +48,7 @@ class _SafeCheckpoints:
     batch = None  # samples of an iteration, all processes together
     epoch_length = None  # iterations of an epoch
     resumed = None  # path and meta of the checkpoint that was resumed
+    on_save_error = "stop"  # or "continue", see CheckpointHook
     saved = None  # path and iterations of the newest checkpoint of this run
     interruption = None  # notes signals
     skipped = False  # whether the iteration at hand makes no step, see FiniteLossHook
