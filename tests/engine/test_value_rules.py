@@ -73,6 +73,7 @@ def test_no_number_and_no_switch_of_a_recipe_may_be_a_text(name):
         (TINY, "load_from", [], "a path"),
         (TINY, "find_unused_parameters", "no", "True or False"),
         (TINY, "tf32", 0, "True or False"),
+        (TINY, "load_from_other_classes", 1, "True or False"),
         (TINY, "custom_hooks", 5, "a list of dicts with a `type`"),
         (TINY, "model", "BEVFormer", "a dict"),
         (TINY, "model.pts_bbox_head", -1, "a dict"),
