@@ -21,8 +21,6 @@ from projects.bevformer.messages import printable
 
 _FILE_ONLY = {"file_only": True}
 _MMCV_LISTS = "Hooks will be executed"  # a list of forty lines
-
-
 _OTHERS = ("projects.bevformer.ops", "projects.bevformer.files")  # import no logger of OpenMMLab
 
 
@@ -82,7 +80,7 @@ class TensorboardLoggerHook(MmcvTensorboardLoggerHook):
             runner.logger.warning(_goes_on(error, folder, str(runner.log_buffer.output)))
 
     def before_run(self, runner: BaseRunner) -> None:
-        threading.excepthook = _without_writers_of_tensorboard
+        self._shown, threading.excepthook = threading.excepthook, self._show_error
         self._try(super().before_run, runner)
 
     def log(self, runner: BaseRunner) -> None:
@@ -90,16 +88,13 @@ class TensorboardLoggerHook(MmcvTensorboardLoggerHook):
 
     def after_run(self, runner: BaseRunner) -> None:
         self._try(super().after_run, runner)
+        threading.excepthook = self._shown
 
-
-_excepthook = threading.excepthook
-
-
-def _without_writers_of_tensorboard(failed: threading.ExceptHookArgs) -> None:
-    """No traceback of a thread whose error the next call of `TensorboardLoggerHook.log` meets."""
-    written_by = type(failed.thread).__module__
-    if not (written_by.startswith("tensorboard") and issubclass(failed.exc_type, OSError)):
-        _excepthook(failed)
+    def _show_error(self, failed: threading.ExceptHookArgs) -> None:
+        """Show no traceback of tensorboard's thread, whose error the next call of `log` meets."""
+        written_by = type(failed.thread).__module__
+        if not (written_by.startswith("tensorboard") and issubclass(failed.exc_type, OSError)):
+            self._shown(failed)
 
 
 def get_run_logger(log_file: str | Path | None = None, level: str = "INFO") -> logging.Logger:
