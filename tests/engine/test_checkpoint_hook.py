@@ -157,11 +157,6 @@ def test_a_disk_that_is_nearly_full_is_said_at_the_start(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"interval": 0}, "interval is 0"),
-        ({"interval": "1"}, "interval is '1'"),
-        ({"max_keep_ckpts": 0}, "max_keep_ckpts is 0"),
-        ({"max_keep_ckpts": True}, "max_keep_ckpts is True"),
-        ({"on_error": "ignore"}, "on_error is 'ignore'"),
         ({"out_dir": "s3://bucket"}, "written to disks only"),
         ({"file_client_args": {"backend": "petrel"}}, "written to disks only"),
         ({"file_client_args": "petrel"}, "written to disks only"),

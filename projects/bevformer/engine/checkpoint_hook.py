@@ -69,7 +69,8 @@ class CheckpointHook(Hook):
         meta: plain values that are stored with each checkpoint.
 
     Raises:
-        ValueError: an option that means nothing.
+        ValueError: another storage than a disk, or a `filename_tmpl` that is none; `check_config` refuses other
+            options that mean nothing.
     """
 
     def __init__(
@@ -87,15 +88,6 @@ class CheckpointHook(Hook):
         create_symlink: bool = True,
         meta: dict | None = None,
     ) -> None:
-        for name, value in (("interval", interval), ("max_keep_ckpts", max_keep_ckpts)):
-            if type(value) is not int or (value < 1 and value != -1):
-                raise ValueError(
-                    f"checkpoint_config.{name} is {value!r}: it must be a whole number from 1 on, or -1"
-                )
-        if on_error not in ("stop", "continue"):
-            raise ValueError(
-                f"checkpoint_config.on_error is {on_error!r}: it must be 'stop' or 'continue'"
-            )
         if file_client_args not in (None, {"backend": "disk"}) or "://" in str(out_dir):
             raise ValueError(
                 f"checkpoint_config: file_client_args {file_client_args} and out_dir {out_dir!r}: checkpoints "
