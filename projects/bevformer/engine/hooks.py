@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Optional, Sequence, Union
 
 import torch
-from mmcv.runner import HOOKS, Hook, LoggerHook
+from mmcv.runner import HOOKS, Hook
 
 from projects.bevformer.datasets.evaluators import BOXES
 from projects.bevformer.engine.best import BestCheckpoint, lost_evaluation
@@ -17,6 +17,7 @@ from projects.bevformer.engine.distributed import (
     on_first_rank,
 )
 from projects.bevformer.engine.evaluate import PredictionStopped, predict
+from projects.bevformer.engine.log import write_logs
 from projects.bevformer.engine.non_finite import check_finite
 from projects.bevformer.engine.report import headline_metrics, metrics_table
 from projects.bevformer.engine.seed import seeded
@@ -203,10 +204,7 @@ class TemporalEvalHook(Hook):
     def after_train_iter(self, runner):
         if self.by_epoch or not self.due:
             return
-        # The loggers come after this hook: let them write the training losses first.
-        for hook in runner.hooks:
-            if isinstance(hook, LoggerHook):
-                hook.after_train_iter(runner)
+        write_logs(runner)
         runner.log_buffer.clear()
         self._evaluate(runner, self.due)
 

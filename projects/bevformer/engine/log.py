@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 from typing import Callable, Iterable
 
-from mmcv.runner import HOOKS, BaseRunner
+from mmcv.runner import HOOKS, BaseRunner, LoggerHook
 from mmcv.runner import TensorboardLoggerHook as MmcvTensorboardLoggerHook
 from mmcv.runner import TextLoggerHook as MmcvTextLoggerHook
 from mmcv.utils import get_logger
@@ -24,50 +24,48 @@ _MMCV_LISTS = "Hooks will be executed"  # a list of forty lines
 _OTHERS = ("projects.bevformer.ops", "projects.bevformer.files")  # import no logger of OpenMMLab
 
 
-class _LogFile(logging.FileHandler):
-    """A log file; that it cannot be written is logged once, where the messages still arrive."""
+class _GoesOn:
+    """A writer of logs that fails: one warning, and the run goes on without it."""
 
     has_failed = False
+
+    def _warn(self, logger: logging.Logger, error: OSError, path: str, text: str) -> None:
+        if not self.has_failed:
+            self.has_failed = True
+            explained = write_error(error, path, len(text))
+            logger.warning(f"{explained}; the run goes on, without this file")
+
+
+class _LogFile(_GoesOn, logging.FileHandler):
+    """A log file; its warning goes where the messages still arrive."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             super().handleError(record)
-        elif not self.has_failed:
-            self.has_failed = True
-            logging.getLogger(record.name).warning(
-                _goes_on(error, self.baseFilename, record.getMessage())
-            )
+        else:
+            logger = logging.getLogger(record.name)
+            self._warn(logger, error, self.baseFilename, record.getMessage())
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
             super().close()
 
 
-def _goes_on(error: OSError, path: str, text: str) -> str:
-    return f"{write_error(error, path, len(text))}; the run goes on, without this file"
-
-
 @HOOKS.register_module(force=True)
-class TextLoggerHook(MmcvTextLoggerHook):
+class TextLoggerHook(_GoesOn, MmcvTextLoggerHook):
     """mmcv's, which ends a run when its `.log.json` cannot be written; here that is a warning."""
-
-    has_failed = False
 
     def _dump_log(self, log_dict: dict, runner: BaseRunner) -> None:
         try:
             super()._dump_log(log_dict, runner)
         except OSError as error:
-            if not self.has_failed:
-                self.has_failed = True
-                runner.logger.warning(_goes_on(error, self.json_log_path, str(log_dict)))
+            self._warn(runner.logger, error, self.json_log_path, str(log_dict))
 
 
 @HOOKS.register_module(force=True)
-class TensorboardLoggerHook(MmcvTensorboardLoggerHook):
+class TensorboardLoggerHook(_GoesOn, MmcvTensorboardLoggerHook):
     """mmcv's, which ends a run when its folder cannot be written; here that is a warning."""
-
-    has_failed = False
 
     def _try(self, stage: Callable[[BaseRunner], None], runner: BaseRunner) -> None:
         if self.has_failed:
@@ -75,9 +73,8 @@ class TensorboardLoggerHook(MmcvTensorboardLoggerHook):
         try:
             stage(runner)
         except OSError as error:
-            self.has_failed = True
             folder = self.log_dir or str(Path(runner.work_dir, "tf_logs"))
-            runner.logger.warning(_goes_on(error, folder, str(runner.log_buffer.output)))
+            self._warn(runner.logger, error, folder, str(runner.log_buffer.output))
 
     def before_run(self, runner: BaseRunner) -> None:
         self._shown, threading.excepthook = threading.excepthook, self._show_error
@@ -135,6 +132,13 @@ class _Printable(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record), keep="\n\t")
+
+
+def write_logs(runner: BaseRunner) -> None:
+    """Let the loggers write the losses of this iteration: their hooks come last."""
+    for hook in runner.hooks:
+        if isinstance(hook, LoggerHook):
+            hook.after_train_iter(runner)
 
 
 def log_to_file(logger: logging.Logger, message: str, *args: object) -> None:
