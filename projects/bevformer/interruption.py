@@ -68,9 +68,11 @@ def end_at_once(number: int) -> None:
 
 def kill_children() -> None:
     """Kill the processes that this one started through multiprocessing, at the end of a program."""
-    if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+    children = multiprocessing.active_children()
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if children and hasattr(signal, "SIGCHLD") and in_main_thread:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call that an error
-    for child in multiprocessing.active_children():
+    for child in children:
         child.kill()
         child.join()
 

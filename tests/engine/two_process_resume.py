@@ -28,6 +28,7 @@ def main(config_path, folder):
     report["evaluation"] = changed_by_evaluation(cases[-1], config, Path(folder))
     if get_rank() == 0:
         Path(folder, "report.json").write_text(json.dumps(report))
+    time.sleep = wait  # `shut_down` needs its second
     shut_down()
 
 

@@ -377,6 +377,8 @@ def shut_down() -> None:
         _signs.leave()
         _signs = None
     if is_distributed():
+        # In torch 1.10 the store's thread is woken by the end of a pipe, of which forked workers have a copy.
+        kill_children()
         if dist.get_backend() == "gloo":
             # In torch 1.10 gloo's threads need the GIL to free the tensors of their last
             # collective, and the group's destructor holds it while it joins them: they go first, or
