@@ -19,7 +19,7 @@ from projects.bevformer.engine.download import download
 from projects.bevformer.engine.non_finite import check_finite, check_float16
 from projects.bevformer.engine.optimizer import saved_state
 from projects.bevformer.engine.weight_fit import WeightFit, by_prefix, some_of
-from projects.bevformer.files import atomic_write, followed, link_to
+from projects.bevformer.files import atomic_write, followed
 from projects.bevformer.nuscenes.spec import CAMERAS
 from projects.bevformer.weight_files import load_weight_file, safetensors_bytes
 
@@ -184,11 +184,6 @@ def publish_weights(
             file.write(safetensors_bytes(weights, to_plain(meta)))
     else:
         _write(target, {"meta": to_plain(meta), "state_dict": weights})
-
-
-def point_latest_at(path: str | Path) -> None:
-    """Link `latest.pth` in the folder of a checkpoint to it, atomically; see `link_to`."""
-    link_to(path, Path(path).with_name("latest.pth"))
 
 
 def load_checkpoint(path: str | Path, finite: bool = True) -> dict:
