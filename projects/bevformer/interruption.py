@@ -132,20 +132,24 @@ def command_to_go_on(checkpoint: str | Path | None = None) -> str:
     return shlex.join([*_launcher(), sys.argv[0], *arguments, *resume])
 
 
-def tell_torchrun(text: str) -> None:
+def tell_torchrun(text: str) -> bool:
     """Leave the reason of this process's end where torchrun looks for it; it prints that at its end.
 
     The file is read only if the process fails, so that it can be written before.
+
+    Returns:
+        Whether this process should print it too; torchrun shows those of all its processes.
     """
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path is None:
-        return
+        return True
     reason = {"py_callstack": text, "timestamp": str(int(time.time()))}
     hidden = f"{path}.{os.getpid()}.tmp"
     with contextlib.suppress(OSError):  # it is said on stderr as well
         with open(hidden, "w") as file:
             json.dump({"message": {"message": text, "extraInfo": reason}}, file)
         os.replace(hidden, path)
+    return os.environ.get("LOCAL_RANK") == "0"
 
 
 def is_launched() -> bool:

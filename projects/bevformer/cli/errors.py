@@ -6,7 +6,6 @@ import contextlib
 import importlib
 import io
 import logging
-import os
 import re
 import signal
 import sys
@@ -119,8 +118,7 @@ def _message(error: Exception) -> str | None:
 def _say_end(error: str, line: str, claim: str | None = None) -> bool:
     """See `distributed.say_end`."""
     if _distributed() is None:
-        tell_torchrun(line)
-        return "TORCHELASTIC_ERROR_FILE" not in os.environ or os.environ.get("LOCAL_RANK") == "0"
+        return tell_torchrun(line)
     return _distributed().say_end(error, line, claim)
 
 
