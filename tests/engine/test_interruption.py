@@ -159,6 +159,21 @@ def test_command_to_go_on(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (["--resume-from=old.pth"], ""),
+        (["--resume", "old.pth", "--seed", "1"], " --seed 1"),
+        (["--cfg-options", "resume_from=old.pth"], " --cfg-options resume_from=None"),
+    ],
+)
+def test_command_names_one_checkpoint(monkeypatch, given, kept):
+    for name in ("TORCHELASTIC_RUN_ID", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "argv", ["tools/train.py", "a.py", *given])
+    assert command_to_go_on() == f"python tools/train.py a.py{kept} --auto-resume"
+
+
+@pytest.mark.parametrize(
     ("variable", "launcher"),
     [("SLURM_STEP_NUM_TASKS", "srun -n 4 python"), ("OMPI_COMM_WORLD_SIZE", "mpirun -np 4 python")],
 )
