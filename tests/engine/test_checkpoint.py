@@ -18,7 +18,7 @@ from projects.bevformer.engine.checkpoint import (
     to_plain,
 )
 from projects.bevformer.engine.resume import find_latest_checkpoint
-from projects.bevformer.files import link_to
+from projects.bevformer.files.writing import link_to
 
 LOGGER = logging.getLogger("test")
 

@@ -13,11 +13,11 @@ import torch
 from dummy_task import REPOSITORY, DummyDetector
 from tool_runs import free_port
 
-from projects.bevformer import files
 from projects.bevformer.engine import checkpoint_hook as module
 from projects.bevformer.engine.best import BestCheckpoint
 from projects.bevformer.engine.checkpoint import load_checkpoint, save_checkpoint
 from projects.bevformer.engine.checkpoint_hook import CheckpointHook
+from projects.bevformer.files import writing
 
 
 def epochs(number):
@@ -54,7 +54,7 @@ class Runner:
             raise OSError(errno.ENOSPC, "No space left on device")
         save_checkpoint(path, self.model.module, meta=self.meta)
         if create_symlink:
-            files.link_to(path, path.with_name("latest.pth"))
+            writing.link_to(path, path.with_name("latest.pth"))
 
 
 def save_all(hook, runner, numbers):

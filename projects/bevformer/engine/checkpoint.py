@@ -19,9 +19,9 @@ from projects.bevformer.engine.download import download
 from projects.bevformer.engine.non_finite import check_finite, check_float16
 from projects.bevformer.engine.optimizer import saved_state
 from projects.bevformer.engine.weight_fit import WeightFit, by_prefix, some_of
-from projects.bevformer.files import atomic_write, followed
+from projects.bevformer.files.weights import load_weight_file, safetensors_bytes
+from projects.bevformer.files.writing import atomic_write, followed
 from projects.bevformer.nuscenes.spec import CAMERAS
-from projects.bevformer.weight_files import load_weight_file, safetensors_bytes
 
 _PUBLISHED_META = (
     "CLASSES",

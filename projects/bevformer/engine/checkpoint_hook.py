@@ -13,7 +13,7 @@ from mmcv.runner import HOOKS, BaseRunner, Hook
 from projects.bevformer.engine.checkpoint import file_bytes, load_checkpoint
 from projects.bevformer.engine.distributed import average_buffers, get_rank, on_first_rank
 from projects.bevformer.engine.resume import checkpoint_numbers
-from projects.bevformer.files import followed, free_bytes, mib, remove_left_over
+from projects.bevformer.files.writing import followed, free_bytes, mib, remove_left_over
 
 _RUN_FILES = re.compile(r"(latest|interrupted|best_.+)\.pth")
 

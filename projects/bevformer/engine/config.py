@@ -17,7 +17,7 @@ from projects.bevformer.engine.config_options import read_config
 from projects.bevformer.engine.data_sections import info_files, inner_sections
 from projects.bevformer.engine.optimizer import MergedGroupsConstructor
 from projects.bevformer.engine.plugins import import_parts, missing_part
-from projects.bevformer.files import make_folder
+from projects.bevformer.files.writing import make_folder
 from projects.bevformer.messages import did_you_mean
 
 

@@ -24,7 +24,7 @@ from projects.bevformer.engine.distributed import (
 from projects.bevformer.engine.log import progress_bar
 from projects.bevformer.engine.precision import set_compute_format
 from projects.bevformer.engine.provenance import check_provenance
-from projects.bevformer.files import atomic_write, followed
+from projects.bevformer.files.writing import atomic_write, followed
 from projects.bevformer.messages import file_name
 from projects.bevformer.nuscenes.evaluation.results import check_samples
 from projects.bevformer.nuscenes.info_list import column

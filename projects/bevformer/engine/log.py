@@ -16,7 +16,7 @@ from mmcv.utils import get_logger
 from tqdm import tqdm
 
 from projects.bevformer.engine.distributed import get_rank
-from projects.bevformer.files import write_error
+from projects.bevformer.files.writing import write_error
 from projects.bevformer.messages import printable
 
 _FILE_ONLY = {"file_only": True}

@@ -20,7 +20,7 @@ from projects.bevformer.engine.distributed import (
     get_rank,
     on_first_rank,
 )
-from projects.bevformer.files import followed
+from projects.bevformer.files.writing import followed
 
 
 def find_latest_checkpoint(

@@ -27,7 +27,7 @@ from projects.bevformer.engine.run_state import (
     restore_buffers,
     set_random_state,
 )
-from projects.bevformer.files import link_to
+from projects.bevformer.files.writing import link_to
 from projects.bevformer.published import published
 
 # Priorities of hooks; mmcv's optimizer hooks have 40, hooks of a config 50 unless they say otherwise.

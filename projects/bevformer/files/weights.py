@@ -19,8 +19,8 @@ from typing import IO, Any, Callable, Mapping, NamedTuple
 import numpy as np
 import torch
 
-from projects.bevformer.pickle_scan import scan_pickle
-from projects.bevformer.pickles import (
+from projects.bevformer.files.pickle_scan import scan_pickle
+from projects.bevformer.files.pickles import (
     PLAIN_GLOBALS,
     Stand,
     finished,
