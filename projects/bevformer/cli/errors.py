@@ -43,7 +43,7 @@ def quiet_start() -> None:
 
 @contextlib.contextmanager
 def tool_errors(debug: bool) -> Iterator[None]:
-    """End the tool with one line for an error that a user can mend; always leave the process group.
+    """End the tool with one line for an error that a user can fix; always leave the process group.
 
     Args:
         debug: let the traceback through.
@@ -103,7 +103,7 @@ def _ending(error: BaseException, debug: bool) -> SystemExit | None:
 
 
 def _message(error: Exception) -> str | None:
-    """One line for an error that a user can mend."""
+    """One line for an error that a user can fix."""
     if isinstance(error, (OSError, RuntimeError, MemoryError)):
         loading = sys.modules.get("projects.bevformer.engine.sample_loader")
         # A worker that is killed can show as a broken connection, which is an OSError.

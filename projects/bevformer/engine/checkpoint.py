@@ -156,7 +156,7 @@ def publish_weights(
         half: store matrices and kernels as float16. Models load them into their own dtype.
             Vectors (biases, BatchNorm statistics) stay float32: they are small, and their range
             is not.
-        safetensors: write this format; a target that ends in .safetensors is of it in any case.
+        safetensors: write this format; the default for a target that ends in .safetensors.
 
     Raises:
         FileNotFoundError, ValueError: see `load_checkpoint`; or a weight is too large for float16, or the

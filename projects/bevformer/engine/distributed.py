@@ -262,7 +262,7 @@ def say_end(error: str, line: str, claim: str | None = None) -> bool:
     _signs.claim_end()
     first = _signs.finish(error, claim)
     if error and "go on with" not in error:
-        line = f"{line} (host {socket.gethostname()}); when that is mended, {_how_to_go_on()}"
+        line = f"{line} (host {socket.gethostname()}); when that is fixed, {_how_to_go_on()}"
     tell_torchrun(line)  # the thread may have written its own in between
     return first
 

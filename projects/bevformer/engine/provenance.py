@@ -155,10 +155,10 @@ def check_start(
     if not cfg.get("load_from_other_classes", False):
         raise ValueError(
             f"{difference}: what the head has learned of one class would count for another; set the "
-            "classes as in the file, or start from it all the same with `--cfg-options "
+            "classes as in the file, or start from it anyway with `--cfg-options "
             "load_from_other_classes=True`"
         )
-    logger.warning("%s: it is a start all the same (load_from_other_classes)", difference)
+    logger.warning("%s: used as a start anyway (load_from_other_classes)", difference)
 
 
 def check_provenance(

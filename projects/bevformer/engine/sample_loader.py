@@ -31,7 +31,7 @@ class SampleLoader(DataLoader):
     def _get_iterator(self) -> Any:
         if self.num_workers > 0 and is_distributed():
             # gloo's threads take a lock of Python's to free what their last collective used. A worker that is
-            # forked meanwhile would wait for that lock forever: before Python 3.12 it is not made anew in it.
+            # forked meanwhile would wait for that lock forever: before Python 3.12 a child does not reset it.
             time.sleep(_SETTLE_S)
         try:
             iterator = super()._get_iterator()
