@@ -95,10 +95,8 @@ def _ending(error: BaseException, debug: bool) -> SystemExit | None:
     first = _say_end("" if lost else message, line, "lost rank" if lost else None)
     if _distributed() is None or not _distributed().is_distributed():
         return SystemExit(line if first else 1)
-    if first:
-        print(
-            line, file=sys.stderr, flush=True
-        )  # torchrun may kill this process while it shuts down
+    if first:  # at once: torchrun may kill this process while it shuts down
+        print(line, file=sys.stderr, flush=True)
     return SystemExit(1)
 
 

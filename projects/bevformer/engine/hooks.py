@@ -25,7 +25,6 @@ from projects.bevformer.nuscenes.evaluation.scoring import write_metrics
 from projects.bevformer.nuscenes.spec import TP_ERRORS
 from projects.bevformer.published import published
 
-_STOPPED = "stopped"  # instead of results
 _FLAT = ("pts_bbox_NuScenes/", "pts_bbox_own/")  # of `flat_metrics`
 _RULES = {
     **dict.fromkeys(("NDS", "mAP", "mAP_own"), "greater"),
@@ -208,24 +207,21 @@ class TemporalEvalHook(Hook):
         runner.log_buffer.clear()
         self._evaluate(runner, self.due)
 
-    def _predict(self, runner, detector):
-        interruption = runner.interruption
-        stop = (lambda: False) if interruption is None else (lambda: interruption.number != 0)
-        try:
-            return predict(detector, self.dataset, self.device, self.workers, stop)
-        except PredictionStopped:
-            return _STOPPED
-
     def _evaluate(self, runner, name):
-        detector = runner.model.module
-        # Whether and when one evaluates changes nothing in the training.
-        with runner.scored_weights(), buffers_of_first_rank(detector), seeded(0):
-            weights = {"state_dict": detector.state_dict()}
-            check_finite(weights, f"the evaluation of {name} is not made")
-            results = self._predict(runner, detector)
-        if results is _STOPPED:
+        detector, interruption = runner.model.module, runner.interruption
+
+        def stop():
+            return interruption is not None and interruption.number != 0
+
+        try:
+            # Whether and when one evaluates changes nothing in the training.
+            with runner.scored_weights(), buffers_of_first_rank(detector), seeded(0):
+                weights = {"state_dict": detector.state_dict()}
+                check_finite(weights, f"the evaluation of {name} is not made")
+                results = predict(detector, self.dataset, self.device, self.workers, stop)
+        except PredictionStopped:
             self.due = name
-            runner.interruption.end(runner)
+            interruption.end(runner)
         self.due = None
         scored = {}
 
