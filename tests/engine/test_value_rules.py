@@ -145,6 +145,13 @@ def test_an_argument_of_a_part_of_ones_own_may_be_anything(monkeypatch):
     assert senseless("model.a.num_points", "Own", "x")  # an argument of the base
 
 
+def test_a_cycle_has_an_iteration_at_least():
+    hook = "GradientCumulativeOptimizerHook"
+    for value in (0, 1.5, True):
+        assert senseless("optimizer_config.cumulative_iters", hook, value)
+    assert senseless("optimizer_config.cumulative_iters", hook, 1) is None
+
+
 def test_an_empty_config_lacks_its_sections():
     with pytest.raises(ValueError, match="model is None: a config must have it"):
         check_config(Config({}))
