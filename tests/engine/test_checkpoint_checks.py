@@ -186,8 +186,6 @@ def test_weights_of_other_classes(checkpoint, caplog, classes, text):
     check_start(fewer, "a.pth", Cfg(), detector, LOGGER)
     with pytest.raises(ValueError, match="trained for the classes"):
         check_same_classes(fewer, "a.pth", detector)
-    with pytest.raises(ValueError, match="load_from_other_classes is 1: it must be True or False"):
-        check_start(other, "a.pth", Cfg(load_from_other_classes=1), detector, LOGGER)
 
 
 def test_pretrained_weights_of_other_classes_are_refused(checkpoint, tmp_path):

@@ -53,6 +53,10 @@ def _is_dict(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(key, str) for key in value)
 
 
+def _is_module_version(value: Any) -> bool:
+    return _is_dict(value) and all(v is None or type(v) is int for v in value.values())
+
+
 _NAMES = (_is_names, "a list of names")
 _TEXT = (_is_text, "text")
 _COUNT = (_is_count, "a whole number from 0 on")
@@ -85,10 +89,6 @@ def _check_kinds(path: str | Path, where: str, values: Mapping, kinds: Mapping) 
             _refuse(path, f"{where}.{key}", values[key], wanted)
 
 
-def _is_version(value: Any) -> bool:
-    return _is_dict(value) and all(v is None or type(v) is int for v in value.values())
-
-
 def check_weights(weights: Any, path: str | Path, where: str) -> None:
     """Raise ValueError unless `weights` is a dict of names and tensors."""
     if not isinstance(weights, dict):
@@ -99,7 +99,7 @@ def check_weights(weights: Any, path: str | Path, where: str) -> None:
         if not isinstance(value, torch.Tensor):
             _refuse(path, f"{where}.{name}", value, "a tensor")
     versions = getattr(weights, "_metadata", {})
-    if not _is_dict(versions) or not all(map(_is_version, versions.values())):
+    if not _is_dict(versions) or not all(map(_is_module_version, versions.values())):
         _refuse(path, f"{where}._metadata", versions, "the version of each module")
 
 

@@ -60,8 +60,12 @@ _RULES: dict[str, tuple[Callable[[Any], bool], Sequence[str]]] = {
             *("data.samples_per_gpu", "data.train_dataloader.samples_per_gpu", "data.*.load_interval"),
             *("data.*.times", "?*.size_divisor", "optimizer_config.cumulative_iters"),
             *("?runner.max_epochs", "?runner.max_iters", "?total_epochs", "log_config.interval"),
-            *("checkpoint_config.interval", "evaluation.interval", "?auto_scale_lr.base_batch_size"),
+            *("evaluation.interval", "?auto_scale_lr.base_batch_size"),
         ),
+    ),
+    "a whole number of at least 1, or -1": (
+        lambda value: _is_count(value) or (is_whole(value) and value == -1),
+        ("checkpoint_config.interval", "checkpoint_config.max_keep_ckpts"),
     ),
     "a whole number of 0 or more": (
         lambda value: is_whole(value) and value >= 0,
@@ -186,6 +190,9 @@ _RULES: dict[str, tuple[Callable[[Any], bool], Sequence[str]]] = {
         ("optimizer.betas",),
     ),
     "'stop' or 'skip'": (lambda value: value in ("stop", "skip"), ("non_finite.policy",)),
+    "'stop' or 'continue'": (
+        lambda value: value in ("stop", "continue"), ("checkpoint_config.on_error",),
+    ),
     "a list such as [('train', 1)]; only 'train' is supported, `evaluation` validates": (_is_workflow, ("?workflow",)),
 }  # fmt: skip
 # Type of the default of an argument, what a value must be then, and whether it is.
