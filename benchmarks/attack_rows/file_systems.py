@@ -131,14 +131,15 @@ def full_and_going_on(world, processes):
         result = world.train(world.recipe(), work, processes=processes, seconds=120, **options)
         expect_success(result)
         warned = [line for line in result.lines if "WARNING" in line and "iter_" in line]
-        expect(len(warned) >= 6, f"{len(warned)} warnings about 8 checkpoints that do not fit")
+        missing = 10 // processes + processes - 1 - len(checkpoints(work))
+        expect(len(warned) >= missing, f"{len(warned)} warnings, {missing} checkpoints do not fit")
         for path in checkpoints(work):
             load(path)
 
 
 @row(
     "files",
-    "disk full while only logs are written: one line that names the log and the space",
+    "disk full while only logs are written: one line that names the log and the space, the end or a warning",
     cases={"from_the_start": 0, "soon": 40},
 )
 def full_of_logs(world, kilobytes):
@@ -155,8 +156,13 @@ def full_of_logs(world, kilobytes):
             "runner.max_epochs": 60,
         }
         result = world.train(world.recipe(), work, **options)
-        expect_refusal(result, r"space|full", r"\.log|work|disk")
         expect("Logging error" not in result.text, "Python's own report of a logging error")
+        expect("Traceback" not in result.text, f"traceback: {end_of(result)}")
+        if result.code != 0:
+            expect_refusal(result, r"space|full", r"\.log|work|disk")
+            return
+        said = [line for line in result.lines if "space" in line and ".log" in line]
+        expect(said, "goes on without its log, and without a word")
 
 
 @row("files", "refused in one line", cases={"read_only": "ro"})

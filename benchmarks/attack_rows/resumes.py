@@ -189,7 +189,8 @@ def elastic(world):
 )
 def other_number_of_processes(world):
     config, one = world.recipe(), world.new("one")
-    options = {"model.dropout": 0.0, "model.batch_norm": False, "log_config.interval": 1}
+    options = {"model.dropout": 0.0, "model.batch_norm": False}
+    options["data.train.frames_per_scene"] = [3, 3, 4]  # as many for each process
     result = world.train(config, one, **options, **{"data.samples_per_gpu": 2})
     expect_success(result)
     two = world.new("two")

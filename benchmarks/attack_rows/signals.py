@@ -113,7 +113,7 @@ def one_rank_of_two(world, rank, name):
     expect(len(load(path)["ranks"]) == 2, f"states of {len(load(path)['ranks'])} ranks")
     ours = [line for line in result.lines if 'File "' in line and "projects/bevformer" in line]
     expect(not ours, f"a traceback of ours: {ours[:1]}")
-    expect("--auto-resume" in result.text, "no command that goes on")
+    expect(" --resume-from " in result.text, "no command that goes on")
     _go_on_two(world, config, work)
 
 

@@ -44,6 +44,7 @@ embed_dims = 64
 num_query = 60
 max_num = 60
 workers_per_gpu = 0
+queue_length = 2
 model = dict(
     pretrained=None,
     img_backbone=dict(
@@ -51,6 +52,9 @@ model = dict(
         frozen_stages=-1, style="pytorch",
     ),
     img_neck=dict(in_channels=[128]),
+    pts_bbox_head=dict(
+        transformer=dict(encoder=dict(num_layers=2), decoder=dict(num_layers=2)),
+    ),
 )
 load_from = None
 total_epochs = 2
