@@ -16,8 +16,10 @@ MAX_LINES_PER_FILE = 400
 MAX_ARGUMENTS = 5
 # The aim is 8,300; the bound only keeps what has been reached. Since 10,150: engine 2,260 (values of
 # configs, weights, resuming, EMA, parts of forks), nuscenes 660 (checks of info files, own classes),
-# datasets 280, model 210 (VoVNet).
-MAX_CODE_LINES = 13_730
+# datasets 280, model 210 (VoVNet). Since 13,730: engine 1,800 (exact resume, signals, numbers that are not
+# finite, lost processes, saving, values of a config), files 670 (weights and pickles read as data, odd file
+# systems), the rest 270.
+MAX_CODE_LINES = 16_480
 MAX_CALLS = 9
 
 

@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from projects.bevformer.io import join_root, jpeg_damage
+from projects.bevformer.files.data_files import join_root, jpeg_damage
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from projects.bevformer import files
-from projects.bevformer.files import (
+from projects.bevformer.files import writing
+from projects.bevformer.files.writing import (
     atomic_write,
     followed,
     link_to,
@@ -22,8 +22,8 @@ LOG = "projects.bevformer.files"
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch, caplog):
-    monkeypatch.setattr(files, "_cleaned", set())
-    monkeypatch.setattr(files, "_said", set())
+    monkeypatch.setattr(writing, "_cleaned", set())
+    monkeypatch.setattr(writing, "_said", set())
     monkeypatch.setattr(logging.getLogger(LOG), "propagate", True)  # runs set it to False
     caplog.set_level(logging.INFO, LOG)
 
@@ -176,7 +176,7 @@ def full_disk(monkeypatch, after=100):
         def __exit__(self, *reason):
             self.file.close()
 
-    monkeypatch.setattr(files, "open", Full, raising=False)
+    monkeypatch.setattr(writing, "open", Full, raising=False)
 
 
 def test_a_full_disk_is_named_and_keeps_the_earlier_file(tmp_path, monkeypatch):
@@ -207,7 +207,7 @@ def test_a_long_name_is_written(tmp_path):
 def test_temporary_files_of_killed_processes_are_removed(tmp_path, caplog):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    here, day = files._host(), time.time() - 25 * 3600
+    here, day = writing._host(), time.time() - 25 * 3600
 
     def make(name, old=False):
         path = tmp_path / name

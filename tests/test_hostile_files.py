@@ -10,11 +10,11 @@ import pytest
 from hostile_files import bomb_picture, bounded_memory, hostile_pickles, hostile_weights
 
 from projects.bevformer.engine.checkpoint import load_checkpoint
-from projects.bevformer.io import decode_image
+from projects.bevformer.files.data_files import decode_image
+from projects.bevformer.files.pickle_scan import scan_pickle
 from projects.bevformer.nuscenes.can_bus import SceneCanBus
 from projects.bevformer.nuscenes.infos import load_infos
 from projects.bevformer.nuscenes.table_rows import Table
-from projects.bevformer.pickle_scan import scan_pickle
 from projects.bevformer.visualization.results import load_results
 
 TRAP = "ran"

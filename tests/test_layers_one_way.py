@@ -10,26 +10,16 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "projects" / "bevformer"
 NAME = "projects.bevformer"
 
-# Modules next to the packages that everyone but geometry and ops may import.
+# What everyone but geometry and ops may import.
 COMMON = {
-    *(
-        "geometry",
-        "transfer",
-        "compat",
-        "files",
-        "interruption",
-        "jit",
-        "io",
-        "messages",
-        "published",
-    ),
-    *("pickle_scan", "pickles", "weight_files"),
+    *("geometry", "transfer", "compat", "files", "interruption", "jit", "messages", "published"),
 }
 
 ALLOWED = {
     "geometry": {"transfer"},
     "ops": {"geometry", "transfer"},
     "model": COMMON | {"ops"},
+    "files": {"jit"},
     "nuscenes": COMMON,
     "datasets": COMMON | {"nuscenes"},
     "visualization": COMMON | {"nuscenes"},
@@ -39,13 +29,8 @@ ALLOWED = {
     "plugin.py": {"model", "datasets"},
     "transfer.py": set(),
     "compat.py": set(),
-    "files.py": set(),
     "interruption.py": set(),
     "jit.py": set(),
-    "io.py": {"pickle_scan"},
-    "pickle_scan.py": {"jit"},
-    "pickles.py": {"pickle_scan"},
-    "weight_files.py": {"pickle_scan", "pickles"},
     "messages.py": set(),
     "published.py": set(),
     "__init__.py": set(),
@@ -112,7 +97,7 @@ def test_the_package_imports_neither_tools_nor_tests(file):
 
 # What the synthetic data set may use of this package.
 NEIGHBOUR = PACKAGE.parent / "synthetic_nuscenes"
-SHARED = ("geometry", "nuscenes.spec", "files", "io", "jit")
+SHARED = ("geometry", "nuscenes.spec", "files", "jit")
 
 
 @pytest.mark.parametrize("file", sorted(path.name for path in NEIGHBOUR.glob("*.py")))

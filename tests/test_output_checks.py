@@ -2,7 +2,7 @@
 
 import pytest
 
-from projects.bevformer.files import check_output, make_folder
+from projects.bevformer.files.writing import check_output, make_folder
 
 
 def test_a_folder_is_made_and_left_empty(tmp_path):

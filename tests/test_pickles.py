@@ -6,7 +6,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 
-from projects.bevformer.pickles import load_pickle_restricted
+from projects.bevformer.files.pickles import load_pickle_restricted
 
 
 class Calls:

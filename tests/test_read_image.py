@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from projects.bevformer.io import decode_image, read_image
+from projects.bevformer.files.data_files import decode_image, read_image
 
 
 @pytest.fixture

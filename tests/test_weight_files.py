@@ -8,7 +8,7 @@ from hostile_files import safetensors_file
 from safetensors import safe_open
 
 from projects.bevformer.engine.checkpoint import load_checkpoint, publish_weights
-from projects.bevformer.weight_files import load_weight_file
+from projects.bevformer.files.weights import load_weight_file
 
 DTYPES = [
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32),

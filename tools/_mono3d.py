@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from shapely.geometry import MultiPoint, box
 
-from projects.bevformer.files import atomic_write
+from projects.bevformer.files.writing import atomic_write
 from projects.bevformer.geometry import rotations
 from projects.bevformer.geometry.poses import inverse_poses, pose_matrix
 from projects.bevformer.nuscenes.camera_objects import box_corners

@@ -49,7 +49,7 @@ def browse(args):
     from projects.bevformer.engine.data_loading import build_test_dataset, build_train_dataset
     from projects.bevformer.engine.pictures import draw_network_inputs, spaced
     from projects.bevformer.engine.seed import set_seed
-    from projects.bevformer.files import make_folder
+    from projects.bevformer.files.writing import make_folder
 
     options = parse_options(args.cfg_options) or {}
     cfg = load_config(args.config, options, args.data_root)

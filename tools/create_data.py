@@ -15,7 +15,7 @@ import bootstrap  # noqa: F401
 
 from projects.bevformer.cli.arguments import add_debug_argument
 from projects.bevformer.cli.errors import tool_errors
-from projects.bevformer.files import make_folder
+from projects.bevformer.files.writing import make_folder
 from projects.bevformer.messages import file_name, printable
 from projects.bevformer.nuscenes.spec import TABLE_FOLDERS
 

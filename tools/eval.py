@@ -151,7 +151,7 @@ def evaluate(args, eval_options):
     from projects.bevformer.engine.log import get_run_logger
     from projects.bevformer.engine.report import metrics_table
     from projects.bevformer.engine.seed import choose_seed, set_seed
-    from projects.bevformer.files import check_output, make_folder
+    from projects.bevformer.files.writing import check_output, make_folder
 
     options = parse_options(args.cfg_options) or {}
     cfg = load_config(args.config, options, args.data_root)
@@ -211,7 +211,7 @@ def report(args, dataset, results, out_dir, devkit):
 
     from projects.bevformer.engine.pictures import draw_samples, spaced
     from projects.bevformer.engine.report import metrics_table
-    from projects.bevformer.files import atomic_write
+    from projects.bevformer.files.writing import atomic_write
 
     if args.out is not None:
         with atomic_write(args.out, "wb") as file:

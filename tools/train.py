@@ -81,7 +81,7 @@ def run(args):
         device,
         config_name=Path(args.config).with_suffix(".py").name,
         validate=not args.no_validate,
-        seed=args.seed,
+        seed=cfg.get("seed") if args.seed is None else args.seed,
         diff_seed=args.diff_seed,
         deterministic=args.deterministic,
         auto_resume=args.auto_resume,

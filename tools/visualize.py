@@ -45,7 +45,7 @@ def visualize(args):
     from projects.bevformer.engine.config import load_config
     from projects.bevformer.engine.data_loading import build_test_dataset
     from projects.bevformer.engine.pictures import choose_samples, draw_samples
-    from projects.bevformer.files import make_folder
+    from projects.bevformer.files.writing import make_folder
     from projects.bevformer.visualization import load_results
 
     cfg = load_config(args.config, parse_options(args.cfg_options), args.data_root)

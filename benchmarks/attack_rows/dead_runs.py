@@ -102,7 +102,7 @@ def skipping_for_ever(world):
         "policy": {"policy": "ignore"},
         "bound": {"policy": "skip", "max_skipped": -1},
         "text": "skip",
-        "key": {"polcy": "skip"},
+        "key": {"colour": "skip"},
     },
 )
 def senseless_policy(world, policy):

@@ -198,7 +198,7 @@ _FLAGS = {
     "option_of_many_parts": ("train C --cfg-options runner.max_epochs=1,2", "max_epochs"),
     "eval_option_unknown": ("eval C W --eval-options colour=red", "colour"),
     "eval_option_without_equals": ("eval C W --eval-options colour", "colour"),
-    "metric_unknown": ("eval C W --eval mAPP", "mAPP"),
+    "metric_unknown": ("eval C W --eval mAPx", "mAPx"),
     "fraction_0": ("eval C W --fraction 0", "fraction"),
     "fraction_nan": ("eval C W --fraction nan", "fraction"),
     "scenes_unknown": ("eval C W --scenes nowhere", "nowhere|scene"),

@@ -17,7 +17,6 @@ from typing import Any, Callable, Iterator
 
 _ENDING = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")  # SLURM warns with the last one
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
-_WITH_VALUE = ("--resume-from",)
 # Variable with the number of processes that a launcher started, and how it is given to it.
 _COMMANDS = {"SLURM_STEP_NUM_TASKS": ("srun", "-n"), "OMPI_COMM_WORLD_SIZE": ("mpirun", "-np")}
 
@@ -124,28 +123,35 @@ def command_to_go_on(checkpoint: str | Path | None = None) -> str:
         return f"resume_from={checkpoint}" if checkpoint else "auto_resume=True"
     arguments, rest = [], iter(sys.argv[1:])
     for argument in rest:
-        if argument in _WITH_VALUE:
-            next(rest, None)
-        elif argument != "--auto-resume" and not argument.startswith("--resume-from="):
+        if argument.startswith("--r"):  # argparse takes abbreviations of --resume-from
+            if "=" not in argument:
+                next(rest, None)
+        elif argument.startswith("resume_from="):  # an option, which --auto-resume would follow
+            arguments.append("resume_from=None")
+        elif argument != "--auto-resume":
             arguments.append(argument)
     # After the config: an option with several values before it would take the rest.
     return shlex.join([*_launcher(), sys.argv[0], *arguments, *resume])
 
 
-def tell_torchrun(text: str) -> None:
+def tell_torchrun(text: str) -> bool:
     """Leave the reason of this process's end where torchrun looks for it; it prints that at its end.
 
     The file is read only if the process fails, so that it can be written before.
+
+    Returns:
+        Whether this process should print it too; torchrun shows those of all its processes.
     """
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path is None:
-        return
+        return True
     reason = {"py_callstack": text, "timestamp": str(int(time.time()))}
     hidden = f"{path}.{os.getpid()}.tmp"
     with contextlib.suppress(OSError):  # it is said on stderr as well
         with open(hidden, "w") as file:
             json.dump({"message": {"message": text, "extraInfo": reason}}, file)
         os.replace(hidden, path)
+    return os.environ.get("LOCAL_RANK") == "0"
 
 
 def is_launched() -> bool:

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from projects.bevformer.files import atomic_write
+from projects.bevformer.files.writing import atomic_write
 from projects.synthetic_nuscenes.rotations import quaternion_from_matrix
 from projects.synthetic_nuscenes.world import MARGIN_S
 

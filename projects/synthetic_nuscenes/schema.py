@@ -6,7 +6,7 @@ from typing import Dict, List, Sequence, Tuple
 
 import numpy as np
 
-from projects.bevformer.files import atomic_write
+from projects.bevformer.files.writing import atomic_write
 from projects.bevformer.nuscenes.spec import BICYCLE_RACK, CATEGORY_TO_CLASS
 from projects.synthetic_nuscenes.catalogue import KINDS
 from projects.synthetic_nuscenes.recording import LIDAR_CHANNEL, Frame, log_name

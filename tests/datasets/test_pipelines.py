@@ -121,15 +121,13 @@ def test_load_refuses_images_of_another_size_than_recorded(tmp_path, recorded):
 @pytest.mark.parametrize(
     ("name", "options", "says"),
     [
-        ("NormalizeMultiviewImage", dict(mean=1, std=[1] * 3), "must be three finite numbers each"),
+        ("NormalizeMultiviewImage", dict(mean=1, std=[1] * 3), "must be three numbers each"),
         (
             "NormalizeMultiviewImage",
             dict(mean=[1, 2], std=[1] * 3),
-            "must be three finite numbers each",
+            "must be three numbers each",
         ),
         ("NormalizeMultiviewImage", dict(mean=[1] * 3, std=[1, 0, 1]), "std positive"),
-        ("NormalizeMultiviewImage", dict(mean=[1] * 3, std=[1, np.nan, 1]), "std positive"),
-        ("NormalizeMultiviewImage", dict(mean=[1, np.inf, 1], std=[1] * 3), "finite numbers"),
         (
             "RandomScaleImageMultiViewImage",
             dict(scales=[0]),

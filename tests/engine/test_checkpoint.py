@@ -13,12 +13,12 @@ from projects.bevformer.engine import checkpoint as module
 from projects.bevformer.engine.checkpoint import (
     load_checkpoint,
     load_weights,
-    point_latest_at,
     publish_weights,
     save_checkpoint,
     to_plain,
 )
 from projects.bevformer.engine.resume import find_latest_checkpoint
+from projects.bevformer.files.writing import link_to
 
 LOGGER = logging.getLogger("test")
 
@@ -113,7 +113,7 @@ def test_an_error_of_the_disk_survives_torch_save(tmp_path, limit_bytes):
 def test_latest_follows_the_newest(tmp_path):
     for epoch in (1, 2):
         save_checkpoint(tmp_path / f"epoch_{epoch}.pth", DummyDetector(), meta={"epoch": epoch})
-        point_latest_at(tmp_path / f"epoch_{epoch}.pth")
+        link_to(tmp_path / f"epoch_{epoch}.pth", tmp_path / "latest.pth")
     assert os.readlink(tmp_path / "latest.pth") == "epoch_2.pth"
     assert load_checkpoint(tmp_path / "latest.pth")["meta"]["epoch"] == 2
 

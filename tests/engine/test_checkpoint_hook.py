@@ -13,11 +13,11 @@ import torch
 from dummy_task import REPOSITORY, DummyDetector
 from tool_runs import free_port
 
-from projects.bevformer import files
 from projects.bevformer.engine import checkpoint_hook as module
 from projects.bevformer.engine.best import BestCheckpoint
 from projects.bevformer.engine.checkpoint import load_checkpoint, save_checkpoint
 from projects.bevformer.engine.checkpoint_hook import CheckpointHook
+from projects.bevformer.files import writing
 
 
 def epochs(number):
@@ -46,7 +46,7 @@ class Runner:
         self.model = SimpleNamespace(module=DummyDetector())
         self.meta, self.logger, self.links = {"run": run}, Logger(), True
         self.epoch, self.iter, self._max_epochs, self._max_iters = 0, 0, 99, 99
-        self.full = False
+        self.full, self.on_save_error = False, "stop"
 
     def save_on_all_ranks(self, out_dir, filename_tmpl, create_symlink=True, **options):
         path = Path(out_dir, filename_tmpl)
@@ -54,7 +54,7 @@ class Runner:
             raise OSError(errno.ENOSPC, "No space left on device")
         save_checkpoint(path, self.model.module, meta=self.meta)
         if create_symlink:
-            files.link_to(path, path.with_name("latest.pth"))
+            writing.link_to(path, path.with_name("latest.pth"))
 
 
 def save_all(hook, runner, numbers):
@@ -157,11 +157,6 @@ def test_a_disk_that_is_nearly_full_is_said_at_the_start(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"interval": 0}, "interval is 0"),
-        ({"interval": "1"}, "interval is '1'"),
-        ({"max_keep_ckpts": 0}, "max_keep_ckpts is 0"),
-        ({"max_keep_ckpts": True}, "max_keep_ckpts is True"),
-        ({"on_error": "ignore"}, "on_error is 'ignore'"),
         ({"out_dir": "s3://bucket"}, "written to disks only"),
         ({"file_client_args": {"backend": "petrel"}}, "written to disks only"),
         ({"file_client_args": "petrel"}, "written to disks only"),

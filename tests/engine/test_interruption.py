@@ -159,6 +159,21 @@ def test_command_to_go_on(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (["--resume-from=old.pth"], ""),
+        (["--resume", "old.pth", "--seed", "1"], " --seed 1"),
+        (["--cfg-options", "resume_from=old.pth"], " --cfg-options resume_from=None"),
+    ],
+)
+def test_command_names_one_checkpoint(monkeypatch, given, kept):
+    for name in ("TORCHELASTIC_RUN_ID", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "argv", ["tools/train.py", "a.py", *given])
+    assert command_to_go_on() == f"python tools/train.py a.py{kept} --auto-resume"
+
+
+@pytest.mark.parametrize(
     ("variable", "launcher"),
     [("SLURM_STEP_NUM_TASKS", "srun -n 4 python"), ("OMPI_COMM_WORLD_SIZE", "mpirun -np 4 python")],
 )
@@ -283,9 +298,9 @@ def test_one_of_two_processes_gets_the_signal(config_path, tool_environment, tmp
             time.sleep(0.2)
             (work_dir / "go").touch()
         outputs.append(run.communicate(timeout=120)[0])
-    ended = [line for line in outputs[0].splitlines() if "go on with: " in line]
+    lines = outputs[0].splitlines()  # torchrun repeats it at the end, for each process
+    ended = [line for line in lines if line.startswith("SIGUSR1: ended after iteration ")]
     assert len(ended) == 1
-    assert ended[0].startswith("SIGUSR1: ended after iteration ")
     assert f"exitcode  : {128 + signal.SIGUSR1}" in outputs[0]
     assert (
         "Traceback" not in outputs[0].split("ChildFailedError")[0].rpartition("SIGUSR1: ended")[0]

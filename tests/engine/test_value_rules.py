@@ -41,6 +41,8 @@ def test_no_number_and_no_switch_of_a_recipe_may_be_a_text(name):
     ("name", "key", "value", "says"),
     [
         (TINY, "data.workers_per_gpu", -1, "a whole number of 0 or more"),
+        (TINY, "optimizer.betas", 0.9, "a list of at least two numbers"),
+        (TINY, "seed", "x", "a whole number of 0 or more"),
         (TINY, "data.workers_per_gpu", None, "a whole number of 0 or more"),
         (TINY, "data.samples_per_gpu", "two", "a whole number of at least 1"),
         (TINY, "data.train.ann_file", 5, "the path of an info file"),
@@ -56,14 +58,19 @@ def test_no_number_and_no_switch_of_a_recipe_may_be_a_text(name):
         (FAST, "model.data_preprocessor.std", [0, 1, 1], "a positive number"),
         (TINY, "runner.max_epochs", 2.5, "a whole number of at least 1"),
         (TINY, "total_epochs", 0, "a whole number of at least 1"),
-        (TINY, "checkpoint_config.interval", 0, "a whole number of at least 1"),
+        (TINY, "checkpoint_config.interval", 0, "a whole number of at least 1, or -1"),
+        (TINY, "checkpoint_config.interval", "1", "a whole number of at least 1, or -1"),
+        (TINY, "checkpoint_config.max_keep_ckpts", 0, "a whole number of at least 1, or -1"),
+        (TINY, "checkpoint_config.max_keep_ckpts", True, "a whole number of at least 1, or -1"),
+        (TINY, "checkpoint_config.on_error", "ignore", "'stop' or 'continue'"),
+        (TINY, "checkpoint_config.interval", -1, None),
+        (TINY, "non_finite.max_skipped", 0, None),
         (TINY, "evaluation.interval", -1, "a whole number of at least 1"),
         (TINY, "lr_config.warmup_iters", "x", "a whole number of 0 or more"),
         (TINY, "lr_config.warmup_ratio", 2, "a number from 0 to 1"),
         (TINY, "optimizer.lr", float("nan"), "a positive number"),
         (TINY, "optimizer.lr", 0, "a positive number"),
         (TINY, "optimizer.weight_decay", -1, "a number of 0 or more"),
-        (TINY, "optimizer.betas", "x", None),  # of torch's optimizer: it says so
         (TINY, "optimizer_config.grad_clip", 35, "a dict"),
         (TINY, "optimizer_config.grad_clip.norm_type", "x", "a positive number or 'inf'"),
         (TINY, "evaluation", 5, "a dict"),
@@ -73,6 +80,7 @@ def test_no_number_and_no_switch_of_a_recipe_may_be_a_text(name):
         (TINY, "load_from", [], "a path"),
         (TINY, "find_unused_parameters", "no", "True or False"),
         (TINY, "tf32", 0, "True or False"),
+        (TINY, "load_from_other_classes", 1, "True or False"),
         (TINY, "custom_hooks", 5, "a list of dicts with a `type`"),
         (TINY, "model", "BEVFormer", "a dict"),
         (TINY, "model.pts_bbox_head", -1, "a dict"),
@@ -136,6 +144,13 @@ def test_an_argument_of_a_part_of_ones_own_may_be_anything(monkeypatch):
     assert senseless("model.a.num_heads", "TemporalSelfAttention", "x")
     assert senseless("model.a.num_heads", "Own", "x") is None
     assert senseless("model.a.num_points", "Own", "x")  # an argument of the base
+
+
+def test_a_cycle_has_an_iteration_at_least():
+    hook = "GradientCumulativeOptimizerHook"
+    for value in (0, 1.5, True):
+        assert senseless("optimizer_config.cumulative_iters", hook, value)
+    assert senseless("optimizer_config.cumulative_iters", hook, 1) is None
 
 
 def test_an_empty_config_lacks_its_sections():

@@ -6,7 +6,6 @@ import contextlib
 import importlib
 import io
 import logging
-import os
 import re
 import signal
 import sys
@@ -44,7 +43,7 @@ def quiet_start() -> None:
 
 @contextlib.contextmanager
 def tool_errors(debug: bool) -> Iterator[None]:
-    """End the tool with one line for an error that a user can mend; always leave the process group.
+    """End the tool with one line for an error that a user can fix; always leave the process group.
 
     Args:
         debug: let the traceback through.
@@ -96,15 +95,13 @@ def _ending(error: BaseException, debug: bool) -> SystemExit | None:
     first = _say_end("" if lost else message, line, "lost rank" if lost else None)
     if _distributed() is None or not _distributed().is_distributed():
         return SystemExit(line if first else 1)
-    if first:
-        print(
-            line, file=sys.stderr, flush=True
-        )  # torchrun may kill this process while it shuts down
+    if first:  # at once: torchrun may kill this process while it shuts down
+        print(line, file=sys.stderr, flush=True)
     return SystemExit(1)
 
 
 def _message(error: Exception) -> str | None:
-    """One line for an error that a user can mend."""
+    """One line for an error that a user can fix."""
     if isinstance(error, (OSError, RuntimeError, MemoryError)):
         loading = sys.modules.get("projects.bevformer.engine.sample_loader")
         # A worker that is killed can show as a broken connection, which is an OSError.
@@ -119,8 +116,7 @@ def _message(error: Exception) -> str | None:
 def _say_end(error: str, line: str, claim: str | None = None) -> bool:
     """See `distributed.say_end`."""
     if _distributed() is None:
-        tell_torchrun(line)
-        return "TORCHELASTIC_ERROR_FILE" not in os.environ or os.environ.get("LOCAL_RANK") == "0"
+        return tell_torchrun(line)
     return _distributed().say_end(error, line, claim)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from mmdet3d.utils import get_root_logger
 
-from projects.bevformer.io import join_root, read_image
+from projects.bevformer.files.data_files import join_root, read_image
 from projects.bevformer.nuscenes.infos import path_below_root
 from projects.bevformer.nuscenes.records import recorded_size
 

@@ -42,9 +42,7 @@ CAMERA_MODALITY = {
     "use_map": False,
     "use_external": False,
 }
-_SHORT_QUEUE = (
-    10  # frames; repeats the first one in scenes that are shorter still, which is harmless
-)
+_SHORT_QUEUE = 10  # frames; in shorter scenes the first one is repeated, which is harmless
 _MAX_REDRAWS = 100  # a filter that removes every object would otherwise loop forever
 
 

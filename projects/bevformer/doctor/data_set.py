@@ -83,7 +83,7 @@ def check_data_set(
 
 def _own_images(info_files: Sequence[str], data_root: str) -> List[Image]:
     """The images of info files that can be read, if none of them is of nuScenes."""
-    from projects.bevformer.io import join_root
+    from projects.bevformer.files.data_files import join_root
     from projects.bevformer.nuscenes.infos import load_infos
     from projects.bevformer.nuscenes.spec import SPLITS
 

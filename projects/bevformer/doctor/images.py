@@ -74,7 +74,7 @@ def _take_warnings() -> str:
 
 def _image_damage(job: Image) -> str:
     """What is wrong with an image file, or ""."""
-    from projects.bevformer.io import decode_image
+    from projects.bevformer.files.data_files import decode_image
 
     path, size = job
     try:

@@ -26,9 +26,9 @@ def check_info_files(info_files: Mapping[str, str], data_root: str) -> List[Find
 
 def _check_info_file(label: str, path: str, data_root: str) -> List[Finding]:
     from projects.bevformer.datasets.paths import DataPaths, gaps
+    from projects.bevformer.files.pickles import load_pickle_restricted
     from projects.bevformer.nuscenes.infos import load_infos
     from projects.bevformer.nuscenes.spec import SPLITS
-    from projects.bevformer.pickles import load_pickle_restricted
 
     infos, metadata = load_infos(path)
     if not infos:
@@ -111,7 +111,7 @@ def _check_paths(
     label: str, path: str, infos: Sequence[Mapping[str, Any]], data_root: str
 ) -> Iterator[Finding]:
     """Whether the images are where the info file says, or below data_root."""
-    from projects.bevformer.io import join_root
+    from projects.bevformer.files.data_files import join_root
     from projects.bevformer.nuscenes.infos import path_below_root
 
     named = [camera["data_path"] for info in infos for camera in info["cams"].values()]

@@ -48,7 +48,7 @@ class BestCheckpoint:
         name, source = messages.get("best_ckpt"), "of the resumed checkpoint"
         if self._is_mine(name):
             self.score = messages.get("best_score")
-        work_dir, resumed = Path(runner.work_dir), getattr(runner, "resumed", None)
+        work_dir, resumed = Path(runner.work_dir), runner.resumed
         folders = [work_dir] if resumed is None else [resumed[0].resolve().parent, work_dir]
         files = {
             path.resolve(): path
@@ -124,7 +124,7 @@ def lost_evaluation(runner: BaseRunner) -> str | None:
 
     `metrics_summary.json` of the work dir is what an evaluation writes last.
     """
-    if getattr(runner, "resumed", None) is None:
+    if runner.resumed is None:
         return None
     checkpoint, meta = runner.resumed
     due = meta.get("evaluation_due")

@@ -19,9 +19,9 @@ from projects.bevformer.engine.download import download
 from projects.bevformer.engine.non_finite import check_finite, check_float16
 from projects.bevformer.engine.optimizer import saved_state
 from projects.bevformer.engine.weight_fit import WeightFit, by_prefix, some_of
-from projects.bevformer.files import atomic_write, followed, link_to
+from projects.bevformer.files.weights import load_weight_file, safetensors_bytes
+from projects.bevformer.files.writing import atomic_write, followed
 from projects.bevformer.nuscenes.spec import CAMERAS
-from projects.bevformer.weight_files import load_weight_file, safetensors_bytes
 
 _PUBLISHED_META = (
     "CLASSES",
@@ -156,7 +156,7 @@ def publish_weights(
         half: store matrices and kernels as float16. Models load them into their own dtype.
             Vectors (biases, BatchNorm statistics) stay float32: they are small, and their range
             is not.
-        safetensors: write this format; a target that ends in .safetensors is of it in any case.
+        safetensors: write this format; the default for a target that ends in .safetensors.
 
     Raises:
         FileNotFoundError, ValueError: see `load_checkpoint`; or a weight is too large for float16, or the
@@ -184,11 +184,6 @@ def publish_weights(
             file.write(safetensors_bytes(weights, to_plain(meta)))
     else:
         _write(target, {"meta": to_plain(meta), "state_dict": weights})
-
-
-def point_latest_at(path: str | Path) -> None:
-    """Link `latest.pth` in the folder of a checkpoint to it, atomically; see `link_to`."""
-    link_to(path, Path(path).with_name("latest.pth"))
 
 
 def load_checkpoint(path: str | Path, finite: bool = True) -> dict:

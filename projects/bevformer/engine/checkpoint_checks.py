@@ -42,7 +42,7 @@ def _is_numbers(value: Any) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
+    return type(value) is int and 0 <= value < 2**40
 
 
 def _is_positive(value: Any) -> bool:
@@ -51,6 +51,10 @@ def _is_positive(value: Any) -> bool:
 
 def _is_dict(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+
+
+def _is_module_version(value: Any) -> bool:
+    return _is_dict(value) and all(v is None or type(v) is int for v in value.values())
 
 
 _NAMES = (_is_names, "a list of names")
@@ -85,10 +89,6 @@ def _check_kinds(path: str | Path, where: str, values: Mapping, kinds: Mapping) 
             _refuse(path, f"{where}.{key}", values[key], wanted)
 
 
-def _is_version(value: Any) -> bool:
-    return _is_dict(value) and all(v is None or type(v) is int for v in value.values())
-
-
 def check_weights(weights: Any, path: str | Path, where: str) -> None:
     """Raise ValueError unless `weights` is a dict of names and tensors."""
     if not isinstance(weights, dict):
@@ -99,7 +99,7 @@ def check_weights(weights: Any, path: str | Path, where: str) -> None:
         if not isinstance(value, torch.Tensor):
             _refuse(path, f"{where}.{name}", value, "a tensor")
     versions = getattr(weights, "_metadata", {})
-    if not _is_dict(versions) or not all(map(_is_version, versions.values())):
+    if not _is_dict(versions) or not all(map(_is_module_version, versions.values())):
         _refuse(path, f"{where}._metadata", versions, "the version of each module")
 
 

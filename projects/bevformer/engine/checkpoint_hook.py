@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterator
 
 from mmcv.runner import HOOKS, BaseRunner, Hook
 
 from projects.bevformer.engine.checkpoint import file_bytes, load_checkpoint
 from projects.bevformer.engine.distributed import average_buffers, get_rank, on_first_rank
 from projects.bevformer.engine.resume import checkpoint_numbers
-from projects.bevformer.files import followed, free_bytes, mib, remove_left_over
+from projects.bevformer.files.writing import followed, free_bytes, mib, remove_left_over
 
 _RUN_FILES = re.compile(r"(latest|interrupted|best_.+)\.pth")
+
+
+@contextlib.contextmanager
+def save_errors(runner: BaseRunner, what: str) -> Iterator[None]:
+    """A block whose OSError is only logged, as `what`, where the runner's `on_save_error` is "continue"."""
+    try:
+        yield
+    except OSError as error:
+        if runner.on_save_error == "stop":
+            raise
+        runner.logger.warning("%s, training goes on (checkpoint_config.on_error): %s", what, error)
 
 
 def save_or_go_on(runner: BaseRunner, out_dir: str | Path, **options: Any) -> bool:
@@ -28,16 +40,11 @@ def save_or_go_on(runner: BaseRunner, out_dir: str | Path, **options: Any) -> bo
     Raises:
         OSError: the file cannot be written, on all ranks.
     """
-    try:
+    saved = False
+    with save_errors(runner, "NO CHECKPOINT was saved"):
         runner.save_on_all_ranks(str(out_dir), **options)
-    except OSError as error:
-        if getattr(runner, "on_save_error", "stop") == "stop":
-            raise
-        runner.logger.warning(
-            "NO CHECKPOINT was saved, training goes on (checkpoint_config.on_error): %s", error
-        )
-        return False
-    return True
+        saved = True
+    return saved
 
 
 @HOOKS.register_module(force=True)
@@ -62,7 +69,8 @@ class CheckpointHook(Hook):
         meta: plain values that are stored with each checkpoint.
 
     Raises:
-        ValueError: an option that means nothing.
+        ValueError: another storage than a disk, or a `filename_tmpl` that is none; `check_config` refuses other
+            options that mean nothing.
     """
 
     def __init__(
@@ -80,15 +88,6 @@ class CheckpointHook(Hook):
         create_symlink: bool = True,
         meta: dict | None = None,
     ) -> None:
-        for name, value in (("interval", interval), ("max_keep_ckpts", max_keep_ckpts)):
-            if type(value) is not int or (value < 1 and value != -1):
-                raise ValueError(
-                    f"checkpoint_config.{name} is {value!r}: it must be a whole number from 1 on, or -1"
-                )
-        if on_error not in ("stop", "continue"):
-            raise ValueError(
-                f"checkpoint_config.on_error is {on_error!r}: it must be 'stop' or 'continue'"
-            )
         if file_client_args not in (None, {"backend": "disk"}) or "://" in str(out_dir):
             raise ValueError(
                 f"checkpoint_config: file_client_args {file_client_args} and out_dir {out_dir!r}: checkpoints "
@@ -194,7 +193,7 @@ class CheckpointHook(Hook):
     def _saved_before(self, runner: BaseRunner) -> dict[Path, int]:
         """Checkpoints in the folder that this run saved before it was resumed; others are left alone."""
         run, own = runner.meta.get("run"), {}
-        if getattr(runner, "resumed", None) is None or run is None:
+        if runner.resumed is None or run is None:
             return own
         for path, number in checkpoint_numbers(self.folder, self.template).items():
             try:

@@ -12,7 +12,7 @@ from projects.bevformer.engine.build import build_detector
 from projects.bevformer.engine.checkpoint import fit_checkpoint
 from projects.bevformer.engine.provenance import disagreements, stamp_of
 from projects.bevformer.engine.weight_fit import WeightFit, by_prefix, without_wrapper
-from projects.bevformer.files import followed
+from projects.bevformer.files.writing import followed
 
 _VOVNET = ("VoVNet", "stem.stem_1/conv.weight")
 _VOVNETS = {(1, 1, 1, 1): 19, (1, 1, 2, 2): 39, (1, 1, 4, 3): 57, (1, 3, 9, 3): 99}

@@ -17,7 +17,7 @@ from projects.bevformer.engine.config_options import read_config
 from projects.bevformer.engine.data_sections import info_files, inner_sections
 from projects.bevformer.engine.optimizer import MergedGroupsConstructor
 from projects.bevformer.engine.plugins import import_parts, missing_part
-from projects.bevformer.files import make_folder
+from projects.bevformer.files.writing import make_folder
 from projects.bevformer.messages import did_you_mean
 
 
@@ -123,11 +123,8 @@ def resolve_work_dir(
 
     Raises:
         OSError: it cannot be made or written.
-        ValueError: it is not a path.
     """
     chosen = work_dir or cfg.get("work_dir") or Path("work_dirs") / Path(config_path).stem
-    if not isinstance(chosen, (str, Path)):
-        raise ValueError(f"work_dir is {chosen!r}: it must be the path of a folder")
     cfg.work_dir = str(chosen)
     return make_folder(chosen, "work dir")
 

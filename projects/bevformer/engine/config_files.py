@@ -113,7 +113,10 @@ class ConfigFiles:
         except Exception as error:  # a config is code, it can raise anything
             name, line = type(error).__name__, self._line_of(error)
             reason = f"{line}: {error}" if line else error
-            raise ValueError(f"config {self.path} cannot be read ({name}): {reason}") from error
+            given = "".join(f"; given: {key} = {value!r}" for key, value in changes.items())
+            raise ValueError(
+                f"config {self.path} cannot be read ({name}): {reason}{given}"
+            ) from error
 
     def overrides(self, path: str) -> list[str]:
         """Variables of its bases that a file overrides."""

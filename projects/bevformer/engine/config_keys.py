@@ -18,7 +18,7 @@ READ_KEYS = (
     | frozenset(  # tests/engine/test_config_values.py compares them with the code
         "broadcast_buffers channels_last cudnn_benchmark custom_hooks deform_attn_backend "
         "find_unused_parameters load_from load_from_other_classes log_level mp_start_method "
-        "opencv_num_threads plugin plugin_dir resume_from tf32 total_epochs work_dir workflow".split()
+        "opencv_num_threads plugin plugin_dir resume_from seed tf32 total_epochs work_dir workflow".split()
     )
 )
 # Keys of published configs that nothing reads, here and mostly there; files may have them.

@@ -256,14 +256,13 @@ def say_end(error: str, line: str, claim: str | None = None) -> bool:
     Returns:
         Whether this process should print the line: not if another one has printed the same.
     """
-    tell_torchrun(line)
+    prints = tell_torchrun(line)
     if _signs is None:
-        # Errors before the process group: torchrun shows those of all its processes.
-        return "TORCHELASTIC_ERROR_FILE" not in os.environ or os.environ.get("LOCAL_RANK") == "0"
+        return prints
     _signs.claim_end()
     first = _signs.finish(error, claim)
     if error and "go on with" not in error:
-        line = f"{line} (host {socket.gethostname()}); when that is mended, {_how_to_go_on()}"
+        line = f"{line} (host {socket.gethostname()}); when that is fixed, {_how_to_go_on()}"
     tell_torchrun(line)  # the thread may have written its own in between
     return first
 
@@ -373,12 +372,13 @@ def buffers_of_first_rank(module: nn.Module) -> Iterator[None]:
 def shut_down() -> None:
     """Leave the process group, if there is one."""
     global _signs
+    if is_distributed():
+        # A store's thread of torch 1.10 is woken by the end of a pipe, of which forked workers have a copy.
+        kill_children()
     if _signs is not None:
         _signs.leave()
         _signs = None
     if is_distributed():
-        # In torch 1.10 the store's thread is woken by the end of a pipe, of which forked workers have a copy.
-        kill_children()
         if dist.get_backend() == "gloo":
             # In torch 1.10 gloo's threads need the GIL to free the tensors of their last
             # collective, and the group's destructor holds it while it joins them: they go first, or

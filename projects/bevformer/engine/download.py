@@ -10,7 +10,7 @@ import mmcv.runner.checkpoint as mmcv_checkpoint
 import torch
 from mmcv.runner import CheckpointLoader
 
-from projects.bevformer.weight_files import load_weight_file
+from projects.bevformer.files.weights import load_weight_file
 
 _SCHEMES = ("http", "https", "torchvision", "modelzoo", "open-mmlab", "openmmlab", "mmcls")
 _mmcv_load = CheckpointLoader.load_checkpoint

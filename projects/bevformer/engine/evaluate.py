@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, Callable, Mapping
 
@@ -25,7 +24,7 @@ from projects.bevformer.engine.distributed import (
 from projects.bevformer.engine.log import progress_bar
 from projects.bevformer.engine.precision import set_compute_format
 from projects.bevformer.engine.provenance import check_provenance
-from projects.bevformer.files import atomic_write, followed
+from projects.bevformer.files.writing import atomic_write, followed
 from projects.bevformer.messages import file_name
 from projects.bevformer.nuscenes.evaluation.results import check_samples
 from projects.bevformer.nuscenes.info_list import column
@@ -50,12 +49,13 @@ def evaluation_dir(
         FileNotFoundError: no such source.
         OSError: the folder cannot be made.
     """
-    if not os.path.exists(source):
+    file = followed(source)
+    if not file.exists():
         raise FileNotFoundError(
             f"{source} is not a local file, next to which results would be written: choose a folder "
             "with --work-dir"
         )
-    status, name = os.stat(source), followed(source).resolve().name
+    status, name = file.stat(), file.resolve().name
     given = {key: value for key, value in sorted(options.items()) if value}
     text = (
         f"# of {name}: {status.st_size} bytes, {status.st_mtime_ns}; options {given}\n"

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any, Optional, Sequence, Union
 
 import torch
-from mmcv.runner import HOOKS, Hook, LoggerHook
+from mmcv.runner import HOOKS, Hook
 
 from projects.bevformer.datasets.evaluators import BOXES
 from projects.bevformer.engine.best import BestCheckpoint, lost_evaluation
+from projects.bevformer.engine.checkpoint_hook import save_errors
 from projects.bevformer.engine.distributed import (
     broadcast,
     buffers_of_first_rank,
@@ -16,6 +17,7 @@ from projects.bevformer.engine.distributed import (
     on_first_rank,
 )
 from projects.bevformer.engine.evaluate import PredictionStopped, predict
+from projects.bevformer.engine.log import write_logs
 from projects.bevformer.engine.non_finite import check_finite
 from projects.bevformer.engine.report import headline_metrics, metrics_table
 from projects.bevformer.engine.seed import seeded
@@ -23,7 +25,6 @@ from projects.bevformer.nuscenes.evaluation.scoring import write_metrics
 from projects.bevformer.nuscenes.spec import TP_ERRORS
 from projects.bevformer.published import published
 
-_STOPPED = "stopped"  # instead of results
 _FLAT = ("pts_bbox_NuScenes/", "pts_bbox_own/")  # of `flat_metrics`
 _RULES = {
     **dict.fromkeys(("NDS", "mAP", "mAP_own"), "greater"),
@@ -202,31 +203,25 @@ class TemporalEvalHook(Hook):
     def after_train_iter(self, runner):
         if self.by_epoch or not self.due:
             return
-        # The loggers come after this hook: let them write the training losses first.
-        for hook in runner.hooks:
-            if isinstance(hook, LoggerHook):
-                hook.after_train_iter(runner)
+        write_logs(runner)
         runner.log_buffer.clear()
         self._evaluate(runner, self.due)
 
-    def _predict(self, runner, detector):
-        interruption = runner.interruption
-        stop = (lambda: False) if interruption is None else (lambda: interruption.number != 0)
-        try:
-            return predict(detector, self.dataset, self.device, self.workers, stop)
-        except PredictionStopped:
-            return _STOPPED
-
     def _evaluate(self, runner, name):
-        detector = runner.model.module
-        # Whether and when one evaluates changes nothing in the training.
-        with runner.scored_weights(), buffers_of_first_rank(detector), seeded(0):
-            weights = {"state_dict": detector.state_dict()}
-            check_finite(weights, f"the evaluation of {name} is not made")
-            results = self._predict(runner, detector)
-        if results is _STOPPED:
+        detector, interruption = runner.model.module, runner.interruption
+
+        def stop():
+            return interruption is not None and interruption.number != 0
+
+        try:
+            # Whether and when one evaluates changes nothing in the training.
+            with runner.scored_weights(), buffers_of_first_rank(detector), seeded(0):
+                weights = {"state_dict": detector.state_dict()}
+                check_finite(weights, f"the evaluation of {name} is not made")
+                results = predict(detector, self.dataset, self.device, self.workers, stop)
+        except PredictionStopped:
             self.due = name
-            runner.interruption.end(runner)
+            interruption.end(runner)
         self.due = None
         scored = {}
 
@@ -245,16 +240,9 @@ class TemporalEvalHook(Hook):
                 )
             return headline.get(self.best_key)
 
-        try:
+        with save_errors(runner, f"the evaluation of {name} was NOT saved"):
             value = on_first_rank(score)
             if self.best_key is not None:
                 self.best.keep(runner, value, name)
             # Last: see `lost_evaluation`.
             on_first_rank(lambda: write_metrics(scored["summary"], "summary", runner.work_dir))
-        except OSError as error:
-            if getattr(runner, "on_save_error", "stop") == "stop":
-                raise
-            runner.logger.warning(
-                "the evaluation of %s was NOT saved, training goes on (checkpoint_config.on_error): %s",
-                name, error,
-            )  # fmt: skip

@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mmcv.runner import BaseRunner, Hook, LoggerHook
+from mmcv.runner import BaseRunner, Hook
 
 from projects.bevformer.engine.distributed import all_gather, is_distributed
+from projects.bevformer.engine.log import write_logs
 from projects.bevformer.interruption import (
     Interrupted,
     command_to_go_on,
@@ -48,10 +49,7 @@ class Interruption(Hook):
     def after_train_iter(self, runner: BaseRunner) -> None:
         at_end = runner.counts_epochs and self.end_of_epoch(runner)
         if self._is_noted(runner) and not at_end:  # the end of an epoch has checkpoints of its own
-            # The loggers come after this hook.
-            for hook in runner.hooks:
-                if isinstance(hook, LoggerHook):
-                    hook.after_train_iter(runner)
+            write_logs(runner)
             self.end(runner)
 
     def after_train_epoch(self, runner: BaseRunner) -> None:

@@ -9,67 +9,63 @@ import threading
 from pathlib import Path
 from typing import Callable, Iterable
 
-from mmcv.runner import HOOKS, BaseRunner
+from mmcv.runner import HOOKS, BaseRunner, LoggerHook
 from mmcv.runner import TensorboardLoggerHook as MmcvTensorboardLoggerHook
 from mmcv.runner import TextLoggerHook as MmcvTextLoggerHook
 from mmcv.utils import get_logger
 from tqdm import tqdm
 
 from projects.bevformer.engine.distributed import get_rank
-from projects.bevformer.files import write_error
+from projects.bevformer.files.writing import write_error
 from projects.bevformer.messages import printable
 
 _FILE_ONLY = {"file_only": True}
 _MMCV_LISTS = "Hooks will be executed"  # a list of forty lines
-
-
 _OTHERS = ("projects.bevformer.ops", "projects.bevformer.files")  # import no logger of OpenMMLab
 
 
-class _LogFile(logging.FileHandler):
-    """A log file; that it cannot be written is logged once, where the messages still arrive."""
+class _GoesOn:
+    """A writer of logs that fails: one warning, and the run goes on without it."""
 
     has_failed = False
+
+    def _warn(self, logger: logging.Logger, error: OSError, path: str, text: str) -> None:
+        if not self.has_failed:
+            self.has_failed = True
+            explained = write_error(error, path, len(text))
+            logger.warning(f"{explained}; the run goes on, without this file")
+
+
+class _LogFile(_GoesOn, logging.FileHandler):
+    """A log file; its warning goes where the messages still arrive."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             super().handleError(record)
-        elif not self.has_failed:
-            self.has_failed = True
-            logging.getLogger(record.name).warning(
-                _goes_on(error, self.baseFilename, record.getMessage())
-            )
+        else:
+            logger = logging.getLogger(record.name)
+            self._warn(logger, error, self.baseFilename, record.getMessage())
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
             super().close()
 
 
-def _goes_on(error: OSError, path: str, text: str) -> str:
-    return f"{write_error(error, path, len(text))}; the run goes on, without this file"
-
-
 @HOOKS.register_module(force=True)
-class TextLoggerHook(MmcvTextLoggerHook):
+class TextLoggerHook(_GoesOn, MmcvTextLoggerHook):
     """mmcv's, which ends a run when its `.log.json` cannot be written; here that is a warning."""
-
-    has_failed = False
 
     def _dump_log(self, log_dict: dict, runner: BaseRunner) -> None:
         try:
             super()._dump_log(log_dict, runner)
         except OSError as error:
-            if not self.has_failed:
-                self.has_failed = True
-                runner.logger.warning(_goes_on(error, self.json_log_path, str(log_dict)))
+            self._warn(runner.logger, error, self.json_log_path, str(log_dict))
 
 
 @HOOKS.register_module(force=True)
-class TensorboardLoggerHook(MmcvTensorboardLoggerHook):
+class TensorboardLoggerHook(_GoesOn, MmcvTensorboardLoggerHook):
     """mmcv's, which ends a run when its folder cannot be written; here that is a warning."""
-
-    has_failed = False
 
     def _try(self, stage: Callable[[BaseRunner], None], runner: BaseRunner) -> None:
         if self.has_failed:
@@ -77,12 +73,11 @@ class TensorboardLoggerHook(MmcvTensorboardLoggerHook):
         try:
             stage(runner)
         except OSError as error:
-            self.has_failed = True
             folder = self.log_dir or str(Path(runner.work_dir, "tf_logs"))
-            runner.logger.warning(_goes_on(error, folder, str(runner.log_buffer.output)))
+            self._warn(runner.logger, error, folder, str(runner.log_buffer.output))
 
     def before_run(self, runner: BaseRunner) -> None:
-        threading.excepthook = _without_writers_of_tensorboard
+        self._shown, threading.excepthook = threading.excepthook, self._show_error
         self._try(super().before_run, runner)
 
     def log(self, runner: BaseRunner) -> None:
@@ -90,16 +85,13 @@ class TensorboardLoggerHook(MmcvTensorboardLoggerHook):
 
     def after_run(self, runner: BaseRunner) -> None:
         self._try(super().after_run, runner)
+        threading.excepthook = self._shown
 
-
-_excepthook = threading.excepthook
-
-
-def _without_writers_of_tensorboard(failed: threading.ExceptHookArgs) -> None:
-    """No traceback of a thread whose error the next call of `TensorboardLoggerHook.log` meets."""
-    written_by = type(failed.thread).__module__
-    if not (written_by.startswith("tensorboard") and issubclass(failed.exc_type, OSError)):
-        _excepthook(failed)
+    def _show_error(self, failed: threading.ExceptHookArgs) -> None:
+        """Show no traceback of tensorboard's thread, whose error the next call of `log` meets."""
+        written_by = type(failed.thread).__module__
+        if not (written_by.startswith("tensorboard") and issubclass(failed.exc_type, OSError)):
+            self._shown(failed)
 
 
 def get_run_logger(log_file: str | Path | None = None, level: str = "INFO") -> logging.Logger:
@@ -140,6 +132,13 @@ class _Printable(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record), keep="\n\t")
+
+
+def write_logs(runner: BaseRunner) -> None:
+    """Let the loggers write the losses of this iteration: their hooks come last."""
+    for hook in runner.hooks:
+        if isinstance(hook, LoggerHook):
+            hook.after_train_iter(runner)
 
 
 def log_to_file(logger: logging.Logger, message: str, *args: object) -> None:

@@ -114,9 +114,6 @@ class GradientCumulativeOptimizerHook(OptimizerHook):
     Args:
         cumulative_iters: iterations of a step.
         grad_clip, detect_anomalous_params: see `OptimizerHook`.
-
-    Raises:
-        ValueError: cumulative_iters is not a whole number from 1 on.
     """
 
     max_iters: int | None = None  # of the run, at whose end a shorter cycle ends
@@ -128,10 +125,6 @@ class GradientCumulativeOptimizerHook(OptimizerHook):
         detect_anomalous_params: bool = False,
     ) -> None:
         super().__init__(grad_clip, detect_anomalous_params)
-        if type(cumulative_iters) is not int or cumulative_iters < 1:
-            raise ValueError(
-                f"optimizer_config.cumulative_iters is {cumulative_iters!r}: it must be a whole number from 1 on"
-            )
         self.cumulative_iters = cumulative_iters
 
     def before_run(self, runner: BaseRunner) -> None:

@@ -77,7 +77,7 @@ def checked_pretrained(detector: nn.Module, logger: logging.Logger) -> Iterator[
 
     def load(path: str, *args: Any, **kwargs: Any) -> dict:
         opened.append(path)
-        return load_checkpoint(path)
+        return read(path)
 
     CheckpointLoader.load_checkpoint = load
     try:

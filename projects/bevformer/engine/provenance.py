@@ -148,20 +148,17 @@ def check_start(
     Raises:
         ValueError: the classes are other ones, or in another order.
     """
-    allowed = cfg.get("load_from_other_classes", False)
-    if not isinstance(allowed, bool):
-        raise ValueError(f"load_from_other_classes is {allowed!r}: it must be True or False")
     fitting = WeightFit(checkpoint["state_dict"], detector.state_dict()).fitting
     difference = head_of_other_classes(checkpoint, path, detector, fitting)
     if difference is None:
         return
-    if not allowed:
+    if not cfg.get("load_from_other_classes", False):
         raise ValueError(
             f"{difference}: what the head has learned of one class would count for another; set the "
-            "classes as in the file, or start from it all the same with `--cfg-options "
+            "classes as in the file, or start from it anyway with `--cfg-options "
             "load_from_other_classes=True`"
         )
-    logger.warning("%s: it is a start all the same (load_from_other_classes)", difference)
+    logger.warning("%s: used as a start anyway (load_from_other_classes)", difference)
 
 
 def check_provenance(

@@ -14,8 +14,13 @@ import torch.distributed as dist
 from mmcv import Config
 
 from projects.bevformer.engine.checkpoint import load_checkpoint
-from projects.bevformer.engine.distributed import all_gather, broadcast, get_rank
-from projects.bevformer.files import followed
+from projects.bevformer.engine.distributed import (
+    all_gather,
+    broadcast,
+    get_rank,
+    on_first_rank,
+)
+from projects.bevformer.files.writing import followed
 
 
 def find_latest_checkpoint(
@@ -202,18 +207,10 @@ def read_on_all_ranks(read: Callable[[str], Any], path: str | Path, logger: logg
     if not lacking:
         return read(str(path))
     logger.info("%s is not (the same) on %s: sent from %s", path, ", ".join(lacking), first_host)
-    content, error = None, None
-    if get_rank() == 0:
-        try:
-            content = read(str(path))
-        except (ValueError, OSError) as caught:
-            error = caught
-    box = [(content, error)]
-    dist.broadcast_object_list(box, src=0)
-    content, error = box[0]
-    if error is not None:
-        raise error
-    return content
+    box: list[Any] = [None]
+    on_first_rank(lambda: box.__setitem__(0, read(str(path))))
+    dist.broadcast_object_list(box, src=0)  # gathering would send it from every rank
+    return box[0]
 
 
 def _identity(path: str | Path) -> tuple[int, int] | None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from projects.bevformer.engine.distributed import all_gather, get_rank
+from projects.bevformer.engine.distributed import all_gather
 
 _NUMPY = ("algorithm", "keys", "position", "has_gauss", "gauss")  # of `numpy.random.get_state`
 
@@ -107,8 +107,3 @@ def gather_rank_states(detector: nn.Module, device: torch.device) -> list[dict[s
             if not torch.equal(value, first[name])
         }
     return states
-
-
-def state_of_this_rank(ranks: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The part of a checkpoint's `ranks` that is of this process, or None where it had no such one."""
-    return ranks[get_rank()] if get_rank() < len(ranks) else None

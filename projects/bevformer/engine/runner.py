@@ -12,12 +12,11 @@ from projects.bevformer.engine.checkpoint import (
     camera_rows,
     load_checkpoint,
     load_weights,
-    point_latest_at,
     save_checkpoint,
 )
 from projects.bevformer.engine.checkpoint_checks import check_training_state
 from projects.bevformer.engine.checkpoint_hook import CheckpointHook
-from projects.bevformer.engine.distributed import note, on_first_rank
+from projects.bevformer.engine.distributed import get_rank, note, on_first_rank
 from projects.bevformer.engine.ema import AverageHook
 from projects.bevformer.engine.optimizer import changed_options, fit_saved_state, match_layouts
 from projects.bevformer.engine.provenance import check_same_classes
@@ -27,8 +26,8 @@ from projects.bevformer.engine.run_state import (
     random_state,
     restore_buffers,
     set_random_state,
-    state_of_this_rank,
 )
+from projects.bevformer.files.writing import link_to
 from projects.bevformer.published import published
 
 # Priorities of hooks; mmcv's optimizer hooks have 40, hooks of a config 50 unless they say otherwise.
@@ -48,6 +47,7 @@ class _SafeCheckpoints:
     batch = None  # samples of an iteration, all processes together
     epoch_length = None  # iterations of an epoch
     resumed = None  # path and meta of the checkpoint that was resumed
+    on_save_error = "stop"  # or "continue", see CheckpointHook
     saved = None  # path and iterations of the newest checkpoint of this run
     interruption = None  # notes signals
     skipped = False  # whether the iteration at hand makes no step, see FiniteLossHook
@@ -133,7 +133,7 @@ class _SafeCheckpoints:
             save_checkpoint(path, detector, optimizer, meta, raw, state)
         self.saved = path, iteration
         if create_symlink:
-            point_latest_at(path)
+            link_to(path, path.with_name("latest.pth"))
 
     def save_on_all_ranks(self, out_dir, filename_tmpl=None, **options):
         """`save_checkpoint` with the states of all ranks, called on all of them.
@@ -279,7 +279,7 @@ class _SafeCheckpoints:
     def _resume_run_state(self, checkpoint, path):
         """Take what this rank needs besides weights and optimizer; generators are set later."""
         meta, ranks = checkpoint["meta"], checkpoint.get("ranks", [])
-        state = state_of_this_rank(ranks)
+        state = ranks[get_rank()] if get_rank() < len(ranks) else None
         self._state_to_restore = {}
         try:
             for hook in self.hooks:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from projects.bevformer.datasets.samplers import SampleKey
 from projects.bevformer.engine.build import data_sets_inside
 from projects.bevformer.engine.distributed import is_distributed
+from projects.bevformer.messages import listed
 
 _SETTLE_S = 1
 _MOST = 12  # tokens in a message
@@ -31,7 +32,7 @@ class SampleLoader(DataLoader):
     def _get_iterator(self) -> Any:
         if self.num_workers > 0 and is_distributed():
             # gloo's threads take a lock of Python's to free what their last collective used. A worker that is
-            # forked meanwhile would wait for that lock forever: before Python 3.12 it is not made anew in it.
+            # forked meanwhile would wait for that lock forever: before Python 3.12 a child does not reset it.
             time.sleep(_SETTLE_S)
         try:
             iterator = super()._get_iterator()
@@ -95,6 +96,6 @@ def lost_samples() -> str:
     found = [one for loader in list(_loaders) for one in loader.lost()]
     return "".join(
         f"; data worker {pid} ({signal.Signals(-code).name if code < 0 else f'exit code {code}'}) had "
-        f"the samples {', '.join(tokens[:_MOST])}{', ...' if len(tokens) > _MOST else ''}"
+        f"the samples {listed(tokens, _MOST)}"
         for pid, code, tokens in found
     )

@@ -49,21 +49,16 @@ class SignsOfLife:
         period_s: float = _PERIOD_S,
     ) -> None:
         self._store, self.rank, self._world_size = store, rank, world_size
-        self._timeout_s, self._end, self._on_sign, self._period_s = (
-            timeout_s,
-            end,
-            on_sign,
-            period_s,
-        )
+        self._timeout_s, self._period_s = timeout_s, period_s
+        self._end, self._on_sign = end, on_sign
         self._place = {"host": socket.gethostname(), "pid": os.getpid()}
         self._doing, self._since, self._bounded, self._waits = "the start", 0.0, False, False
         self._error: str | None = None
         self._claim = ""  # key of the error, which the first rank to name it reports
         self.reports = True  # whether this rank is that one
         self._meetings, self._beat = 0, 0
-        self._meeting: list[Any] | None = (
-            None  # key, what this process adds to it, and how many arrived
-        )
+        # Key, what this process adds to it, and how many arrived.
+        self._meeting: list[Any] | None = None
         self._stops = 0  # 1 for a request to stop that the store does not have yet
         self.is_stopped = False  # whether some process asked all to stop
         self._signs: dict[int, dict] = {}

@@ -45,7 +45,7 @@ from projects.bevformer.engine.runner import RUNNERS
 from projects.bevformer.engine.seed import choose_seed, seeded, set_seed
 from projects.bevformer.engine.summary import run_summary
 from projects.bevformer.engine.training_model import TrainingModel
-from projects.bevformer.files import atomic_write, remove_left_over
+from projects.bevformer.files.writing import atomic_write, remove_left_over
 from projects.bevformer.interruption import on_ending_signals
 from projects.bevformer.published import REPLACED_TYPES
 

@@ -53,7 +53,6 @@ _RULES: dict[str, tuple[Callable[[Any], bool], Sequence[str]]] = {
             *("?model.*.num_classes", "?model.*num_levels", "model.num_mono_levels", "model.*_head.in_channels"),
             *("model.img_backbone.depth", "model.img_backbone.strides.*", "model.img_backbone.dilations.*"),
             *("model.*.inter_channels", "data.*.data_aug_conf.[HW]", "data.*.reisze.*", "lr_config.step.*"),
-            "non_finite.max_skipped",
             *(f"{_HEAD}.*.{name}" for name in ("embed_dims", "num_heads", "num_points", "num_layers")),
             *(f"{_HEAD}.*.{name}" for name in ("num_points_in_pillar", "num_feats", "*_num_embed")),
             *("?model.*.feedforward_channels", "model.*.base_channels", "model.img_neck.in_channels.*"),
@@ -61,15 +60,19 @@ _RULES: dict[str, tuple[Callable[[Any], bool], Sequence[str]]] = {
             *("data.samples_per_gpu", "data.train_dataloader.samples_per_gpu", "data.*.load_interval"),
             *("data.*.times", "?*.size_divisor", "optimizer_config.cumulative_iters"),
             *("?runner.max_epochs", "?runner.max_iters", "?total_epochs", "log_config.interval"),
-            *("checkpoint_config.interval", "evaluation.interval", "?auto_scale_lr.base_batch_size"),
+            *("evaluation.interval", "?auto_scale_lr.base_batch_size"),
         ),
+    ),
+    "a whole number of at least 1, or -1": (
+        lambda value: _is_count(value) or (is_whole(value) and value == -1),
+        ("checkpoint_config.interval", "checkpoint_config.max_keep_ckpts"),
     ),
     "a whole number of 0 or more": (
         lambda value: is_whole(value) and value >= 0,
         (
             *("data.workers_per_gpu", "data.train_dataloader.workers_per_gpu", "opencv_num_threads"),
             *("lr_config.warmup_iters", "?evaluation.start", "model.img_backbone.out_indices.*"),
-            "non_finite.max_skipped",
+            *("non_finite.max_skipped", "?seed"),
         ),
     ),
     "a positive number": (
@@ -180,7 +183,16 @@ _RULES: dict[str, tuple[Callable[[Any], bool], Sequence[str]]] = {
         lambda value: value == "dynamic" or isinstance(value, dict) or (is_number(value) and value > 0),
         ("fp16.loss_scale",),
     ),
+    "a list of at least two numbers from 0 to 1": (
+        lambda value: isinstance(value, tuple)
+        and len(value) > 1
+        and all(is_number(one) and 0 <= one <= 1 for one in value),
+        ("optimizer.betas",),
+    ),
     "'stop' or 'skip'": (lambda value: value in ("stop", "skip"), ("non_finite.policy",)),
+    "'stop' or 'continue'": (
+        lambda value: value in ("stop", "continue"), ("checkpoint_config.on_error",),
+    ),
     "a list such as [('train', 1)]; only 'train' is supported, `evaluation` validates": (_is_workflow, ("?workflow",)),
 }  # fmt: skip
 # Type of the default of an argument, what a value must be then, and whether it is.

@@ -36,9 +36,7 @@ class ImagePreprocessor(nn.Module):
 
     def __init__(self, mean, std, to_rgb=True, scale=1.0, size_divisor=1):
         super().__init__()
-        positive = np.array([*std, scale, size_divisor], dtype=np.float32)
-        is_finite = np.isfinite([*mean, *positive]).all()
-        if len(mean) != 3 or len(std) != 3 or not is_finite or not (positive > 0).all():
+        if len(mean) != 3 or len(std) != 3 or min(*std, scale, size_divisor) <= 0:
             what = f"std ({std}), scale ({scale}), size_divisor ({size_divisor}) positive"
             raise ValueError(f"mean ({mean}) and std must be three numbers each, {what}")
         self.img_norm_cfg = {

@@ -9,6 +9,7 @@ from typing import Sequence
 
 import numpy as np
 
+from projects.bevformer.files.data_files import load_json
 from projects.bevformer.geometry.can_bus import (
     CAN_ACCELERATION,
     CAN_MOTION,
@@ -18,7 +19,6 @@ from projects.bevformer.geometry.can_bus import (
     CAN_SIZE,
     CAN_VELOCITY,
 )
-from projects.bevformer.io import load_json
 from projects.bevformer.messages import file_name
 from projects.bevformer.nuscenes.vectors import described, finite_rows
 

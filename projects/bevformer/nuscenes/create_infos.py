@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Callable, Iterable, Iterator, Sequence
 
-from projects.bevformer.files import atomic_write
+from projects.bevformer.files.writing import atomic_write
 from projects.bevformer.geometry.boxes import BOX_CONVENTION_NEW, BOX_CONVENTION_OLD
 from projects.bevformer.interruption import kill_children, leave_to_parent
 from projects.bevformer.nuscenes.can_bus import find_can_bus_folder, load_can_bus

@@ -8,6 +8,7 @@ import os.path as osp
 import re
 from typing import Any, Iterator
 
+from projects.bevformer.files.pickles import load_pickle_restricted
 from projects.bevformer.geometry.boxes import (
     BOX_CONVENTION_NEW,
     BOX_CONVENTION_OLD,
@@ -30,7 +31,6 @@ from projects.bevformer.nuscenes.info_poses import (
     compare_cameras,
 )
 from projects.bevformer.nuscenes.official_format import from_official
-from projects.bevformer.pickles import load_pickle_restricted
 
 
 @contextlib.contextmanager

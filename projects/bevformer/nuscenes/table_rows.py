@@ -8,7 +8,7 @@ from typing import Any, Callable, Dict, Iterable, Sequence
 
 import numpy as np
 
-from projects.bevformer.io import load_json
+from projects.bevformer.files.data_files import load_json
 from projects.bevformer.nuscenes.vectors import described, usable_rows
 
 Row = Dict[str, Any]

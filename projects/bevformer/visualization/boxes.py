@@ -77,9 +77,8 @@ def drawable_boxes(
         kept = _to_numpy(ground_truth["labels_3d"]) >= 0
         sets.append(_drawable("ground truth", GROUND_TRUTH_RGB, ground_truth, kept))
     if predictions is not None:
-        kept = ~(
-            _to_numpy(predictions["scores_3d"]) < score_threshold
-        )  # NaN is refused, not left out
+        # A NaN is kept here, and refused below.
+        kept = ~(_to_numpy(predictions["scores_3d"]) < score_threshold)
         title = f"prediction, score >= {score_threshold:g}"
         sets.append(_drawable(title, PREDICTION_RGB, predictions, kept))
     return sets

@@ -8,7 +8,7 @@ from typing import List, Mapping, Optional, Sequence, Tuple
 import cv2
 import numpy as np
 
-from projects.bevformer.io import join_root, read_image
+from projects.bevformer.files.data_files import join_root, read_image
 from projects.bevformer.messages import printable
 from projects.bevformer.nuscenes.records import lidar2img_of_camera
 from projects.bevformer.visualization.boxes import (

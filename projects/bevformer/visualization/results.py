@@ -5,11 +5,11 @@ from typing import Any, Dict, Mapping, Sequence, Union
 
 import numpy as np
 
+from projects.bevformer.files.pickles import load_pickle_restricted
+from projects.bevformer.files.weights import tensor_globals
 from projects.bevformer.nuscenes.evaluation.lidar_boxes import lidar_detections
 from projects.bevformer.nuscenes.evaluation.results import read_results_of
 from projects.bevformer.nuscenes.spec import CLASSES
-from projects.bevformer.pickles import load_pickle_restricted
-from projects.bevformer.weight_files import tensor_globals
 
 
 def load_results(

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 from matplotlib.figure import Figure
 
-from projects.bevformer.files import atomic_write
-from projects.bevformer.io import join_root
+from projects.bevformer.files.data_files import join_root
+from projects.bevformer.files.writing import atomic_write
 from projects.bevformer.messages import file_name
 from projects.bevformer.nuscenes.spec import CLASSES
 from projects.bevformer.visualization.bev import BEV_RANGE_M, draw_bev

@@ -9,7 +9,7 @@ from mmcv.image.io import imread_flags
 from mmdet3d.datasets.builder import PIPELINES
 
 from projects.bevformer.datasets.pipelines.step import Step
-from projects.bevformer.io import decode_image, read_image
+from projects.bevformer.files.data_files import decode_image, read_image
 from projects.bevformer.nuscenes.infos import path_below_root
 
 

@@ -298,7 +298,7 @@ class BEVFormerHead(BaseModule):
                 avg_factor=mean_matched * num_groups,
             )
             losses[prefix + "loss_cls"] = loss_cls
-            # Queries without a match have no box loss; a NaN in their boxes shows all the same.
+            # Queries without a match have no box loss; a NaN in their boxes still shows.
             losses[prefix + "loss_bbox"] = loss_bbox + 0 * codes[layer].detach().sum()
         return losses
 

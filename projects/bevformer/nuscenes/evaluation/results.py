@@ -15,9 +15,9 @@ from typing import Any, NamedTuple, Sequence
 
 import numpy as np
 
-from projects.bevformer.files import atomic_write
+from projects.bevformer.files.data_files import load_json
+from projects.bevformer.files.writing import atomic_write
 from projects.bevformer.geometry import rotations
-from projects.bevformer.io import load_json
 from projects.bevformer.nuscenes.benchmark import attributes_of, rules_of
 from projects.bevformer.nuscenes.evaluation.metrics import Boxes
 from projects.bevformer.nuscenes.records import poses_of

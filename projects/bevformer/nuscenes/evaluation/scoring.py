@@ -11,7 +11,7 @@ import tempfile
 import time
 from typing import Any
 
-from projects.bevformer.files import atomic_write
+from projects.bevformer.files.writing import atomic_write
 from projects.bevformer.nuscenes.evaluation.metrics import Boxes, GroundTruth, detection_metrics
 from projects.bevformer.nuscenes.spec import TP_ERRORS
 

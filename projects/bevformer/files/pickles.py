@@ -13,7 +13,7 @@ from typing import Any, Callable, Mapping
 
 import numpy as np
 
-from projects.bevformer.pickle_scan import MAX_DEPTH, scan_pickle
+from projects.bevformer.files.pickle_scan import MAX_DEPTH, scan_pickle
 
 _LEAVES = frozenset((str, int, float, bool, bytes, type(None)))
 _CODE = re.compile(r"[<>|=]?([?biufcSU]\d{0,9}|O8?)")  # of plain dtypes, such as "f8", "U12", "O8"

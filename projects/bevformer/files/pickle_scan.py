@@ -30,7 +30,7 @@ _KEEPS, _INTO, _WRAPS, _MARK, _POP, _PUT, _MEMOIZE, _GET, _STOP = range(9)
 
 
 def _tables() -> tuple[list[int], ...]:
-    """For each opcode: its argument, what it does, objects taken, to the mark?, objects left, cost."""
+    """For each opcode: its argument, what it does, objects taken, whether down to the mark, objects left, cost."""
     argument, action, taken, marked, left, cost = (
         [value] * 256 for value in (_REFUSED, _KEEPS, 0, 0, 0, 0)
     )

@@ -140,16 +140,16 @@ def _sync(handle: int, what: str) -> None:
         if error.errno not in _LACKING:
             raise
         _say_once(
-            f"{what}: this file system does not sync ({error.strerror}): after a power failure the "
-            "newest files may be gone"
+            "%s: this file system does not sync (%s): after a power failure the newest files may be gone",
+            what,
+            error.strerror,
         )
 
 
-def _say_once(text: str) -> None:
-    place = text.split(": ", 1)[1]
-    if place not in _said:
-        _said.add(place)
-        _logger.info(text)
+def _say_once(text: str, *values: object) -> None:
+    if text not in _said:
+        _said.add(text)
+        _logger.info(text, *values)
 
 
 def _sync_folder(folder: str) -> None:
@@ -243,8 +243,9 @@ def link_to(path: str | Path, link: str | Path) -> None:
         with atomic_write(link) as file:
             file.write(f"{name}\n")
         _say_once(
-            f"{osp.dirname(link)}: this file system has no symbolic links ({error.strerror}): "
-            f"{osp.basename(link)} is a text file with the name"
+            "%s: this file system has no symbolic links (%s): a text file with the name takes its place",
+            link,
+            error.strerror,
         )
         return
     try:

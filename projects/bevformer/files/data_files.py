@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from projects.bevformer.pickle_scan import check_cost
+from projects.bevformer.files.pickle_scan import check_cost
 
 _JPEG = b"\xff\xd8"
 _START_OF_SCAN = b"\xff\xda"

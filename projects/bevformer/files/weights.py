@@ -19,8 +19,8 @@ from typing import IO, Any, Callable, Mapping, NamedTuple
 import numpy as np
 import torch
 
-from projects.bevformer.pickle_scan import scan_pickle
-from projects.bevformer.pickles import (
+from projects.bevformer.files.pickle_scan import scan_pickle
+from projects.bevformer.files.pickles import (
     PLAIN_GLOBALS,
     Stand,
     finished,
@@ -57,10 +57,26 @@ class _Tensors:
 
     Args:
         size: of the file in bytes.
+        new_storage: the flat tensor of a key, dtype and number of values.
     """
 
-    def __init__(self, size: int) -> None:
-        self._left = _BYTES_PER_BYTE * size
+    def __init__(
+        self, size: int, new_storage: Callable[[str, torch.dtype, int], torch.Tensor] | None = None
+    ) -> None:
+        self._left, self._new_storage = _BYTES_PER_BYTE * size, new_storage
+        self.storages: dict[str, torch.Tensor] = {}
+
+    def storage(self, pid: Any) -> _Storage:
+        """The storage of a persistent id."""
+        kind, dtype, key, _, count, *view = pid
+        if kind != "storage" or not isinstance(dtype, torch.dtype) or any(view):
+            raise ValueError(f"it refers to a {kind}")
+        if key not in self.storages:
+            self.storages[key] = self._new_storage(key, dtype, count)
+        values = self.storages[key]
+        if (values.dtype, len(values)) != (dtype, count):
+            raise ValueError(f"storage {key} has two kinds")
+        return _Storage(values)
 
     def known(self) -> dict[tuple[str, str], Any]:
         """Stand-ins for what `torch.save` writes for tensors and plain values."""
@@ -112,30 +128,22 @@ def _read_zip(file: IO[bytes], size: int) -> Any:
         entries = {entry.filename: entry for entry in archive.infolist()}
         root = next(iter(entries), "").split("/")[0]
         _check_archive(archive.infolist(), root, size)
-        storages: dict[str, torch.Tensor] = {}
 
-        def storage(pid: Any) -> _Storage:
-            kind, dtype, key, _, count = pid
-            if kind != "storage" or not isinstance(dtype, torch.dtype):
-                raise ValueError(f"it refers to a {kind}")
-            if key not in storages:
-                entry = entries.pop(f"{root}/data/{key}")
-                if entry.file_size != count * torch.empty(0, dtype=dtype).element_size():
-                    raise ValueError(
-                        f"storage {key} has {entry.file_size} bytes, not {count} numbers"
-                    )
-                storages[key] = torch.empty(count, dtype=dtype)
-                with archive.open(entry) as stream:
-                    _fill(_bytes_of(storages[key]), stream)
-            if (storages[key].dtype, len(storages[key])) != (dtype, count):
-                raise ValueError(f"storage {key} has two kinds")
-            return _Storage(storages[key])
+        def read(key: str, dtype: torch.dtype, count: int) -> torch.Tensor:
+            entry = entries.pop(f"{root}/data/{key}")
+            if entry.file_size != count * torch.empty(0, dtype=dtype).element_size():
+                raise ValueError(f"storage {key} has {entry.file_size} bytes, not {count} numbers")
+            values = torch.empty(count, dtype=dtype)
+            with archive.open(entry) as stream:
+                _fill(_bytes_of(values), stream)
+            return values
 
         order = entries.pop(f"{root}/byteorder", None)
         if order is not None and archive.read(order) != b"little":
             raise ValueError("its numbers are big-endian")
         pickled = archive.read(entries.pop(f"{root}/data.pkl"))
-        content = unpickle(pickled, _Tensors(size).known(), storage)
+        tensors = _Tensors(size, read)
+        content = unpickle(pickled, tensors.known(), tensors.storage)
         for entry in entries.values():  # zipfile compares the CRC-32 at the end of each
             with archive.open(entry) as stream:
                 while stream.read(_CHUNK):
@@ -173,32 +181,27 @@ def _read_legacy(content: np.ndarray) -> Any:
     Args:
         content: the file, uint8.
     """
-    position, storages, room = 0, {}, len(content)
+    position, room = 0, len(content)
 
     def next_pickle(known: Mapping[tuple[str, str], Any], storage: Callable | None = None) -> Any:
         nonlocal position
         start, position = position, scan_pickle(content, position)
         return unpickle(content[start:position].tobytes(), known, storage)
 
-    def storage(pid: Any) -> _Storage:
+    def reserve(key: str, dtype: torch.dtype, count: int) -> torch.Tensor:
         nonlocal room
-        kind, dtype, key, _, count, view = pid
-        if kind != "storage" or not isinstance(dtype, torch.dtype) or view is not None:
-            raise ValueError(f"it refers to a {kind}")
-        if key not in storages:
-            room -= count * torch.empty(0, dtype=dtype).element_size()
-            if count < 0 or room < 0:
-                raise ValueError(f"storage {key} is larger than the file")
-            storages[key] = torch.empty(count, dtype=dtype)
-        if (storages[key].dtype, len(storages[key])) != (dtype, count):
-            raise ValueError(f"storage {key} has two kinds")
-        return _Storage(storages[key])
+        room -= count * torch.empty(0, dtype=dtype).element_size()
+        if count < 0 or room < 0:
+            raise ValueError(f"storage {key} is larger than the file")
+        return torch.empty(count, dtype=dtype)
 
     if next_pickle({}) != _LEGACY_MAGIC or next_pickle({}) != _LEGACY_PROTOCOL:
         raise ValueError("it is a pickle of something else")
     if not next_pickle({})["little_endian"]:
         raise ValueError("its numbers are big-endian")
-    result = next_pickle(_Tensors(len(content)).known(), storage)
+    tensors = _Tensors(len(content), reserve)
+    result = next_pickle(tensors.known(), tensors.storage)
+    storages = tensors.storages
     if sorted(keys := next_pickle({})) != sorted(storages):
         raise ValueError("it does not hold the storages that its tensors name")
     for key in keys:

@@ -1,0 +1,1 @@
+"""Reading files as data, and writing them atomically."""
