@@ -3,6 +3,7 @@
 import gzip
 import json
 import zipfile
+from typing import Tuple
 
 import torch
 
@@ -146,6 +147,8 @@ def torchscript(world):
 
 
 class _Printing(torch.nn.Module):
+    """Prints when torch.jit.load unpickles it: code of the file that runs."""
+
     def __init__(self):
         super().__init__()
         self.training_steps: int = 0
@@ -158,7 +161,7 @@ class _Printing(torch.nn.Module):
         return (self.training_steps, self.training)
 
     @torch.jit.export
-    def __setstate__(self, state: "tuple[int, bool]"):
+    def __setstate__(self, state: Tuple[int, bool]):
         print("loaded by TorchScript")
         self.training_steps = state[0]
         self.training = state[1]
@@ -167,7 +170,6 @@ class _Printing(torch.nn.Module):
 def _with_code_at_load(world, path):
     """A module whose `__setstate__` prints when it is loaded; a subset of what it could do."""
     target = world.new() / "setstate.pth"
-    _Printing.__setstate__.__annotations__["state"] = __import__("typing").Tuple[int, bool]
     torch.jit.save(torch.jit.script(_Printing()), str(target))
     return target
 

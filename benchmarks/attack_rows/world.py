@@ -252,7 +252,8 @@ def digest(path):
         if isinstance(value, torch.Tensor):
             value = value.contiguous().view(-1)
             digest.update(str(value.dtype).encode())
-            digest.update(value.view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+            value = value.float() if value.dtype == torch.bfloat16 else value  # unknown to numpy
+            digest.update(value.numpy().tobytes())
         elif isinstance(value, dict):
             for key in sorted(value, key=str):
                 digest.update(str(key).encode())
