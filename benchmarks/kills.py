@@ -192,7 +192,7 @@ def elastic(world, config, work, marker):
             *words,
             launcher=(
                 "--nnodes=2",
-                "--max-restarts=3",
+                "--max-restarts=10",
                 "--rdzv_backend=c10d",
                 "--rdzv_id=attacks",
                 f"--rdzv_endpoint=127.0.0.1:{port}",
@@ -206,7 +206,7 @@ def elastic(world, config, work, marker):
         if victims:
             os.kill(victims[0], 9)
             marker.touch()
-    results = [node.finish(180) for node in nodes]
+    results = [node.finish(420) for node in nodes]
     return max(results, key=lambda result: (result.code is None, result.code or 0))
 
 
