@@ -117,6 +117,10 @@ def test_ctrl_c_prints_no_traceback():
             ["docs/install.md", "--device cpu", "doctor"],
         ),
         (
+            "Gloo connectFullMesh failed with [pair.cc:152] timed out connecting: SO_ERROR",
+            ["did not find each other", "timeout_minutes", "--max_restarts"],
+        ),
+        (
             "NCCL error in: ProcessGroupNCCL.cpp, invalid usage\nLast error:\nDuplicate GPU detected : "
             "rank 1 and rank 0 both on CUDA device 1a000",
             ["same GPU", "--gpus-per-task", "rank 1 and rank 0"],

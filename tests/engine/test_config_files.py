@@ -75,6 +75,7 @@ def test_bases_may_be_computed(folder, bases):
     [
         ("a = 1\nb = a[0]", r"broken\.py cannot be read \(TypeError\): line 2: .*subscriptable"),
         ("a = (", r"broken\.py cannot be read \(SyntaxError\): .*line 1"),
+        ("import sys\nsys.exit(0)", r"broken\.py cannot be read \(SystemExit\): line 2"),
         ("_base_ = 'failing.py'", r"broken\.py .*\(ZeroDivisionError\): line 3 of .*failing\.py: "),
         ("_base_ = 'first.py'\na = {{_base_.b}}", r"\(KeyError\): line 2: \"no base has 'b'"),
         ("_base_ = ['first.py', 'copy.py']", "model, names, sizes are in two bases"),

@@ -57,6 +57,12 @@ _REMEDIES = (
         "tools/doctor.py` names the GPUs that this build is for",
     ),
     (
+        r"connectFullMesh failed|client socket has (failed|timed out)|EADDRINUSE",
+        "the processes of this run did not find each other",
+        "start all of them within the time-out (dist_params.timeout_minutes), with a port that no other run "
+        "uses; after a restart torchrun tries again as often as --max_restarts says",
+    ),
+    (
         r"Duplicate GPU detected",
         "two processes use the same GPU",
         "start as many processes per node as it has GPUs (slurm: one per task, --gpus-per-task=1)",

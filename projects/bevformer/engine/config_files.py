@@ -110,7 +110,7 @@ class ConfigFiles:
             return self._evaluate(path or self.path, dict(changes), without)[0]
         except OSError:
             raise  # its message names the missing base
-        except Exception as error:  # a config is code, it can raise anything
+        except (Exception, SystemExit) as error:  # a config is code, it can raise anything
             name, line = type(error).__name__, self._line_of(error)
             reason = f"{line}: {error}" if line else error
             given = "".join(f"; given: {key} = {value!r}" for key, value in changes.items())
