@@ -55,7 +55,7 @@ def lacking(world, names):
     expect([one[1] for one in losses(work)] == [1, 2, 3, 4, 5, 6], "not resumed at iteration 4")
 
 
-@row("files", "latest.pth of a file system without symbolic links: every tool reads it", quick=True)
+@row("files", "latest.pth of a file system without symbolic links: every tool reads it")
 def latest_as_a_copy(world):
     work, config = world.new(), world.recipe()
     expect_success(

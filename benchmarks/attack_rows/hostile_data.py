@@ -23,15 +23,13 @@ _TAGS = {
 }
 
 
-def _configs(world, canary):
-    """Configs that are not .py and would execute."""
-    for name, tag in _TAGS.items():
-        text = tag.format(canary=canary)
-        for ending in ("yaml", "yml"):
-            yield world.file(f"{name}.{ending}", f"model:\n  type: {text}\nruns: {text}\n")
-        yield world.file(f"{name}.json", f'{{"model": {text}}}')
-        base = world.file(f"{name}.yaml", f"runs: {text}\n")
-        yield world.file(f"base_{name}.py", f"_base_ = ['{base}']\n")
+def _configs(world, text):
+    """Configs that are not .py and hold a tag."""
+    base = world.file("base.yaml", f"runs: {text}\n")
+    yield world.file("recipe.py", f"_base_ = ['{base}']\n")
+    for ending in ("yaml", "yml"):
+        yield world.file(f"recipe.{ending}", f"model:\n  type: {text}\nruns: {text}\n")
+    yield world.file("recipe.json", f'{{"model": {text}}}')
 
 
 def config_readers(world, config, good):
@@ -51,12 +49,13 @@ def config_readers(world, config, good):
 @row(
     "harm",
     "a config that is YAML or JSON and holds a Python tag: nothing executes, one line",
-    quick=True,
+    cases=_TAGS,
+    quick=("apply",),
 )
-def yaml_configs(world):
+def yaml_configs(world, tag):
     canary, wrong = canary_of(world), []
     good = world.trained() / "iter_4.pth"
-    for config in _configs(world, canary):
+    for config in _configs(world, tag.format(canary=canary)):
         for what, started in config_readers(world, config, good):
             result = started.finish(60)
             try:
@@ -72,7 +71,6 @@ def yaml_configs(world):
     "harm",
     "a config of plain values works as {case}, or is refused in one line by every tool",
     cases={"json": "json", "yaml": "yaml", "yml": "yml"},
-    quick=("json",),
 )
 def plain_config(world, ending):
     import mmcv
@@ -128,7 +126,6 @@ def _info_files(world, canary):
         "browse": "browse",
         "doctor": "doctor",
     },
-    quick=("results",),
 )
 def executing_infos(world, tool):
     canary, wrong = canary_of(world), []

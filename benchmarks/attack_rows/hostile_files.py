@@ -67,7 +67,6 @@ def _all_paths(world):
     "harm",
     "executing checkpoints of every age, in every field, through {case}: " + SAFE,
     cases={"inspect": 0, "publish": 2, "eval": 3, "resume": 4, "load_from": 5, "auto_resume": 6},
-    quick=("inspect",),
 )
 def executing_checkpoint(world, number):
     paths, canary = _all_paths(world)
@@ -284,7 +283,7 @@ def _headers(folder):
     yield folder / "cut.safetensors"
 
 
-@row("harm", "safetensors files that lie: " + SAFE, quick=True)
+@row("harm", "safetensors files that lie: " + SAFE)
 def safetensors_that_lie(world):
     canary, wrong = canary_of(world), []
     for path in _headers(world.new("safetensors")):

@@ -219,7 +219,7 @@ def tables_that_leave(world, table, key):
     expect("Traceback" not in result.text, f"traceback: {end_of(result)}")
 
 
-@row("harm", "names in the meta of a checkpoint never become paths", quick=True)
+@row("harm", "names in the meta of a checkpoint never become paths")
 def names_in_a_meta(world):
     content = load(world.trained() / "iter_2.pth")
     for key in ("exp_name", "run", "counted_in"):

@@ -256,7 +256,6 @@ def only_latest_is_left(world, copied):
     "state",
     "a finished run says that nothing is left",
     cases={"end": 0, "beyond": 1},
-    quick=("end",),
 )
 def nothing_left(world, fewer):
     work = world.new()

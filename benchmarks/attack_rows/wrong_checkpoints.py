@@ -203,7 +203,7 @@ _SPOILS = {
     "wrong",
     "a checkpoint with {case}: one line in each tool that reads it, no traceback in the others",
     cases={name: (name,) for name in _SPOILS},
-    quick=("meta_as_text", "optimizer_as_list"),
+    quick=("meta_as_text",),
 )
 def spoiled(world, name):
     spoil, refused_by = _SPOILS[name]
@@ -260,7 +260,6 @@ def spoiled_newest(world, name):
         "zip": None,
         "zeros": bytes(5000),
     },
-    quick=("text",),
 )
 def no_checkpoint(world, data):
     path = world.new() / "file.pth"

@@ -8,17 +8,22 @@ from attack_rows.table import ROWS, NotHere, WrongRow, chosen, expect_refusal, j
 from attack_rows.world import World
 from attacks import import_everything, main
 from kills import main as kill
+from mmcv.runner import epoch_based_runner, iter_based_runner
 from soak import growth
 from soak import main as soak
+
+RUNNERS = (epoch_based_runner, iter_based_runner)
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    threads = torch.get_num_threads()
+    threads, clocks = torch.get_num_threads(), [module.time for module in RUNNERS]
     import_everything()
     world = World(tmp_path_factory.mktemp("attacks"))
     yield world
     world.clean_up()
+    for module, clock in zip(RUNNERS, clocks):
+        module.time = clock
     torch.set_num_threads(threads)
 
 
