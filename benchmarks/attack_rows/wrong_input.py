@@ -26,7 +26,6 @@ _VALUES = {
     "runner_as_text": ({"runner": "EpochBasedRunner"}, "runner"),
     "checkpoints_0": ({"checkpoint_config.interval": 0}, "checkpoint_config.interval|interval"),
     "checkpoints_as_text": ({"checkpoint_config.interval": "often"}, "interval"),
-    "checkpoints_negative": ({"checkpoint_config.interval": -1}, "interval"),
     "keep_0": ({"checkpoint_config.max_keep_ckpts": 0}, "max_keep_ckpts"),
     "keep_as_text": ({"checkpoint_config.max_keep_ckpts": "all"}, "max_keep_ckpts"),
     "on_error": ({"checkpoint_config.on_error": "ignore"}, "on_error"),
