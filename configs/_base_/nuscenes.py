@@ -67,7 +67,7 @@ test_pipeline = byte_test_pipeline if images_on_device else float_test_pipeline
 
 # How classes that are not nuScenes' are scored (docs/own_data.md); None for those of nuScenes.
 benchmark = None
-info_files = f"{data_root.rstrip('/')}/{info_prefix}_infos_temporal_"
+info_files = f"{str(data_root).rstrip('/')}/{info_prefix}_infos_temporal_"
 dataset = dict(
     type=dataset_type,
     data_root=data_root,
