@@ -164,7 +164,7 @@ def _train(detector, cfg, batch, device, steps, records):
     hook = optimizer_hook(cfg.get("optimizer_config"), cfg.get("fp16"), detector.autocast_dtype)
     hook = HOOKS.build(dict(hook)) if isinstance(hook, dict) else hook
     runner = types.SimpleNamespace(
-        model=model, optimizer=optimizer, log_buffer=LogBuffer(), meta={}
+        model=model, optimizer=optimizer, log_buffer=LogBuffer(), meta={}, skipped=False
     )
     hook.before_run(runner)
     for step in range(steps):

@@ -280,7 +280,7 @@ class FakeGpu(FakeTensorMode):
         if gpu:
             self._read(f"item at {self._site()}")
         if tensor.dtype == torch.bool:
-            return True
+            return not _called_from("clip_grad_norm_")  # the norm is finite
         if gpu and _called_from("_maybe_opt_step"):  # GradScaler: nothing overflowed
             return 0.0
         return 1.0 if tensor.dtype.is_floating_point else 1

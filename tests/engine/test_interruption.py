@@ -40,6 +40,15 @@ def _hook(monkeypatch):
     monkeypatch.setitem(HOOKS.module_dict, "SendSignal", SendSignal)
 
 
+@pytest.fixture(autouse=True)
+def _no_signal_is_ignored():
+    """As a shell ignores SIGINT, and nohup SIGHUP, for what runs in the background."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in NUMBERS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def sends(number, stage, iteration=0):
     hook = {"type": "SendSignal", "number": int(number), "stage": stage, "iteration": iteration}
     return {"custom_hooks": [hook]}
