@@ -256,7 +256,10 @@ def start(command, environment):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
-@pytest.mark.parametrize("how", ["whole group", "twice", "killed"])
+@pytest.mark.parametrize(
+    "how",
+    ["whole group", *(pytest.param(how, marks=pytest.mark.long) for how in ("twice", "killed"))],
+)
 def test_workers_live_as_long_as_the_run(how, config_path, tool_environment, tmp_path):
     """A signal to the whole process group, as Ctrl-C and schedulers send; a second one; and SIGKILL."""
     work_dir = tmp_path / "work"
