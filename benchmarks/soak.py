@@ -25,6 +25,8 @@ from attack_rows.processes import workers_of  # noqa: E402
 from attack_rows.world import World, records, train_words  # noqa: E402
 from common import environment, table, write_json  # noqa: E402
 
+from projects.bevformer.files.pickles import load_pickle_restricted  # noqa: E402
+
 LIMIT = 0.05  # growth of memory
 
 
@@ -74,7 +76,8 @@ def growth(samples, key, after):
 
 def many_scenes(world, copies):
     """The info file of the training scene, with its four frames again and again as new scenes."""
-    content = pickle.loads((world.infos() / "synthetic_infos_temporal_train.pkl").read_bytes())
+    path = world.infos() / "synthetic_infos_temporal_train.pkl"
+    content = load_pickle_restricted(str(path), "an info file", "run it again")
     infos = []
     for number in range(copies):
         for info in content["infos"]:
@@ -114,7 +117,7 @@ def run(world, iterations, out, seconds=4 * 3600):
         logged = records(work)
         done = max((one["iter"] for one in logged), default=0)
         found = sample(started.process.pid, done)
-        samples += [found] if found else []
+        samples += [found] if found and found["handles"] else []  # none: it is ending
         time.sleep(1 if iterations > 500 else 0.2)
     took = time.monotonic() - start
     result = started.finish(0)
