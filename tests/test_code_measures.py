@@ -19,7 +19,7 @@ MAX_ARGUMENTS = 5
 # datasets 280, model 210 (VoVNet). Since 13,730: engine 1,800 (exact resume, signals, numbers that are not
 # finite, lost processes, saving, values of a config), files 670 (weights and pickles read as data, odd file
 # systems), the rest 270.
-MAX_CODE_LINES = 16_480
+MAX_CODE_LINES = 16_490
 MAX_CALLS = 9
 
 

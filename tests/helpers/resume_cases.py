@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import multiprocessing
 import random
 from typing import NamedTuple
 
@@ -211,6 +212,7 @@ def differences(case, config, folder, device="cpu"):
         cfg.work_dir = str(work_dir)
         cfg.resume_from = start and str(start)
         train(cfg, torch.device(device), "dummy.py", seed=0, validate=False)
+        assert not multiprocessing.active_children()  # data workers
     name = f"iter_{2 * per_epoch}.pth"
     ours, theirs = (plain(load_checkpoint(folder / name)) for folder in (whole, resumed))
     found = [key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)]

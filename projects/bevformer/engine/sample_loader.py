@@ -22,12 +22,21 @@ _loaders: weakref.WeakSet[SampleLoader] = weakref.WeakSet()
 class SampleLoader(DataLoader):
     """A DataLoader whose samples in flight are known."""
 
-    drawn: list  # the batches of indices that were drawn in this epoch
     batches: Any = None  # the newest iterator over the batches
 
     @property
+    def drawn(self) -> list:
+        """The batches of indices that were drawn in this epoch."""
+        return self.__dict__.setdefault("_drawn", [])
+
+    @property
     def _index_sampler(self) -> Any:
-        return _Recorded(super()._index_sampler, self)
+        return _Recorded(super()._index_sampler, self.drawn)
+
+    def end_workers(self) -> None:
+        """End the workers of an epoch that was not read to its end."""
+        if hasattr(self.batches, "_shutdown_workers"):
+            self.batches._shutdown_workers()
 
     def _get_iterator(self) -> Any:
         if self.num_workers > 0 and is_distributed():
@@ -68,18 +77,18 @@ class SampleLoader(DataLoader):
 
 
 class _Recorded:
-    """Batches of indices, noted in a loader as they are drawn."""
+    """Batches of indices, noted in a list as they are drawn."""
 
-    def __init__(self, batches: Any, loader: SampleLoader) -> None:
-        self._batches, self._loader = batches, loader
+    def __init__(self, batches: Any, drawn: list) -> None:
+        self._batches, self._drawn = batches, drawn
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Any]:
-        drawn = self._loader.drawn = []
+        self._drawn.clear()
         for batch in self._batches:
-            drawn.append(batch)
+            self._drawn.append(batch)
             yield batch
 
 

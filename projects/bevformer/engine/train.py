@@ -151,8 +151,13 @@ def train(
     if get_rank() == 0:
         logger.info("training\n%s", run_summary(cfg, detector, loader, device, seed))
     _log_short_epochs(runner, logger)
-    with named_ending(runner), on_ending_signals(runner.interruption.note):
-        runner.run([loader], workflow)
+    try:
+        with named_ending(runner), on_ending_signals(runner.interruption.note):
+            runner.run([loader], workflow)
+    except KeyboardInterrupt:
+        loader.end_workers()
+        raise
+    loader.end_workers()
 
 
 def _short_run(cfg: Config, max_iters: int, given: Collection[str], logger: logging.Logger) -> None:
