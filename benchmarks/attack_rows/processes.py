@@ -207,6 +207,10 @@ class Forked:
             os.dup2(output, 1)
             os.dup2(output, 2)
             sys.stdout, sys.stderr = (os.fdopen(fd, "w", 1, closefd=False) for fd in (1, 2))
+            for logger in map(logging.getLogger, logging.root.manager.loggerDict):
+                for handler in logger.handlers:
+                    if type(handler) is logging.StreamHandler:  # of a run before the fork
+                        handler.setStream(sys.stderr)
             os.chdir(ROOT)
             os.environ.update(environment(**variables))
             path = ROOT / script
